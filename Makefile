@@ -1,0 +1,53 @@
+# Every target sets up its own environment: all that the machine needs is Python 3.11 or newer, and make.
+.DEFAULT_GOAL := help
+.SHELLFLAGS := -ec
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+CONFIG ?= configs/vae/digits.yaml
+BIN := .venv/bin
+READY := .venv/.ready
+export UV_LINK_MODE := copy
+export UV_NO_PROGRESS := 1
+
+.PHONY: help setup train test check format lock clean
+help: ## Show this help
+	@echo 'make TARGET; what stands in brackets is optional'
+	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile
+
+setup: $(READY) ## Create .venv with the locked versions; a second call does nothing, a changed lock installs anew
+
+$(READY): requirements.lock pyproject.toml
+	@for python in "$(PYTHON)" python3 python3.13 python3.12 python3.11 ''; do \
+	  if [ -z "$$python" ]; then echo 'make: needs Python 3.11 or newer (PYTHON=/path/to/python3.11)' >&2; exit 2; fi; \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	done; \
+	if uv=$$(command -v uv); then uv venv --quiet --allow-existing --python "$$python" .venv; \
+	else "$$python" -m venv .venv; $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; uv=$(BIN)/uv; fi; \
+	echo 'installing the locked versions into .venv (once; torch is large)'; \
+	VIRTUAL_ENV=.venv "$$uv" pip install --quiet --compile-bytecode --require-hashes -r requirements.lock; \
+	VIRTUAL_ENV=.venv "$$uv" pip install --quiet --no-deps -e .
+	@touch $(READY)
+
+train: $(READY) ## Train, test, draw  [CONFIG=configs/vae/mnist.yaml] [DATA_DIR=folder] [ARGS="--trainer.max_epochs=5"]
+	@$(BIN)/vae-lightning train -c "$(CONFIG)" $(if $(DATA_DIR),--data.data_dir="$(DATA_DIR)") $(ARGS)
+
+test: $(READY) ## Run the tests  [DATA_DIR=folder with MNIST, for the tests on real data] [ARGS="-k elbo"]
+	@$(if $(DATA_DIR),VAE_LIGHTNING_DATA_DIR="$(DATA_DIR)") $(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## Lint, format check, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## Format the code and mend what the linter can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: ## Resolve requirements.lock anew from pyproject.toml (needs uv)
+	@uv=$$(command -v uv || echo $(BIN)/uv); "$$uv" pip compile --quiet --universal --generate-hashes --upgrade \
+	  --no-emit-index-url --no-header --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
+
+clean: ## Remove the environment and the caches; runs/ and data/ stay
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	@find vae_lightning tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+"""`vae-lightning` and `python -m vae_lightning`. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import sys
+
+HELP = """\
+vae-lightning: train, test and look at variational autoencoders.
+
+  vae-lightning train -c configs/vae/digits.yaml     fit, then test the best checkpoint, then say what came of it
+  vae-lightning fit -c CONFIG                        fit alone
+  vae-lightning validate|test|predict -c CONFIG --ckpt_path FILE
+  vae-lightning sample CHECKPOINT                    a picture of samples from the prior
+  vae-lightning reconstruct CHECKPOINT               a picture of test images above their reconstructions
+
+Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE
+--model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). A config is code: it names the
+classes to build, so run none from a stranger.
+
+  vae-lightning fit --help                           the flags of a verb;  --print_config  what a run would use
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit code: 0, 2 for bad input, 1 for what went wrong during a run."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if args[0] == "--version":
+        from vae_lightning import __version__
+
+        print(f"vae-lightning {__version__}")
+        return 0
+    return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    from vae_lightning.commands import run  # torch, lightning: seconds
+
+    return run(args)
+
+
+def console() -> None:
+    """The console script's entry point."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    console()

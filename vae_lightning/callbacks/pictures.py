@@ -1,0 +1,108 @@
+"""Pictures of a run: reconstructions beside their originals, and samples from the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vae_lightning.data.files import write_whole
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.noise import reseed
+from vae_lightning.types import Batch, UserError
+
+_COLUMNS = 10
+_MIN_HEIGHT = 56  # pixels of one image on the screen
+
+
+class Pictures(pl.Callback):
+    """Every `every_n_epochs`, and at the end: `images/{reconstructions,samples}-<epoch>.png`, sent to W&B as well.
+
+    The same validation images and the same prior noise each time, so that pictures of two epochs can be compared.
+    Originals stand above their reconstructions, the mean of p(x|z) at one z ~ q(z|x); samples are means of p(x|z) at
+    z ~ p(z). `every_n_epochs=0` draws at the end alone.
+    """
+
+    def __init__(self, every_n_epochs: int = 10, num_images: int = 50, seed: int = 0) -> None:
+        if every_n_epochs < 0 or num_images < 1:
+            raise UserError(f"pictures: every_n_epochs {every_n_epochs} and num_images {num_images} must not be negative")
+        self.every_n_epochs, self.num_images, self.seed = every_n_epochs, num_images, seed
+        self._drawn_at = -1
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        due = self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._draw(trainer, pl_module, trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._drawn_at != trainer.global_step and not trainer.interrupted:
+            self._draw(trainer, pl_module, trainer.current_epoch)
+
+    def _draw(self, trainer: pl.Trainer, model: pl.LightningModule, epoch: int) -> None:
+        assert isinstance(model, LatentVariableModel)
+        self._drawn_at = trainer.global_step
+        loaders = trainer.val_dataloaders
+        if not trainer.is_global_zero or loaders is None or trainer.fast_dev_run:
+            return
+        batch = {name: values[: self.num_images] for name, values in next(iter(loaders)).items()}
+        grids = {
+            "reconstructions": reconstruction_grid(model, batch, self.seed),
+            "samples": sample_grid(model, self.num_images, self.seed),
+        }
+        for name, grid in grids.items():
+            save_png(grid, Path(trainer.default_root_dir) / "images" / f"{name}-{epoch:04d}.png")
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_image"):
+                    logger.log_image(f"images/{name}", [grid.permute(1, 2, 0).numpy()])
+
+
+def reconstruction_grid(model: LatentVariableModel, batch: Batch, seed: int) -> Tensor:
+    """Rows of originals, each above a row of their reconstructions: uint8 [3, H, W]."""
+    with _quiet(model, seed):
+        mean = model.trace(batch).p_x.mean[0]
+    pairs = [torch.cat(rows) for rows in zip(batch["x"].split(_COLUMNS), mean.split(_COLUMNS), strict=True)]
+    return to_grid(torch.cat(pairs))
+
+
+def sample_grid(model: LatentVariableModel, n: int, seed: int) -> Tensor:
+    """n prior samples: uint8 [3, H, W]."""
+    with _quiet(model, seed):
+        return to_grid(model.sample(n))
+
+
+def to_grid(images: Tensor) -> Tensor:
+    """[N, C, H, W] in [0, 1] -> one picture, uint8 [3, H', W']; small images are enlarged so that one can see them."""
+    from torchvision.utils import make_grid
+
+    images = images.detach().float().cpu().clamp(0, 1)
+    if images.shape[1] not in (1, 3):
+        images = images[:, :3] if images.shape[1] > 3 else images[:, :1]
+    scale = max(1, -(-_MIN_HEIGHT // images.shape[-2]))
+    grid = make_grid(F.interpolate(images, scale_factor=scale, mode="nearest"), _COLUMNS, padding=2, pad_value=0.5)
+    return (grid * 255).round().to(torch.uint8)
+
+
+def save_png(grid: Tensor, path: Path) -> None:
+    """Write uint8 [3, H, W] as a PNG: whole, or not at all."""
+    from torchvision.io import encode_png
+
+    write_whole(path, encode_png(grid).numpy().tobytes())
+
+
+@contextmanager
+def _quiet(model: LatentVariableModel, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradient, and noise of its own: training goes on as if nothing had been drawn."""
+    training = model.training
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        reseed(model.device, seed)
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)

@@ -1,0 +1,87 @@
+"""Run-keeping: the folder of a run, what it says of itself, and a line now and then where no progress bar can be."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+
+from vae_lightning.data import ImageDataModule
+from vae_lightning.data.files import write_whole
+
+
+class RunFolder(pl.Callback):
+    """Writes `config.yaml` when a fit begins (and gives it to W&B whole), `results.json` when a test ends.
+
+    `config` is the resolved configuration as YAML text, with nothing in it that holds for this run alone: a new run can
+    start from it. The folder is the trainer's root folder.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        write_whole(Path(trainer.default_root_dir) / "config.yaml", self.config.encode())
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(yaml.safe_load(self.config), allow_val_change=True)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            text = json.dumps(self._results(trainer), indent=2)
+            write_whole(Path(trainer.default_root_dir) / "results.json", text.encode() + b"\n")
+
+    def _results(self, trainer: pl.Trainer) -> dict[str, Any]:
+        config = yaml.safe_load(self.config)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, ImageDataModule)
+        return {
+            "metrics": {name: value.item() for name, value in trainer.callback_metrics.items() if "test/" in name},
+            "units": "nats per image, natural logarithm",
+            "nll": config["nll"],
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "data": {**config["data"], "split": "test", "num_images": len(data.images("test").pixels)},
+            "model": config["model"],
+            "seed": config["seed_everything"],
+            "precision": str(trainer.precision),
+            "devices": trainer.world_size,
+            "versions": {name: version(name) for name in ("vae_lightning", "torch", "lightning")},
+        }
+
+
+class ProgressLines(pl.Callback):
+    """A line at validation, at most every `min_seconds`: what a log file can hold. Used where there is no terminal."""
+
+    def __init__(self, min_seconds: float = 5.0) -> None:
+        self.min_seconds = min_seconds
+        self._last = 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._last > 6 * self.min_seconds:
+            self._say(trainer, f"batch {batch_idx + 1}/{trainer.num_training_batches}", ("train/elbo",))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            last = trainer.current_epoch + 1 == trainer.max_epochs
+            if last or time.monotonic() - self._last > self.min_seconds:
+                self._say(trainer, "", ("val/elbo", "val/log_likelihood", "val/kl"))
+
+    def _say(self, trainer: pl.Trainer, where: str, names: tuple[str, ...]) -> None:
+        self._last = time.monotonic()
+        metrics = trainer.callback_metrics
+        values = [f"{name} {metrics[name].item():.2f}" for name in names if name in metrics]
+        if "train/images_per_second" in metrics:
+            values.append(f"{metrics['train/images_per_second'].item():,.0f} images/s")
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        if trainer.is_global_zero:
+            print("  ".join([epoch, *([where] if where else []), *values]), flush=True)

@@ -1,0 +1,76 @@
+"""Reading checkpoints: plain data only, classes of known packages only, errors in one line."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.types import UserError
+
+TRUSTED_PACKAGES = ("vae_lightning", "torch", "lightning")
+"""A checkpoint names classes, and building one imports its module: so only these packages are built from a file."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint of this project. Nothing in it is run: `weights_only` loading.
+
+    Raises:
+        UserError: where the file is missing, damaged, or not a checkpoint of a Lightning module with its class path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; a run keeps them in runs/<experiment>/<run id>/checkpoints/")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises OSError, EOFError, UnpicklingError or RuntimeError, by where it broke
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason[:120]})") from error
+    missing = {"state_dict", "hyper_parameters"} - set(checkpoint if isinstance(checkpoint, dict) else ())
+    if missing or "_class_path" not in checkpoint["hyper_parameters"]:
+        raise UserError(f"{path}: not a checkpoint of vae_lightning (it has no state_dict with its hyper_parameters)")
+    return dict(checkpoint)
+
+
+def load_model(path: str | Path) -> LatentVariableModel:
+    """The model in a checkpoint, whatever its class, in evaluation mode on the CPU."""
+    class_path = read_checkpoint(path)["hyper_parameters"]
+    for name in _class_paths(class_path):
+        if name.split(".")[0] not in TRUSTED_PACKAGES:
+            raise UserError(f"{path}: names the class {name}, which is not of {', '.join(TRUSTED_PACKAGES)}: not loaded")
+    module, _, name = class_path["_class_path"].rpartition(".")
+    cls = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, LatentVariableModel)):
+        raise UserError(f"{path}: {class_path['_class_path']} is no model of vae_lightning")
+    model: LatentVariableModel = cls.load_from_checkpoint(path, map_location="cpu")
+    return model.eval()
+
+
+def check_fits(path: str | Path, model: nn.Module) -> None:
+    """Raise where the tensors of a checkpoint are not those of `model`: the first that differs, and its two shapes."""
+    saved = read_checkpoint(path)["state_dict"]
+    own = model.state_dict()
+    for name in sorted(saved.keys() | own.keys()):
+        found, wanted = _shape(saved, name), _shape(own, name)
+        if found != wanted:
+            raise UserError(f"{path} does not fit the model of the config: {name} is {found} there, {wanted} here")
+
+
+def _shape(state: dict[str, Any], name: str) -> str:
+    return str(list(state[name].shape)) if name in state else "absent"
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if key in ("class_path", "_class_path") and isinstance(entry, str):
+                yield entry
+            yield from _class_paths(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _class_paths(entry)

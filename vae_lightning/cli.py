@@ -1,0 +1,207 @@
+"""The command line: LightningCLI, one folder for each run, W&B that never asks, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import WandbLogger
+
+# imported so that their classes have short names on the command line: --model.posterior=DiagonalNormal
+from vae_lightning import data, distributions, models, networks, objectives  # noqa: F401
+from vae_lightning.callbacks import BestAndLast, Pictures, ProgressLines, RunFolder
+from vae_lightning.checkpoints import check_fits, read_checkpoint
+from vae_lightning.data import ImageDataModule
+from vae_lightning.data.files import write_whole
+from vae_lightning.loggers import MetricsCSV, start_wandb, wandb_is_offline
+from vae_lightning.metrics import MarginalLikelihood
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.report import summary
+from vae_lightning.types import UserError
+
+RUN_ID = "VAE_LIGHTNING_RUN_ID"  # shared with the processes that Lightning starts for the other devices
+
+
+class Parser(LightningArgumentParser):
+    """Ends a user's mistake in one line, with exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        sys.stderr.write(f"vae-lightning: error: {one_line(message)}\n")
+        self.exit(2)
+
+
+def one_line(message: str) -> str:
+    """What is left of jsonargparse's message without the type theory: the keys from outside in, then the reason."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    keys = [m[1] for line in lines if (m := re.search(r'Parser key "([^"]+)":?$', line))]
+    noise = r"(Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with)"
+    reasons = [line for line in lines if line and not re.match(noise, line)]
+    where = ".".join(keys)
+    return f"{where}: {'; '.join(dict.fromkeys(reasons))}" if where else "; ".join(dict.fromkeys(reasons))
+
+
+def find_defaults() -> Path:
+    """`configs/defaults.yaml`: beside the package in a checkout, within it once installed from a wheel."""
+    here = Path(__file__).parent
+    for folder in (here.parent / "configs", here / "configs"):
+        if (folder / "defaults.yaml").is_file():
+            return folder / "defaults.yaml"
+    raise UserError(f"defaults.yaml not found in {here.parent / 'configs'} or {here / 'configs'}; reinstall the package")
+
+
+class CLI(LightningCLI):
+    """fit, validate, test, predict; with `then_test`, a fit is followed by a test of its best checkpoint."""
+
+    def __init__(self, args: list[str], then_test: bool = False) -> None:
+        self.then_test = then_test
+        defaults = {"default_config_files": [str(find_defaults())]}
+        super().__init__(
+            LatentVariableModel,
+            ImageDataModule,
+            args=args,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            parser_kwargs={verb: dict(defaults) for verb in self.subcommands()},
+        )
+
+    # -- what can be said -------------------------------------------------------------------------------------------
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--runs_dir", default="runs", help="runs are kept in <runs_dir>/<experiment>/<run id>")
+        parser.add_argument("--experiment", type=str | None, help="default: the path of the config file, in configs/")
+        parser.add_lightning_class_args(BestAndLast, "checkpoint")
+        parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_lightning_class_args(MarginalLikelihood, "nll")
+        parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning's, without its warning that arguments were given: they are always given here."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """The checkpoint's own settings do not replace the ones given here: they give the weights, and must fit."""
+        given = self.config[self.config.subcommand]
+        if given.ckpt_path is None:
+            if self.config.subcommand != "fit":
+                raise UserError(
+                    f"{self.config.subcommand} needs --ckpt_path: weights that were never trained have no result"
+                )
+            return
+        path = Path(given.ckpt_path)
+        if path.is_dir():
+            path = path / "checkpoints" / ("last.ckpt" if self.config.subcommand == "fit" else "best.ckpt")
+        read_checkpoint(path)
+        given.ckpt_path = str(path)
+
+    # -- one run, one folder ----------------------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        given = self.config[self.config.subcommand]
+        given.experiment = given.experiment or _experiment(given.config)
+        self.config_text = self._dump(given)
+        self.folder = _run_folder(given)
+        _make_writable(self.folder)
+        given.trainer.default_root_dir = str(self.folder)
+        given.trainer.precision = given.trainer.precision or _best_precision(given.trainer.accelerator)
+        if given.trainer.enable_progress_bar is None:
+            given.trainer.enable_progress_bar = sys.stdout.isatty()
+        self._prepare_wandb(given)
+
+    def _dump(self, given: Namespace) -> str:
+        """The configuration without what holds for this run alone, so that the next run can start from it."""
+        kept = given.clone()
+        for name in ("config", "ckpt_path", "weights_only"):
+            kept.pop(name, None)
+        parser = self._parser(self.config.subcommand)
+        return str(parser.dump(kept, skip_none=False, skip_validation=True))
+
+    def _prepare_wandb(self, given: Namespace) -> None:
+        spec = given.trainer.logger
+        if isinstance(spec, Namespace) and spec.class_path.endswith("WandbLogger"):
+            if self.config.subcommand != "fit":
+                given.trainer.logger = False  # the run of the fit has its own record; results.json has the test's
+                return
+            run_id = self.folder.name
+            spec.init_args.save_dir, spec.init_args.id = str(self.folder), run_id
+            spec.init_args.name = f"{given.experiment}/{run_id}"
+            spec.init_args.offline = spec.init_args.offline or wandb_is_offline()
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        given = self.config_init[self.config.subcommand].trainer
+        loggers = list(given.logger) if isinstance(given.logger, list) else [given.logger] if given.logger else []
+        if self.config.subcommand == "fit":
+            init_args = getattr(self.config[self.config.subcommand].trainer.logger, "init_args", None)
+            loggers = [
+                start_wandb(logger, init_args.as_dict()) if isinstance(logger, WandbLogger) and init_args else logger
+                for logger in loggers
+            ]
+            loggers.append(MetricsCSV(self.folder / "metrics.csv"))
+        callbacks: list[pl.Callback] = [RunFolder(self.config_text)]
+        if not given.enable_progress_bar:
+            callbacks.append(ProgressLines())
+        given.callbacks = [*(given.callbacks or []), *callbacks]
+        return super().instantiate_trainer(logger=loggers, **kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        path = self.config[self.config.subcommand].ckpt_path
+        if path is not None:
+            check_fits(path, self.model)
+
+    def after_fit(self) -> None:
+        if self.then_test and not self.trainer.interrupted:
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        if self.trainer.is_global_zero:
+            print(summary(self.trainer, self.folder), flush=True)
+
+    def after_test(self) -> None:
+        if self.trainer.is_global_zero:
+            print(summary(self.trainer, self.folder), flush=True)
+
+
+def _experiment(configs: list[Any] | None) -> str:
+    """vae/mnist for configs/vae/mnist.yaml; the bare name for a file that lies elsewhere."""
+    if not configs:
+        return "unnamed"
+    path = Path(str(configs[-1])).with_suffix("")
+    parts = path.parts
+    return "/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts else path.name
+
+
+def _run_folder(given: Namespace) -> Path:
+    """The folder of the checkpoint's own run, where it has one; else a new one, named by the time."""
+    if given.ckpt_path is not None:
+        folder = Path(given.ckpt_path).absolute().parent.parent
+        if (folder / "config.yaml").is_file():
+            return folder
+    stamp = os.environ.setdefault(RUN_ID, time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2))
+    return Path(given.runs_dir) / given.experiment / stamp
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        write_whole(folder / ".writable", b"")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder by --runs_dir") from error
+
+
+def _best_precision(accelerator: Any) -> str:
+    has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has_bf16 and accelerator in ("auto", "gpu", "cuda") else "32-true"

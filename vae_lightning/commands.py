@@ -1,0 +1,72 @@
+"""The verbs behind `vae-lightning`: Lightning's own, and the ones that look at a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png
+from vae_lightning.checkpoints import load_model
+from vae_lightning.types import UserError
+
+LIGHTNING_VERBS = ("train", "fit", "validate", "test", "predict")
+
+
+def run(args: list[str]) -> int:
+    """Run one command; a user's mistake ends in one line: 2 where it was found before the run, 1 during it."""
+    _quieten()
+    verb, rest = args[0], args[1:]
+    try:
+        if verb in LIGHTNING_VERBS:
+            from vae_lightning.cli import CLI
+
+            CLI(["fit" if verb == "train" else verb, *rest], then_test=verb == "train")
+        elif verb in ("sample", "reconstruct"):
+            _draw(verb, rest)
+        else:
+            known = ", ".join((*LIGHTNING_VERBS, "sample", "reconstruct"))
+            raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
+    except UserError as error:
+        print(f"vae-lightning: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _draw(verb: str, args: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=f"vae-lightning {verb}", description=f"write a picture of {verb}s as PNG")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--num_images", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="default: <run>/images/<verb>s.png, beside the checkpoint's folder")
+    given = parser.parse_args(args)
+    if given.num_images < 1:
+        raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
+    output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{verb}s.png"
+    model = load_model(given.checkpoint)
+    if verb == "sample":
+        grid = sample_grid(model, given.num_images, given.seed)
+    else:
+        grid = reconstruction_grid(model, _test_batch(given.checkpoint, given.num_images), given.seed)
+    try:
+        save_png(grid, output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output") from error
+    print(output)
+
+
+def _quieten() -> None:
+    """Lightning's notes on itself, and warnings about what this template does on purpose."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(lambda record: not _is_note(record.getMessage()))
+    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*isinstance.treespec.*"):
+        warnings.filterwarnings("ignore", message=text)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _is_note(text: str) -> bool:
+    starts = ("💡", "TPU available", "GPU available", "HPU available", "Seed set to", "`Trainer.fit` stopped")
+    return text.startswith(starts)

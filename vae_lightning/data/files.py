@@ -1,0 +1,96 @@
+"""Reading and fetching the files of data sets: digests, whole files or none, errors in one line."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_lightning.types import UserError
+
+_IDX_UINT8 = 0x08
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a file, decompressed where its name ends in `.gz`."""
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it and fetch it again") from error
+
+
+def read_idx(path: Path, md5: str | None = None) -> Tensor:
+    """An IDX file (http://yann.lecun.com/exdb/mnist) of bytes as a uint8 tensor. `md5` is that of the raw contents."""
+    raw = read_bytes(path)
+    if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]):
+        raise UserError(f"{path}: not an IDX file of bytes: it begins with {raw[:4].hex(' ')}, expected 00 00 08")
+    num_dims = raw[3]
+    shape = tuple(int(n) for n in np.frombuffer(raw[4 : 4 + 4 * num_dims], ">u4"))
+    body = len(raw) - 4 - 4 * num_dims
+    if len(shape) != num_dims or body != int(np.prod(shape, dtype=np.int64)):
+        raise UserError(f"{path}: truncated or overlong: its header says shape {shape}, found {body} bytes of data")
+    check_digest(path, md5, hashlib.md5(raw, usedforsecurity=False).hexdigest())
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * num_dims).view(shape)
+
+
+def check_digest(path: Path, expected: str | None, found: str) -> None:
+    """Raise where `found` is not what was `expected`; None expects nothing."""
+    if expected is not None and found != expected:
+        raise UserError(f"{path}: wrong digest: expected {expected}, found {found}; delete it and fetch it again")
+
+
+def find(folders: Sequence[Path], names: Sequence[str], remedy: str) -> Path:
+    """The first of `names` that lies in one of `folders`; else an error that says where it was looked for."""
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+    places = " or ".join(str(folder) for folder in folders)
+    raise UserError(f"{names[0]} not found in {places}; {remedy}")
+
+
+def write_whole(path: Path, contents: bytes) -> None:
+    """Write a file beside its place and rename it: under its final name it is whole, or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def download(urls: Sequence[str], path: Path, md5: str | None = None, timeout: float = 30.0) -> None:
+    """Fetch `path` from the first of `urls` that answers; `md5` is that of the file as it is sent."""
+    failures = []
+    for url in urls:
+        try:
+            with urllib.request.urlopen(url, timeout=timeout) as reply:
+                contents = reply.read()
+        except (urllib.error.URLError, OSError) as error:
+            failures.append(f"{url}: {getattr(error, 'reason', error)}")
+            continue
+        if md5 is not None and (found := hashlib.md5(contents, usedforsecurity=False).hexdigest()) != md5:
+            failures.append(f"{url}: wrong digest: expected {md5}, found {found} ({len(contents)} bytes)")
+            continue
+        try:
+            write_whole(path, contents)
+        except OSError as error:
+            raise UserError(f"{path.parent}: cannot be written ({error.strerror}); choose --data.data_dir") from error
+        return
+    raise UserError(
+        f"{path.name} could not be downloaded to {path.parent} ({'; '.join(failures)}); "
+        "put the file there by hand, or point --data.data_dir (make train DATA_DIR=...) at a folder that has it"
+    )

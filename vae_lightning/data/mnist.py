@@ -1,0 +1,180 @@
+"""MNIST with its grey pixels, and the statically binarised MNIST of the density-estimation literature."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from vae_lightning.data.base import Binarisation, ImageDataModule, Images, Split
+from vae_lightning.data.files import check_digest, download, find, read_bytes, read_idx, write_whole
+from vae_lightning.types import Shape, UserError
+
+
+class MNIST(ImageDataModule):
+    """70,000 handwritten digits of 28 x 28 grey pixels (LeCun, Cortes & Burges 1998): 50,000 / 10,000 / 10,000.
+
+    `val` is the last 10,000 of the official training images, `test` the official test set. The four IDX files, raw or
+    `.gz`, are looked for in `<data_dir>/MNIST/raw` (torchvision's layout) and in `<data_dir>`, and downloaded to the
+    first where they are missing. `verify` checks each file's digest and count; turn it off for files of your own.
+    """
+
+    image_shape = (1, 28, 28)
+    mirrors: ClassVar[tuple[str, ...]] = (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "http://yann.lecun.com/exdb/mnist/",
+    )
+    num_val: ClassVar[int] = 10_000
+    digests: ClassVar[Mapping[str, tuple[str, str]]] = {  # MD5 of the .gz file and of its contents
+        "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
+        "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
+        "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
+        "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
+    }
+
+    def __init__(
+        self,
+        data_dir: str = "data",
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        binarisation: Binarisation = "none",
+        seed: int = 0,
+        verify: bool = True,
+    ) -> None:
+        super().__init__(data_dir, batch_size, eval_batch_size, binarisation, seed)
+        self.verify = verify
+
+    def prepare_data(self) -> None:
+        for name, (md5, _) in self.digests.items():
+            try:
+                self._path(name)
+            except UserError:
+                urls = [mirror + name + ".gz" for mirror in self.mirrors]
+                download(urls, self._folders()[0] / f"{name}.gz", md5)
+
+    def load(self, split: Split) -> Images:
+        part = "t10k" if split == "test" else "train"
+        pixels, labels = self._read(f"{part}-images-idx3-ubyte"), self._read(f"{part}-labels-idx1-ubyte")
+        if len(pixels) != len(labels):
+            path = self._path(f"{part}-labels-idx1-ubyte")
+            raise UserError(f"{path}: expected {len(pixels)} labels, one for each image, found {len(labels)}")
+        if pixels.shape[1:] != self.image_shape[1:]:
+            path = self._path(f"{part}-images-idx3-ubyte")
+            raise UserError(f"{path}: expected images of {self.image_shape[1:]}, found {tuple(pixels.shape[1:])}")
+        images = Images(pixels[:, None], labels.long())
+        return images if split == "test" else self._part_of_training(images, split)
+
+    def _part_of_training(self, images: Images, split: Split) -> Images:
+        assert images.labels is not None
+        num_val = min(self.num_val, len(images.pixels) // 6)  # a sixth, for a smaller set of the user's own
+        part = slice(-num_val, None) if split == "val" else slice(0, -num_val)
+        return Images(images.pixels[part], images.labels[part])
+
+    def _read(self, name: str) -> Tensor:
+        return read_idx(self._path(name), self.digests[name][1] if self.verify else None)
+
+    def _path(self, name: str) -> Path:
+        remedy = "download it (any command does, given a network) or pass --data.data_dir (make train DATA_DIR=...)"
+        return find(self._folders(), [name, f"{name}.gz"], remedy)
+
+    def _folders(self) -> tuple[Path, Path]:
+        return Path(self.data_dir) / "MNIST" / "raw", Path(self.data_dir)
+
+
+class BinarizedMNIST(ImageDataModule):
+    """MNIST binarised once and for all (Salakhutdinov & Murray 2008; Larochelle's files): 50,000 / 10,000 / 10,000.
+
+    The three text files `binarized_mnist_{train,valid,test}.amat` (784 values 0 or 1 in a line, no labels) are looked
+    for in `<data_dir>/binarized_mnist` and downloaded there where they are missing. Each is parsed once, into a file of
+    bits beside it. `verify` checks the digest of the images, which does not depend on how the text is spaced.
+    """
+
+    image_shape = (1, 28, 28)
+    url: ClassVar[str] = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+    files: ClassVar[Mapping[Split, tuple[str, int, str]]] = {  # name, images, SHA-256 of the packed bits
+        "train": ("binarized_mnist_train", 50_000, "727146c35424b019f3e350e1e69faa05644a0abaf787e3f4e1a9632220a13906"),
+        "val": ("binarized_mnist_valid", 10_000, "a256ac44ae26be720fad8616a05ed6ecfd1619930d9a208379bb2a4405df5b6d"),
+        "test": ("binarized_mnist_test", 10_000, "9fcd8da6f0fdf09b2ba30fe63a0bb784042a0de82563172530229b983e294ff2"),
+    }
+
+    def __init__(
+        self,
+        data_dir: str = "data",
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+        verify: bool = True,
+    ) -> None:
+        super().__init__(data_dir, batch_size, eval_batch_size, "none", seed)
+        self.verify = verify
+
+    def prepare_data(self) -> None:
+        for name, _, _ in self.files.values():
+            if not (self._folder / f"{name}.amat").is_file() and not (self._folder / f"{name}.npy").is_file():
+                download([f"{self.url}{name}.amat"], self._folder / f"{name}.amat")
+
+    def load(self, split: Split) -> Images:
+        name, count, digest = self.files[split]
+        bits = self._read(name)  # uint8 [N, 98]
+        path = self._folder / name
+        if self.verify and len(bits) != count:
+            raise UserError(f"{path}: expected {count} images, found {len(bits)}; delete it and fetch it again")
+        check_digest(path, digest if self.verify else None, hashlib.sha256(bits.tobytes()).hexdigest())
+        pixels = np.unpackbits(bits, axis=1).reshape(-1, *self.image_shape)
+        return Images(torch.from_numpy(pixels), max_value=1)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.data_dir) / "binarized_mnist"
+
+    def _read(self, name: str) -> np.ndarray:
+        """The packed bits of a file: from the cache, unless the text is newer."""
+        cache, text = self._folder / f"{name}.npy", self._folder / f"{name}.amat"
+        if cache.is_file() and not (text.is_file() and text.stat().st_mtime > cache.stat().st_mtime):
+            return _load_cache(cache)
+        remedy = "download it (any command does, given a network) or pass --data.data_dir (make train DATA_DIR=...)"
+        bits = np.packbits(parse_amat(find([self._folder], [f"{name}.amat"], remedy), self.image_shape[1:]), axis=1)
+        _save_cache(cache, bits)
+        return bits
+
+
+def parse_amat(path: Path, image_size: Shape) -> np.ndarray:
+    """The text form: one image a line, values 0 or 1 between blanks. Returns uint8 [N, H * W]."""
+    raw = read_bytes(path)
+    if raw.startswith(b"MATLAB"):
+        raise UserError(f"{path}: a MATLAB file, expected text with values 0 and 1 between blanks; fetch that form")
+    size = int(np.prod(image_size))
+    rows = []
+    for number, line in enumerate(raw.splitlines(), start=1):
+        values = line.split()
+        row = b"".join(values)
+        if len(values) != size or len(row) != size or row.strip(b"01"):
+            raise UserError(f"{path}, line {number}: expected {size} values 0 or 1, found {len(values)} values")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: empty, expected one image a line; delete it and fetch it again")
+    return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, size) - ord("0")
+
+
+def _save_cache(path: Path, bits: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, bits)
+    try:
+        write_whole(path, buffer.getvalue())
+    except OSError as error:
+        rank_zero_info(f"{path.parent} cannot be written ({error.strerror}): its text files are parsed at every start")
+
+
+def _load_cache(path: Path) -> np.ndarray:
+    try:
+        bits: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it: it is made anew from the .amat file") from error
+    return bits

@@ -1,0 +1,25 @@
+"""From features to distributions: families (posteriors and likelihoods) and priors."""
+
+from vae_lightning.distributions.families import (
+    Bernoulli,
+    Binomial,
+    ContinuousBernoulli,
+    DiagonalNormal,
+    Family,
+    FamilyRecipe,
+    noise_scale,
+)
+from vae_lightning.distributions.priors import Prior, PriorRecipe, StandardNormal
+
+__all__ = [
+    "Bernoulli",
+    "Binomial",
+    "ContinuousBernoulli",
+    "DiagonalNormal",
+    "Family",
+    "FamilyRecipe",
+    "Prior",
+    "PriorRecipe",
+    "StandardNormal",
+    "noise_scale",
+]

@@ -1,0 +1,110 @@
+"""Where numbers go: a CSV file in the run's folder, and Weights & Biases, online or offline but never in the way."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from vae_lightning.data.files import write_whole
+
+
+class MetricsCSV(Logger):
+    """`metrics.csv`: a row for each logging step. Rows are appended, so that a resumed run goes on in its own file.
+
+    Lightning's CSVLogger deletes the file that it finds. A metric that appears later becomes a new column: the file is
+    then written anew, beside its place.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return self.path.parent.name
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run's folder has them, in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **metrics}
+        if self._columns is None:
+            self._columns = self._read_columns()
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._add_columns(new)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read_columns(self) -> list[str]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return next(csv.reader(file), [])
+
+    def _add_columns(self, names: list[str]) -> None:
+        assert self._columns is not None
+        rows: list[dict[str, str]] = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        self._columns = [*self._columns, *names]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path, text.getvalue().encode())
+
+
+def wandb_is_offline() -> bool:
+    """True where no key or login is found; sets W&B's own variables so that it neither asks nor waits for long."""
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
+    mode = os.environ.get("WANDB_MODE")
+    offline = mode != "online" if mode else not _has_login()
+    if offline:
+        os.environ.setdefault("WANDB_SILENT", "true")  # the run's last lines say how to upload it
+    return offline
+
+
+def _has_login() -> bool:
+    if not _may_have_login():
+        return False
+    import wandb
+
+    return bool(wandb.login(prompt=False))
+
+
+def _may_have_login() -> bool:
+    """Only then is W&B asked: its check takes a second, and talks to the server in some versions."""
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return any(name in os.environ for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")) or netrc.is_file()
+
+
+def start_wandb(logger: WandbLogger, init_args: dict[str, Any]) -> WandbLogger:
+    """Start the run on the first rank; where the server cannot be reached, or the key is refused, record offline."""
+    if rank_zero_only.rank != 0:
+        return logger
+    import wandb
+
+    try:
+        _ = logger.experiment
+    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        print(f"W&B cannot be reached ({str(error).splitlines()[0][:100]}): recording offline", flush=True)
+        wandb.teardown()
+        logger = WandbLogger(**{**init_args, "offline": True})
+        _ = logger.experiment
+    return logger

@@ -1,0 +1,185 @@
+"""The thin base of every model: it owns the steps, the logging and the optimizer. A model says `trace` and `sample`."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import Optimizer
+
+from vae_lightning.distributions import noise_scale
+from vae_lightning.noise import reseed
+from vae_lightning.objectives import ObjectiveRecipe
+from vae_lightning.recipes import to_plain
+from vae_lightning.trace import Trace
+from vae_lightning.types import Batch, Shape, UserError
+
+OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]
+SchedulerRecipe: TypeAlias = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+
+_TRAIN, _EVALUATE = 0, 1  # streams of noise that never meet
+
+
+class LatentVariableModel(pl.LightningModule):
+    """A model with latent variables: a subclass has two verbs, `trace` and `sample`, and never calls `self.log`.
+
+    Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,kl/<latent>}`, and what the objective
+    adds. `train/` is the batch at each logging step; `val/` and `test/` are means over examples, whatever the batch size
+    and the number of devices. `sigma` is logged where the likelihood is Gaussian, the objective's `beta` in training.
+    """
+
+    def __init__(
+        self,
+        objective: ObjectiveRecipe,
+        optimizer: OptimizerRecipe,
+        scheduler: SchedulerRecipe | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__()
+        self.objective = objective()
+        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self._stages_checked: set[str] = set()
+        self._speed = _Speedometer()
+
+    @abstractmethod
+    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        """Run the model on `batch["x"]` with K = `num_samples` samples of the latents."""
+
+    @abstractmethod
+    def sample(self, n: int) -> Tensor:
+        """Means of p(x|z) with z ~ p(z): [n, C, H, W] in [0, 1]. Add the pixel noise by sampling from p(x|z) itself."""
+
+    # -- steps ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms, trace = self._evaluate(batch)
+        loss = terms["loss"].mean()
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            speed = {"images_per_second": self._speed.read() * self.trainer.world_size}
+            scalars = {**self._scalars(trace), **self.objective.coefficients(self.global_step), **speed}
+            self._log("train", terms, scalars)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        terms, trace = self._evaluate(batch)
+        self._log("val", terms, self._scalars(trace))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        terms, trace = self._evaluate(batch)
+        self._log("test", terms, self._scalars(trace))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One sample of each latent, and the mean of p(x|z) there."""
+        trace = self.trace(batch)
+        latents = {name: latent.z[0] for name, latent in trace.latents.items()}
+        return {"reconstruction": trace.p_x.mean[0], **latents}
+
+    def _evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Trace]:
+        trace = self.trace(batch, self.objective.num_samples)
+        self._check_once(trace)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.objective(trace, self.global_step), trace
+
+    def _check_once(self, trace: Trace) -> None:
+        """At the first batch of a stage: is x possible under p(x|z), and how is each KL computed?"""
+        stage = str(self.trainer.state.stage)
+        if stage in self._stages_checked:
+            return
+        self._stages_checked.add(stage)
+        value = trace.outside_support()
+        if value is not None:
+            raise UserError(
+                f"the likelihood {_name(trace.p_x)} gives no probability to a pixel of value {value:.4g}; binarise the "
+                "data (--data.binarisation=dynamic or threshold), or choose a likelihood for grey pixels "
+                "(--model.likelihood=ContinuousBernoulli or DiagonalNormal, or Binomial where its num_steps fits)"
+            )
+        if len(self._stages_checked) == 1:
+            kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
+            rank_zero_info(f"likelihood {_name(trace.p_x)}; KL by latent: {kinds}")
+
+    # -- logging ----------------------------------------------------------------------------------------------------
+
+    def _log(self, stage: str, terms: dict[str, Tensor], scalars: dict[str, float | Tensor]) -> None:
+        batch_size = len(terms["loss"])
+        values = {**{name: term.detach().mean() for name, term in terms.items()}, **scalars}
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in values.items()},
+            batch_size=batch_size,
+            sync_dist=True,
+            prog_bar=False,
+        )
+
+    @staticmethod
+    def _scalars(trace: Trace) -> dict[str, float | Tensor]:
+        sigma = noise_scale(trace.p_x)
+        return {} if sigma is None else {"sigma": sigma.detach()}
+
+    # -- noise: a function of (seed, epoch, batch, rank), so that ranks differ and a resumed run repeats ------------------
+
+    def on_train_epoch_start(self) -> None:
+        self._speed.restart()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self._speed.images += len(batch["x"])
+        self._reseed(_TRAIN, self.current_epoch, batch_idx)
+
+    def on_validation_end(self) -> None:
+        self._speed.restart()
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._reseed(_EVALUATE, 0, batch_idx)
+
+    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._reseed(_EVALUATE, 1, batch_idx)
+
+    def _reseed(self, *counters: int) -> None:
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning's seed_everything keeps it
+        reseed(self.device, seed, self.global_rank, *counters)
+
+    # -- optimizer and checkpoint -----------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        monitor = getattr(scheduler, "monitor", None)
+        config = {"scheduler": scheduler, "interval": self.scheduler_interval, "monitor": monitor}
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
+
+    def _set_hparams(self, hp: Any) -> None:
+        """Keep recipes as plain data, in the form that Lightning's own CLI keeps them, so that both load alike."""
+        super()._set_hparams({**to_plain(hp, "model"), "_instantiator": "lightning.pytorch.cli.instantiate_module"})
+
+
+class _Speedometer:
+    """Images per second since the last reading; restarted so that validation does not count."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.images, self.since = 0, time.perf_counter()
+
+    def read(self) -> float:
+        rate = self.images / (time.perf_counter() - self.since)
+        self.restart()
+        return rate
+
+
+def _name(p_x: torch.distributions.Distribution) -> str:
+    base = getattr(p_x, "base_dist", p_x)
+    return type(base).__name__
+
+
+__all__ = ["LatentVariableModel", "OptimizerRecipe", "SchedulerRecipe", "Shape"]

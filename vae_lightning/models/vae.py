@@ -1,0 +1,67 @@
+"""The variational autoencoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vae_lightning.distributions import (
+    Bernoulli,
+    DiagonalNormal,
+    FamilyRecipe,
+    PriorRecipe,
+    StandardNormal,
+)
+from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.networks import MLP
+from vae_lightning.objectives import ELBO, ObjectiveRecipe
+from vae_lightning.trace import Latent, Trace
+from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
+
+
+class VAE(LatentVariableModel):
+    """p(x, z) = p(x|z) p(z), with q(z|x) beside it (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114).
+
+    Six slots, each a recipe (a class, or a `functools.partial` of one): `encoder`, `posterior`, `decoder`,
+    `likelihood`, `prior`, `objective`. Images are [B, *image_shape] with `image_shape` = (C, H, W); z is [K, B, D] with
+    D = `latent_size`. Every width that joins two slots is computed here.
+    """
+
+    def __init__(
+        self,
+        image_shape: Shape,
+        latent_size: int = 32,
+        encoder: NetworkRecipe = MLP,
+        posterior: FamilyRecipe = DiagonalNormal,
+        decoder: NetworkRecipe = MLP,
+        likelihood: FamilyRecipe = Bernoulli,
+        prior: PriorRecipe = StandardNormal,
+        objective: ObjectiveRecipe = ELBO,
+        optimizer: OptimizerRecipe = torch.optim.Adam,
+        scheduler: SchedulerRecipe | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        self.save_hyperparameters(logger=False)
+        if latent_size < 1:
+            raise UserError(f"VAE: latent_size is {latent_size}; it must be at least 1")
+        image_shape, latent_shape = tuple(image_shape), (latent_size,)
+        self.posterior = posterior(latent_shape)
+        self.likelihood = likelihood(image_shape)
+        self.prior = prior(latent_shape)
+        self.encoder = encoder(image_shape, self.posterior.param_shape)  # phi
+        self.decoder = decoder(latent_shape, self.likelihood.param_shape)  # theta
+
+    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        x = batch["x"]  # [B, C, H, W]
+        q_z = self.posterior(self.encoder(x))  # batch [B], event [D]
+        z = q_z.rsample((num_samples,))  # [K, B, D]
+        p_x = self.likelihood(self.decoder(z))  # batch [K, B], event [C, H, W]
+        return Trace(x, p_x, {"z": Latent(z, q_z, self.prior())})
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        z = self.prior().sample((n,))  # [n, D]
+        return self.likelihood(self.decoder(z)).mean

@@ -1,0 +1,67 @@
+"""Stateless randomness: every random choice is a function of (seed, epoch, index or step, rank).
+
+Nothing here remembers how many numbers were drawn before, so a resumed run and a run on several devices see the same
+images and the same noise as an uninterrupted run on one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK64 = 2**64 - 1
+
+
+def derive_seed(*counters: int) -> int:
+    """A 63-bit seed from integers: SplitMix64's finaliser (Steele et al. 2014), chained over the counters."""
+    state = 0x9E3779B97F4A7C15
+    for counter in counters:
+        state = (state ^ (counter & _MASK64)) * 0xBF58476D1CE4E5B9 & _MASK64
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK64
+        state ^= state >> 31
+    return state >> 1
+
+
+def reseed(device: torch.device, *counters: int) -> None:
+    """Set the generators of the CPU and of `device` to `derive_seed(*counters)`.
+
+    Not `torch.manual_seed`: on a machine without CUDA that records a stack trace at every call.
+    """
+    seed = derive_seed(*counters)
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def uniform16(index: Tensor, size: int, *counters: int) -> Tensor:
+    """u[i, j] ~ Uniform{0, ..., 65535}, a pure function of (counters, index[i], j): int32 [B, size].
+
+    Each 32-bit word is a bijective mix of its counter, keyed twice by `derive_seed`, and gives two 16-bit numbers: about
+    ten integer operations for two pixels, on whatever device `index` lives. The mix is the multiply and xor-shift form
+    of C. Wellons' `lowbias32` (https://nullprogram.com/blog/2018/07/31/).
+    """
+    words = (size + 1) // 2
+    key = derive_seed(*counters)
+    lanes = torch.arange(words, device=index.device, dtype=torch.int32)
+    counter = index.to(torch.int32)[:, None] * words + lanes  # [B, words], wraps around at 2^32
+    bits = _mix32(_mix32(counter ^ _int32(key)) ^ _int32(key >> 31))
+    halves = torch.stack((bits & 0xFFFF, _shift(bits, 16)), dim=-1)  # [B, words, 2]
+    return halves.flatten(1)[:, :size]
+
+
+def _mix32(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 16)) * _int32(0x7FEB352D)
+    x = (x ^ _shift(x, 15)) * _int32(0x846CA68B)
+    return x ^ _shift(x, 16)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift: torch shifts int32 arithmetically, so the copies of the sign are masked away."""
+    return (x >> bits) & (0xFFFFFFFF >> bits)
+
+
+def _int32(value: int) -> int:
+    value &= 0xFFFFFFFF
+    return value - 2**32 if value >= 2**31 else value

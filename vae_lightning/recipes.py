@@ -1,0 +1,45 @@
+"""Recipes as plain data: what a checkpoint keeps of `functools.partial(MLP, hidden_sizes=(400,))`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from vae_lightning.types import UserError
+
+
+def to_plain(value: Any, where: str = "") -> Any:
+    """A class, a partial of a class or a dataclass as `{class_path, init_args}`, the form of the YAML files.
+
+    Raises:
+        UserError: for what no checkpoint could rebuild without running code, such as a lambda or a module instance.
+    """
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v, where) for v in value]
+    if isinstance(value, type):
+        return _spec(value, {}, where)
+    if isinstance(value, partial):
+        # jsonargparse builds from YAML by partial(instantiator, Class, **init_args)
+        target = value.args[-1] if value.args else value.func
+        if isinstance(target, type):
+            return _spec(target, value.keywords, where)
+    if dataclasses.is_dataclass(value):
+        return _spec(type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, where)
+    raise UserError(
+        f"{where}: a checkpoint cannot rebuild {value!r}; give a class, or functools.partial(Class, name=value)"
+    )
+
+
+def _spec(cls: type, init_args: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if "<locals>" in cls.__qualname__:
+        raise UserError(f"{where}: {cls.__qualname__} is defined in a function; a checkpoint needs an importable class")
+    spec: dict[str, Any] = {"class_path": f"{cls.__module__}.{cls.__qualname__}"}
+    if init_args:
+        spec["init_args"] = {name: to_plain(v, f"{where}.{name}") for name, v in init_args.items()}
+    return spec

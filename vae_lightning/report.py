@@ -1,0 +1,61 @@
+"""The last lines of a run: where it is, what it found, what to type next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+
+
+def summary(trainer: pl.Trainer, folder: Path) -> str:
+    """Folder, headline numbers in nats per image with what they are numbers of, the W&B line, the next command."""
+    rows = [("run", str(folder)), *_numbers(trainer), *_conditions(trainer, folder), *_wandb(trainer)]
+    best = folder / "checkpoints" / "best.ckpt"
+    if best.is_file():
+        rows.append(("pictures", str(folder / "images")))
+        rows.append(("next", f"vae-lightning sample {best}"))
+    return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
+
+
+def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    rows = []
+    best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    metrics = trainer.callback_metrics
+    if best is not None:
+        rows.append(("validation", f"{trainer.checkpoint_callback.monitor} {best.item():.2f} at best"))  # type: ignore[union-attr]
+    if "test/nll" in metrics:
+        nll, error = metrics["test/nll"].item(), metrics["test/nll_stderr"].item()
+        rows.append(("test", f"nll {nll:.2f} +- {error:.2f} nats/image (an upper bound, by importance sampling)"))
+    if "test/elbo" in metrics:
+        names = ("elbo", "log_likelihood", "kl")
+        rows.append(("", ", ".join(f"{name} {metrics[f'test/{name}'].item():.2f}" for name in names)))
+    return rows
+
+
+def _conditions(trainer: pl.Trainer, folder: Path) -> list[tuple[str, str]]:
+    """What a number in nats means nothing without."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return []
+    config = yaml.safe_load(path.read_text())
+    model, data = config["model"].get("init_args", {}), config["data"]
+    likelihood = str(model.get("likelihood", {}).get("class_path", "")).rpartition(".")[2]
+    said = [f"likelihood {likelihood}"]
+    for name in ("test/sigma", "val/sigma", "train/beta"):
+        if name in trainer.callback_metrics:
+            said.append(f"{name.partition('/')[2]} {trainer.callback_metrics[name].item():.4g}")
+    said.append(f"data {data['class_path'].rpartition('.')[2]}")
+    said.append(f"binarisation {data.get('init_args', {}).get('binarisation', 'static')}")
+    said.append(f"{config['nll']['num_samples']} importance samples")
+    return [("given", ", ".join(dict.fromkeys(said)))]
+
+
+def _wandb(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            if logger._offline:
+                return [("W&B", f"recorded offline; to upload it: wandb sync {Path(logger.experiment.dir).parent}")]
+            return [("W&B", str(logger.experiment.url))]
+    return []

@@ -1,0 +1,76 @@
+"""What one run of a model leaves behind. A model makes a `Trace`, an objective reads it; nothing else connects them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+
+@dataclass(frozen=True)
+class Latent:
+    """z ~ q(z|x) with the densities that judge it.
+
+    Shapes: `z` is [K, B, *event] for K samples of each of B examples; `q` has batch shape [B] (or [K, B] where it
+    depends on an earlier sample); `p` has batch shape [], [B] or [K, B].
+    """
+
+    z: Tensor
+    q: Distribution
+    p: Distribution
+
+    def log_ratio(self) -> Tensor:
+        """log q(z|x) - log p(z), at the sample: [K, B] nats."""
+        return self.q.log_prob(self.z) - self.p.log_prob(self.z)
+
+    def kl(self) -> Tensor:
+        """KL(q || p) = E_q[log q(z|x) - log p(z)] in nats: closed form where torch has one ([B] or [K, B]), else sampled."""
+        closed_form = self._closed_form_kl()
+        return self.log_ratio() if closed_form is None else closed_form
+
+    @property
+    def kl_estimator(self) -> str:
+        """`closed form` or `sampled`: what `kl` is. The model says it once per run, for the two differ in variance."""
+        return "sampled" if self._closed_form_kl() is None else "closed form"
+
+    def _closed_form_kl(self) -> Tensor | None:
+        try:
+            return kl_divergence(self.q, self.p)
+        except NotImplementedError:
+            return None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """x, p(x|z) and every latent by name. `p_x` has batch shape [K, B] and the event shape of `x` ([B, *event])."""
+
+    x: Tensor
+    p_x: Distribution
+    latents: Mapping[str, Latent] = field(default_factory=dict)
+
+    def log_likelihood(self) -> Tensor:
+        """log p(x|z), at the samples: [K, B] nats."""
+        return self.p_x.log_prob(self.x)
+
+    def kl(self) -> dict[str, Tensor]:
+        """KL(q || p) of every latent, averaged over the samples where it depends on them: [B] nats each."""
+        shape = self.p_x.batch_shape
+        return {name: latent.kl().expand(shape).mean(0) for name, latent in self.latents.items()}
+
+    def log_weight(self) -> Tensor:
+        """log w = log p(x|z) + log p(z) - log q(z|x), with no closed form anywhere: [K, B] nats."""
+        log_w = self.log_likelihood()
+        for latent in self.latents.values():
+            log_w = log_w - latent.log_ratio()
+        return log_w
+
+    def outside_support(self) -> float | None:
+        """A value of x that p(x|z) gives no probability to, or None. Reads the tensor: not for every step."""
+        constraint = self.p_x.support
+        assert constraint is not None
+        pointwise = getattr(constraint, "base_constraint", constraint)
+        bad = self.x[~pointwise.check(self.x).expand(self.x.shape)]
+        return bad[0].item() if torch.numel(bad) else None

@@ -1,0 +1,43 @@
+"""The words that every room shares: shapes, batches, networks, and the error that a user can mend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+Shape: TypeAlias = tuple[int, ...]
+Batch: TypeAlias = dict[str, Tensor]
+"""`x`: float32 [B, C, H, W] in [0, 1]; `label`: int64 [B], where the data set has one."""
+
+
+class UserError(ValueError):
+    """What the user can mend: one line that says what is wrong, where, and what would be right."""
+
+
+class Network(nn.Module):
+    """y = f(x): tensors [..., *in_shape] to tensors [..., *out_shape]; knows no probability.
+
+    A subclass takes `(in_shape, out_shape)` first, its own sizes after them, and sets `layers`, a module from
+    [N, *in_shape] to [N, *out_shape] or to anything of the same number of elements. Leading dimensions are handled here.
+    """
+
+    layers: nn.Module
+
+    def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+        for name, shape in (("in_shape", self.in_shape), ("out_shape", self.out_shape)):
+            if not shape or min(shape) < 1:
+                raise UserError(f"{type(self).__name__}: {name} {shape} has a size below 1; every size must be positive")
+
+    def forward(self, x: Tensor) -> Tensor:
+        leading = x.shape[: x.dim() - len(self.in_shape)]
+        flat = x.reshape(math.prod(leading), *self.in_shape)  # [N, *in_shape]
+        return self.layers(flat).reshape(*leading, *self.out_shape)
+
+
+NetworkRecipe: TypeAlias = Callable[[Shape, Shape], Network]
+"""A `Network` class, or a `functools.partial` of one: called as `recipe(in_shape, out_shape)`."""
