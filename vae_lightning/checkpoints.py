@@ -29,8 +29,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises OSError, EOFError, UnpicklingError or RuntimeError, by where it broke
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason[:120]})") from error
+        raise UserError(f"{path}: not a readable checkpoint: damaged, or with more in it than plain data") from error
     missing = {"state_dict", "hyper_parameters"} - set(checkpoint if isinstance(checkpoint, dict) else ())
     if missing or "_class_path" not in checkpoint["hyper_parameters"]:
         raise UserError(f"{path}: not a checkpoint of vae_lightning (it has no state_dict with its hyper_parameters)")
@@ -42,7 +41,9 @@ def load_model(path: str | Path) -> LatentVariableModel:
     class_path = read_checkpoint(path)["hyper_parameters"]
     for name in _class_paths(class_path):
         if name.split(".")[0] not in TRUSTED_PACKAGES:
-            raise UserError(f"{path}: names the class {name}, which is not of {', '.join(TRUSTED_PACKAGES)}: not loaded")
+            raise UserError(
+                f"{path}: names the class {name}, which is not of {', '.join(TRUSTED_PACKAGES)}: not loaded"
+            )
     module, _, name = class_path["_class_path"].rpartition(".")
     cls = getattr(importlib.import_module(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, LatentVariableModel)):

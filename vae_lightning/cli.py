@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -22,6 +21,7 @@ from vae_lightning.callbacks import BestAndLast, Pictures, ProgressLines, RunFol
 from vae_lightning.checkpoints import check_fits, read_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
+from vae_lightning.errors import Parser
 from vae_lightning.loggers import MetricsCSV, start_wandb, wandb_is_offline
 from vae_lightning.metrics import MarginalLikelihood
 from vae_lightning.models import LatentVariableModel
@@ -31,33 +31,15 @@ from vae_lightning.types import UserError
 RUN_ID = "VAE_LIGHTNING_RUN_ID"  # shared with the processes that Lightning starts for the other devices
 
 
-class Parser(LightningArgumentParser):
-    """Ends a user's mistake in one line, with exit code 2."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:
-            super().error(message, ex)
-        sys.stderr.write(f"vae-lightning: error: {one_line(message)}\n")
-        self.exit(2)
-
-
-def one_line(message: str) -> str:
-    """What is left of jsonargparse's message without the type theory: the keys from outside in, then the reason."""
-    lines = [line.strip(" -") for line in message.splitlines()]
-    keys = [m[1] for line in lines if (m := re.search(r'Parser key "([^"]+)":?$', line))]
-    noise = r"(Parser key|Does not validate|Subtypes:|Errors:|Given value|Expected a <class 'NoneType'>|Problem with)"
-    reasons = [line for line in lines if line and not re.match(noise, line)]
-    where = ".".join(keys)
-    return f"{where}: {'; '.join(dict.fromkeys(reasons))}" if where else "; ".join(dict.fromkeys(reasons))
-
-
 def find_defaults() -> Path:
     """`configs/defaults.yaml`: beside the package in a checkout, within it once installed from a wheel."""
     here = Path(__file__).parent
     for folder in (here.parent / "configs", here / "configs"):
         if (folder / "defaults.yaml").is_file():
             return folder / "defaults.yaml"
-    raise UserError(f"defaults.yaml not found in {here.parent / 'configs'} or {here / 'configs'}; reinstall the package")
+    raise UserError(
+        f"defaults.yaml not found in {here.parent / 'configs'} or {here / 'configs'}; reinstall the package"
+    )
 
 
 class CLI(LightningCLI):
@@ -76,7 +58,7 @@ class CLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_class=Parser,
-            parser_kwargs={verb: dict(defaults) for verb in self.subcommands()},
+            parser_kwargs={"allow_abbrev": False, **{verb: dict(defaults) for verb in self.subcommands()}},
         )
 
     # -- what can be said -------------------------------------------------------------------------------------------
@@ -134,13 +116,25 @@ class CLI(LightningCLI):
     def _prepare_wandb(self, given: Namespace) -> None:
         spec = given.trainer.logger
         if isinstance(spec, Namespace) and spec.class_path.endswith("WandbLogger"):
-            if self.config.subcommand != "fit":
-                given.trainer.logger = False  # the run of the fit has its own record; results.json has the test's
+            if self.config.subcommand != "fit" or os.environ.get("WANDB_MODE") == "disabled":
+                given.trainer.logger = False  # a test by itself is recorded in results.json
                 return
             run_id = self.folder.name
             spec.init_args.save_dir, spec.init_args.id = str(self.folder), run_id
             spec.init_args.name = f"{given.experiment}/{run_id}"
             spec.init_args.offline = spec.init_args.offline or wandb_is_offline()
+
+    def instantiate_classes(self) -> None:
+        """As Lightning's; what one of our constructors says of its arguments is not buried in type theory."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            mistake: BaseException | None = error
+            while mistake is not None and not isinstance(mistake, UserError):
+                mistake = mistake.__cause__
+            if mistake is None:
+                raise
+            raise mistake from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         given = self.config_init[self.config.subcommand].trainer
@@ -162,6 +156,13 @@ class CLI(LightningCLI):
         path = self.config[self.config.subcommand].ckpt_path
         if path is not None:
             check_fits(path, self.model)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError as error:
+            error.exit_code = 1
+            raise
 
     def after_fit(self) -> None:
         if self.then_test and not self.trainer.interrupted:
@@ -198,8 +199,12 @@ def _make_writable(folder: Path) -> None:
     try:
         write_whole(folder / ".writable", b"")
         (folder / ".writable").unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()  # a run that ends before it begins leaves nothing
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder by --runs_dir") from error
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder by --runs_dir"
+        ) from error
 
 
 def _best_precision(accelerator: Any) -> str:

@@ -9,10 +9,16 @@ import sys
 import warnings
 from pathlib import Path
 
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png
 from vae_lightning.checkpoints import load_model
-from vae_lightning.types import UserError
+from vae_lightning.data import ImageDataModule
+from vae_lightning.types import Batch, UserError
 
+NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
 LIGHTNING_VERBS = ("train", "fit", "validate", "test", "predict")
 
 
@@ -25,27 +31,31 @@ def run(args: list[str]) -> int:
             from vae_lightning.cli import CLI
 
             CLI(["fit" if verb == "train" else verb, *rest], then_test=verb == "train")
-        elif verb in ("sample", "reconstruct"):
+        elif verb in NAMES:
             _draw(verb, rest)
         else:
-            known = ", ".join((*LIGHTNING_VERBS, "sample", "reconstruct"))
+            known = ", ".join((*LIGHTNING_VERBS, *NAMES))
             raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
     except UserError as error:
         print(f"vae-lightning: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except MisconfigurationException as error:  # Lightning's own word for a Trainer setting that cannot be
+        print(f"vae-lightning: error: trainer: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
 
 def _draw(verb: str, args: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog=f"vae-lightning {verb}", description=f"write a picture of {verb}s as PNG")
+    what = NAMES[verb]
+    parser = argparse.ArgumentParser(prog=f"vae-lightning {verb}", description=f"write a picture of {what} as PNG")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--num_images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="default: <run>/images/<verb>s.png, beside the checkpoint's folder")
+    parser.add_argument("--output", type=Path, help=f"default: images/{what}.png in the run's folder")
     given = parser.parse_args(args)
     if given.num_images < 1:
         raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
-    output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{verb}s.png"
+    output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
     model = load_model(given.checkpoint)
     if verb == "sample":
         grid = sample_grid(model, given.num_images, given.seed)
@@ -58,15 +68,32 @@ def _draw(verb: str, args: list[str]) -> None:
     print(output)
 
 
+def _test_batch(checkpoint: Path, n: int) -> Batch:
+    """The first n test images of the data set that the checkpoint's run was trained on."""
+    config = checkpoint.absolute().parent.parent / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    parsed = parser.parse_object({"data": yaml.safe_load(config.read_text())["data"]})
+    data = parser.instantiate_classes(parsed).data
+    data.prepare_data()
+    data.setup("test")
+    return {name: values[:n] for name, values in next(iter(data.test_dataloader())).items()}
+
+
 def _quieten() -> None:
     """Lightning's notes on itself, and warnings about what this template does on purpose."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not _is_note(record.getMessage()))
     for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*isinstance.treespec.*"):
         warnings.filterwarnings("ignore", message=text)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls what jsonargparse has renamed
 
 
 def _is_note(text: str) -> bool:
-    starts = ("💡", "TPU available", "GPU available", "HPU available", "Seed set to", "`Trainer.fit` stopped")
+    starts = (
+        *("💡", "GPU available", "TPU available", "HPU available", "Seed set to", "`Trainer.fit` stopped"),
+        *("Restoring states from", "Restored all states", "Loaded model weights"),
+    )
     return text.startswith(starts)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import netrc
 import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
@@ -81,30 +83,36 @@ def wandb_is_offline() -> bool:
 
 
 def _has_login() -> bool:
-    if not _may_have_login():
+    """Without asking the server, which may not answer: a key in the environment, or one that `wandb login` has kept."""
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if not path.is_file():
         return False
     import wandb
 
-    return bool(wandb.login(prompt=False))
-
-
-def _may_have_login() -> bool:
-    """Only then is W&B asked: its check takes a second, and talks to the server in some versions."""
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return any(name in os.environ for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")) or netrc.is_file()
+    try:
+        return netrc.netrc(path).authenticators(urlsplit(wandb.Settings().base_url).hostname or "") is not None
+    except (netrc.NetrcParseError, OSError):
+        return False
 
 
 def start_wandb(logger: WandbLogger, init_args: dict[str, Any]) -> WandbLogger:
     """Start the run on the first rank; where the server cannot be reached, or the key is refused, record offline."""
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return logger
     import wandb
 
+    if init_args["offline"]:
+        os.environ["WANDB_MODE"] = "offline"
+    wandb.setup()  # reads WANDB_SILENT, before Lightning's call of W&B makes it warn
     try:
         _ = logger.experiment
-    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+    except (wandb.errors.Error, TimeoutError) as error:
+        if init_args["offline"]:
+            raise
         print(f"W&B cannot be reached ({str(error).splitlines()[0][:100]}): recording offline", flush=True)
         wandb.teardown()
-        logger = WandbLogger(**{**init_args, "offline": True})
-        _ = logger.experiment
+        init_args = {**init_args, "offline": True}
+        return start_wandb(WandbLogger(**init_args), init_args)
     return logger

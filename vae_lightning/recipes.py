@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -39,7 +40,14 @@ def to_plain(value: Any, where: str = "") -> Any:
 def _spec(cls: type, init_args: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "<locals>" in cls.__qualname__:
         raise UserError(f"{where}: {cls.__qualname__} is defined in a function; a checkpoint needs an importable class")
-    spec: dict[str, Any] = {"class_path": f"{cls.__module__}.{cls.__qualname__}"}
-    if init_args:
-        spec["init_args"] = {name: to_plain(v, f"{where}.{name}") for name, v in init_args.items()}
-    return spec
+    args = {**_defaults(cls), **init_args}
+    plain = {name: to_plain(value, f"{where}.{name}") for name, value in args.items()}
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", **({"init_args": plain} if plain else {})}
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """Written out, for a checkpoint must not change with them; classes of other packages keep their own."""
+    if not cls.__module__.startswith("vae_lightning."):
+        return {}
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}

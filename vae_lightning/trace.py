@@ -27,7 +27,7 @@ class Latent:
         return self.q.log_prob(self.z) - self.p.log_prob(self.z)
 
     def kl(self) -> Tensor:
-        """KL(q || p) = E_q[log q(z|x) - log p(z)] in nats: closed form where torch has one ([B] or [K, B]), else sampled."""
+        """KL(q || p) = E_q[log q(z|x) - log p(z)] in nats: in closed form where torch has one, else at the sample."""
         closed_form = self._closed_form_kl()
         return self.log_ratio() if closed_form is None else closed_form
 

@@ -14,14 +14,19 @@ Batch: TypeAlias = dict[str, Tensor]
 
 
 class UserError(ValueError):
-    """What the user can mend: one line that says what is wrong, where, and what would be right."""
+    """What the user can mend: one line that says what is wrong, where, and what would be right.
+
+    `exit_code`: 2 where it is found before a run begins, 1 where it is found during the run.
+    """
+
+    exit_code = 2
 
 
 class Network(nn.Module):
     """y = f(x): tensors [..., *in_shape] to tensors [..., *out_shape]; knows no probability.
 
     A subclass takes `(in_shape, out_shape)` first, its own sizes after them, and sets `layers`, a module from
-    [N, *in_shape] to [N, *out_shape] or to anything of the same number of elements. Leading dimensions are handled here.
+    [N, *in_shape] to [N, *out_shape], or to as many elements in another shape. Leading dimensions are handled here.
     """
 
     layers: nn.Module
@@ -31,7 +36,9 @@ class Network(nn.Module):
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         for name, shape in (("in_shape", self.in_shape), ("out_shape", self.out_shape)):
             if not shape or min(shape) < 1:
-                raise UserError(f"{type(self).__name__}: {name} {shape} has a size below 1; every size must be positive")
+                raise UserError(
+                    f"{type(self).__name__}: {name} {shape} has a size below 1; every size must be positive"
+                )
 
     def forward(self, x: Tensor) -> Tensor:
         leading = x.shape[: x.dim() - len(self.in_shape)]

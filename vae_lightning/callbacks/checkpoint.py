@@ -29,3 +29,10 @@ class BestAndLast(ModelCheckpoint):
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning writes `last` at validation; where the last epoch had none, it is written here."""
+        super().on_train_end(trainer, pl_module)
+        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.last_model_path = str(Path(str(self.dirpath)) / "last.ckpt")
+            trainer.save_checkpoint(self.last_model_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from vae_lightning.types import Batch, UserError
 
 _COLUMNS = 10
 _MIN_HEIGHT = 56  # pixels of one image on the screen
+_GAP = 6  # below a row of reconstructions
 
 
 class Pictures(pl.Callback):
@@ -30,7 +32,9 @@ class Pictures(pl.Callback):
 
     def __init__(self, every_n_epochs: int = 10, num_images: int = 50, seed: int = 0) -> None:
         if every_n_epochs < 0 or num_images < 1:
-            raise UserError(f"pictures: every_n_epochs {every_n_epochs} and num_images {num_images} must not be negative")
+            raise UserError(
+                f"pictures: every_n_epochs {every_n_epochs} and num_images {num_images} must not be negative"
+            )
         self.every_n_epochs, self.num_images, self.seed = every_n_epochs, num_images, seed
         self._drawn_at = -1
 
@@ -47,7 +51,7 @@ class Pictures(pl.Callback):
         assert isinstance(model, LatentVariableModel)
         self._drawn_at = trainer.global_step
         loaders = trainer.val_dataloaders
-        if not trainer.is_global_zero or loaders is None or trainer.fast_dev_run:
+        if not trainer.is_global_zero or loaders is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         batch = {name: values[: self.num_images] for name, values in next(iter(loaders)).items()}
         grids = {
@@ -58,15 +62,17 @@ class Pictures(pl.Callback):
             save_png(grid, Path(trainer.default_root_dir) / "images" / f"{name}-{epoch:04d}.png")
             for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):
-                    logger.log_image(f"images/{name}", [grid.permute(1, 2, 0).numpy()])
+                    logger.log_image(name, [grid.permute(1, 2, 0).numpy()])
 
 
 def reconstruction_grid(model: LatentVariableModel, batch: Batch, seed: int) -> Tensor:
     """Rows of originals, each above a row of their reconstructions: uint8 [3, H, W]."""
     with _quiet(model, seed):
         mean = model.trace(batch).p_x.mean[0]
-    pairs = [torch.cat(rows) for rows in zip(batch["x"].split(_COLUMNS), mean.split(_COLUMNS), strict=True)]
-    return to_grid(torch.cat(pairs))
+    pairs = zip(batch["x"].split(_COLUMNS), mean.split(_COLUMNS), strict=True)
+    strips = [torch.cat([to_grid(row) for row in pair], dim=1) for pair in pairs]
+    width = strips[0].shape[-1]  # the last strip may be shorter
+    return torch.cat([F.pad(strip, (0, width - strip.shape[-1], 0, _GAP), value=255) for strip in strips], dim=1)
 
 
 def sample_grid(model: LatentVariableModel, n: int, seed: int) -> Tensor:
@@ -89,9 +95,11 @@ def to_grid(images: Tensor) -> Tensor:
 
 def save_png(grid: Tensor, path: Path) -> None:
     """Write uint8 [3, H, W] as a PNG: whole, or not at all."""
-    from torchvision.io import encode_png
+    from PIL import Image
 
-    write_whole(path, encode_png(grid).numpy().tobytes())
+    png = io.BytesIO()
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(png, format="PNG")
+    write_whole(path, png.getvalue())
 
 
 @contextmanager

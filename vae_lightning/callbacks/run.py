@@ -27,7 +27,7 @@ class RunFolder(pl.Callback):
         self.config = config
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         write_whole(Path(trainer.default_root_dir) / "config.yaml", self.config.encode())
         for logger in trainer.loggers:
@@ -35,7 +35,7 @@ class RunFolder(pl.Callback):
                 logger.experiment.config.update(yaml.safe_load(self.config), allow_val_change=True)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             text = json.dumps(self._results(trainer), indent=2)
             write_whole(Path(trainer.default_root_dir) / "results.json", text.encode() + b"\n")
 
@@ -63,6 +63,9 @@ class ProgressLines(pl.Callback):
     def __init__(self, min_seconds: float = 5.0) -> None:
         self.min_seconds = min_seconds
         self._last = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

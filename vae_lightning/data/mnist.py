@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -164,12 +166,15 @@ def parse_amat(path: Path, image_size: Shape) -> np.ndarray:
 
 
 def _save_cache(path: Path, bits: np.ndarray) -> None:
+    """Beside the text, unless its folder is not to be written to (for root too, whom no file mode stops)."""
     buffer = io.BytesIO()
     np.save(buffer, bits)
     try:
+        if not path.parent.stat().st_mode & stat.S_IWUSR:
+            raise PermissionError(errno.EACCES, "it is read-only")
         write_whole(path, buffer.getvalue())
     except OSError as error:
-        rank_zero_info(f"{path.parent} cannot be written ({error.strerror}): its text files are parsed at every start")
+        rank_zero_info(f"{path.parent}: no cache kept ({error.strerror}); its text files are parsed at every start")
 
 
 def _load_cache(path: Path) -> np.ndarray:

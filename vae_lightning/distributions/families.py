@@ -13,8 +13,8 @@ from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
 from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Distribution, Independent
 from torch.distributions import Normal as TorchNormal
 from torch.nn import functional as F
 

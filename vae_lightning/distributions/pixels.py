@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ class _LogitPixels(Distribution):
         self.logits = logits
         super().__init__(logits.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        new = self._get_checked_instance(_LogitPixels, _instance)
-        new.logits = self.logits.expand(batch_shape)
-        Distribution.__init__(new, torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        return self._like(self.logits.expand(batch_shape))
+
+    @abstractmethod
+    def _like(self, logits: Tensor) -> Distribution:
+        """This distribution, with other logits."""
 
 
 class ContinuousBernoulli(_LogitPixels):
@@ -37,6 +38,9 @@ class ContinuousBernoulli(_LogitPixels):
 
     support = constraints.unit_interval
     has_rsample = True
+
+    def _like(self, logits: Tensor) -> ContinuousBernoulli:
+        return ContinuousBernoulli(logits, validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -88,10 +92,8 @@ class Binomial(_LogitPixels):
         self.num_steps = num_steps
         super().__init__(logits, validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        new = super().expand(batch_shape, _instance)
-        new.num_steps = self.num_steps
-        return new
+    def _like(self, logits: Tensor) -> Binomial:
+        return Binomial(self.num_steps, logits, validate_args=self._validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:

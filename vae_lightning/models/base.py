@@ -64,7 +64,7 @@ class LatentVariableModel(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms, trace = self._evaluate(batch)
         loss = terms["loss"].mean()
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             speed = {"images_per_second": self._speed.read() * self.trainer.world_size}
             scalars = {**self._scalars(trace), **self.objective.coefficients(self.global_step), **speed}
             self._log("train", terms, scalars)
@@ -149,17 +149,22 @@ class LatentVariableModel(pl.LightningModule):
     # -- optimizer and checkpoint -----------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
+        try:
+            optimizer = self.optimizer(self.parameters())
+            scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+        except (TypeError, ValueError) as error:  # torch's word for a setting out of range
+            raise UserError(f"optimizer or scheduler: {error}") from error
+        if scheduler is None:
             return optimizer
-        scheduler = self.scheduler(optimizer)
         monitor = getattr(scheduler, "monitor", None)
         config = {"scheduler": scheduler, "interval": self.scheduler_interval, "monitor": monitor}
-        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
     def _set_hparams(self, hp: Any) -> None:
         """Keep recipes as plain data, in the form that Lightning's own CLI keeps them, so that both load alike."""
-        super()._set_hparams({**to_plain(hp, "model"), "_instantiator": "lightning.pytorch.cli.instantiate_module"})
+        cls = type(self)
+        kept = {"_class_path": f"{cls.__module__}.{cls.__qualname__}", **to_plain(hp, "model")}
+        super()._set_hparams({**kept, "_instantiator": "lightning.pytorch.cli.instantiate_module"})
 
 
 class _Speedometer:

@@ -20,7 +20,7 @@ class ConvEncoder(Network):
         out_shape: Shape,
         channels: Sequence[int] = (32, 64, 128),
         hidden_size: int = 256,
-        activation: Callable[[], nn.Module] = nn.SiLU,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
         sizes = _pyramid(in_shape, channels)
@@ -44,7 +44,7 @@ class ConvDecoder(Network):
         out_shape: Shape,
         channels: Sequence[int] = (32, 64, 128),
         hidden_size: int = 256,
-        activation: Callable[[], nn.Module] = nn.SiLU,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
         sizes = _pyramid(out_shape, channels)

@@ -1,0 +1,179 @@
+"""Laws that every family obeys. To add a family: one row in FAMILIES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Independent
+
+from vae_lightning.distributions import Bernoulli, Binomial, ContinuousBernoulli, DiagonalNormal, Family, noise_scale
+from vae_lightning.types import Shape, UserError
+
+LINE = torch.linspace(-60, 60, 60_001, dtype=torch.float64)
+UNIT = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+
+# recipe, the points of its 1-D support, and whether it is a density (integrated) or a mass (summed)
+FAMILIES: dict[str, tuple[Callable[[Shape], Family], Tensor, bool]] = {
+    "normal, predicted sigma": (DiagonalNormal, LINE, True),
+    "normal, fixed sigma": (partial(DiagonalNormal, sigma=0.3), LINE, True),
+    "normal, learned sigma": (partial(DiagonalNormal, sigma=0.3, learn_sigma=True), LINE, True),
+    "Bernoulli": (Bernoulli, torch.tensor([0.0, 1.0], dtype=torch.float64), False),
+    "continuous Bernoulli": (ContinuousBernoulli, UNIT, True),
+    "binomial": (partial(Binomial, num_steps=16), torch.arange(17, dtype=torch.float64) / 16, False),
+}
+ROWS = pytest.mark.parametrize("name", FAMILIES)
+
+
+def make(name: str, event_shape: Shape) -> Family:
+    return FAMILIES[name][0](event_shape).double()
+
+
+def features(family: Family, *batch_shape: int, scale: float = 2.0) -> Tensor:
+    return scale * torch.randn(*batch_shape, *family.param_shape, dtype=torch.float64)
+
+
+@ROWS
+@pytest.mark.parametrize("scale", [0.1, 1.5])
+def test_normalised(name: str, scale: float) -> None:
+    """sum or integral of p over its support = 1."""
+    _, points, is_density = FAMILIES[name]
+    family = make(name, (1,))
+    p = family(features(family, 5, scale=scale))
+    mass = p.log_prob(points[:, None, None]).exp()  # [points, 5]
+    total = torch.trapezoid(mass, points, dim=0) if is_density else mass.sum(0)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=2e-4)
+
+
+@ROWS
+def test_mean_and_samples_agree_with_the_density(name: str) -> None:
+    """E[x] by the density = `mean` = the average of samples, for every batch entry."""
+    _, points, is_density = FAMILIES[name]
+    family = make(name, (1,))
+    p = family(features(family, 4))
+    mass = p.log_prob(points[:, None, None]).exp()
+    moments = [mass * points[:, None] ** k for k in (1, 2)]
+    m1, m2 = (torch.trapezoid(m, points, dim=0) if is_density else m.sum(0) for m in moments)
+    torch.testing.assert_close(p.mean[:, 0].expand_as(m1), m1, rtol=0, atol=1e-3)
+    n = 40_000
+    error = (p.sample((n,))[..., 0].mean(0) - m1).abs() / ((m2 - m1**2) / n).sqrt()
+    assert error.max() < 4.5
+
+
+@ROWS
+@pytest.mark.parametrize("event_shape", [(3,), (1, 4, 4), (3, 5, 2)])
+def test_shapes(name: str, event_shape: Shape) -> None:
+    """Event-shaped: log_prob is [*sample, *batch], whatever the event."""
+    family = make(name, event_shape)
+    p = family(features(family, 2, 7))
+    assert isinstance(p, Independent)
+    assert (p.batch_shape, p.event_shape) == ((2, 7), event_shape)
+    x = p.sample((5,))
+    assert x.shape == (5, 2, 7, *event_shape)
+    assert p.log_prob(x).shape == (5, 2, 7)
+    assert p.expand((4, 2, 7)).log_prob(x[:4]).shape == (4, 2, 7)
+
+
+@ROWS
+def test_dimensions_are_independent(name: str) -> None:
+    """log p(x) of an event is the sum over its dimensions."""
+    family, single = make(name, (2, 3, 4)), make(name, (1,))
+    raw = features(family, 6)
+    x = family(raw).sample()
+    params = torch.stack(raw.chunk(family.num_params, dim=1), dim=-1)  # [6, 2, 3, 4, num_params]
+    each = single(params).log_prob(x[..., None])
+    torch.testing.assert_close(family(raw).log_prob(x), each.sum((1, 2, 3)))
+
+
+@ROWS
+def test_gradient_reaches_features_and_parameters(name: str) -> None:
+    family = make(name, (3,))
+    raw = features(family, 8).requires_grad_()
+    p = family(raw)
+    p.log_prob(p.sample()).sum().backward()
+    for tensor in (raw, *family.parameters()):
+        assert tensor.grad is not None
+        assert torch.isfinite(tensor.grad).all()
+        assert tensor.grad.abs().sum() > 0
+
+
+@ROWS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
+def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) -> None:
+    """float32 throughout, from whatever dtype the network has; log_prob and its gradient finite at +-1e4."""
+    family = FAMILIES[name][0]((4,))
+    raw = (size * torch.tensor([-1.0, 1.0, -0.5, 0.0]).repeat(family.num_params)).to(dtype).requires_grad_()
+    p = family(raw[None])
+    points = FAMILIES[name][1]
+    x = torch.stack([points[0], points[-1], points[len(points) // 2], points[0]]).float()[None].clamp(-1, 1)
+    log_prob = p.log_prob(x)
+    assert log_prob.dtype == torch.float32
+    assert torch.isfinite(log_prob).all()
+    log_prob.sum().backward()
+    assert raw.grad is not None
+    assert torch.isfinite(raw.grad).all()
+    assert torch.isfinite(p.sample()).all()
+
+
+@pytest.mark.parametrize("logit", [-700.0, -40.0, -1.0, -1e-3, 0.0, 1e-6, 0.02, 3.0, 40.0, 700.0])
+def test_continuous_bernoulli_against_its_own_formula(logit: float) -> None:
+    """log p(x) = eta x - log((e^eta - 1) / eta), computed in high precision, also where sigmoid(eta) rounds to 1."""
+    eta = torch.tensor([logit], dtype=torch.float64)
+    family = ContinuousBernoulli((1,))
+    x = torch.tensor([0.3], dtype=torch.float64)
+    big, small = abs(logit), abs(logit) < 1e-2
+    log_ratio = max(logit, 0.0) + (
+        -big / 2 + big**2 / 24 if small else float(torch.log1p(-torch.exp(-eta.abs())) - eta.abs().log())
+    )
+    assert family(eta).log_prob(x).item() == pytest.approx(logit * 0.3 - log_ratio, rel=1e-9, abs=1e-9)
+    assert 0 < family(eta).mean.item() < 1
+
+
+def test_binomial_with_one_step_is_bernoulli() -> None:
+    logits = torch.randn(5, 3, dtype=torch.float64)
+    x = torch.randint(2, (5, 3)).double()
+    torch.testing.assert_close(Binomial((3,), num_steps=1)(logits).log_prob(x), Bernoulli((3,))(logits).log_prob(x))
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 3.0])
+def test_sigma_is_what_was_asked_for(sigma: float) -> None:
+    p = DiagonalNormal((2,), sigma=sigma)(torch.zeros(4, 2))
+    assert p.stddev.unique().item() == pytest.approx(sigma, rel=1e-5)
+    scale = noise_scale(p)
+    assert scale is not None
+    assert scale.item() == pytest.approx(sigma, rel=1e-5)
+    assert noise_scale(Bernoulli((2,))(torch.zeros(4, 2))) is None
+
+
+def test_a_fixed_sigma_is_no_parameter_and_a_learned_one_is() -> None:
+    assert not list(DiagonalNormal((2,), sigma=0.1).parameters())
+    assert len(list(DiagonalNormal((2,), sigma=0.1, learn_sigma=True).parameters())) == 1
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        partial(DiagonalNormal, sigma=0.0),
+        partial(DiagonalNormal, learn_sigma=True),
+        partial(DiagonalNormal, min_sigma=-1.0),
+        partial(Binomial, num_steps=0),
+    ],
+)
+def test_impossible_settings_are_refused(recipe: Callable[[Shape], Family]) -> None:
+    with pytest.raises(UserError):
+        recipe((2,))
+
+
+def test_density_is_float32_under_autocast() -> None:
+    """With networks in bfloat16 the density is that of the rounded features, in float32: to 1e-5, not 1e-2."""
+    raw = torch.randn(8, 20).bfloat16()
+    x = torch.rand(8, 10)
+    family = DiagonalNormal((10,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        log_prob = family(raw).log_prob(x)
+    exact = family.double()(raw.double()).log_prob(x.double())
+    torch.testing.assert_close(log_prob.double(), exact, rtol=1e-5, atol=1e-5)

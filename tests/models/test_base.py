@@ -1,0 +1,199 @@
+"""The base of every model: what it logs, its noise, its optimizer, its checkpoints."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vae_lightning.checkpoints import check_fits, load_model, read_checkpoint
+from vae_lightning.data import Digits, ImageDataModule
+from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal
+from vae_lightning.models import VAE
+from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
+from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
+from vae_lightning.types import UserError
+
+TINY = partial(MLP, hidden_sizes=(16,), activation=nn.Tanh)
+
+
+def vae(**slots: Any) -> VAE:
+    defaults: dict[str, Any] = {"encoder": TINY, "decoder": TINY, "likelihood": partial(Binomial, num_steps=16)}
+    return VAE((1, 8, 8), 4, **{**defaults, **slots})
+
+
+def trainer(tmp_path: Path, **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        **{
+            "default_root_dir": tmp_path,
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 1,
+            **settings,
+        }
+    )
+
+
+def test_logs_nats_per_example_for_train_and_val(tmp_path: Path) -> None:
+    model, loop = vae(objective=partial(ELBO, beta=LinearWarmup(40))), trainer(tmp_path)
+    loop.fit(model, datamodule=Digits(batch_size=64))
+    found = {name: value.item() for name, value in loop.callback_metrics.items()}
+    for stage in ("train", "val"):
+        assert {f"{stage}/{name}" for name in ("loss", "elbo", "kl", "kl/z", "log_likelihood")} <= found.keys()
+        assert found[f"{stage}/elbo"] == pytest.approx(
+            found[f"{stage}/log_likelihood"] - found[f"{stage}/kl"], abs=1e-3
+        )
+        assert found[f"{stage}/kl"] >= 0
+    assert found["train/beta"] == pytest.approx(19 / 40)  # the last of 20 steps
+    assert found["train/images_per_second"] > 0
+    assert "train/sigma" not in found
+
+
+def test_logs_the_sigma_of_a_gaussian_likelihood(tmp_path: Path) -> None:
+    loop = trainer(tmp_path)
+    loop.fit(vae(likelihood=partial(DiagonalNormal, sigma=0.25)), datamodule=Digits())
+    assert loop.callback_metrics["train/sigma"].item() == pytest.approx(0.25, rel=1e-4)
+    assert loop.callback_metrics["val/sigma"].item() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_validation_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    """The closed-form KL has no noise: its mean over 176 images is one number, for batches of 175, 64 or 3."""
+    model = vae()
+    found = []
+    for size in (500, 64, 3):
+        loop = trainer(tmp_path)
+        loop.validate(model, datamodule=Digits(eval_batch_size=size), verbose=False)
+        found.append(loop.callback_metrics["val/kl"].item())
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+def test_noise_is_a_function_of_the_step_and_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal on a repeat, different for another batch, epoch, rank or seed."""
+    model = vae()
+    draws: dict[tuple[int, ...], Tensor] = {}
+    for seed, rank, epoch, batch in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        monkeypatch.setattr(VAE, "global_rank", rank)
+        for _ in range(2):
+            model._reseed(0, epoch, batch)
+            noise = torch.randn(4)
+            assert torch.equal(draws.setdefault((seed, rank, epoch, batch), noise), noise)
+    assert len({tuple(noise.tolist()) for noise in draws.values()}) == 5
+
+
+def test_optimizer_and_scheduler_are_the_ones_given(tmp_path: Path) -> None:
+    step = partial(torch.optim.lr_scheduler.StepLR, step_size=5, gamma=0.5)
+    model = vae(optimizer=partial(torch.optim.SGD, lr=1e-3), scheduler=step, scheduler_interval="step")
+    loop = trainer(tmp_path)
+    loop.fit(model, datamodule=Digits())
+    assert isinstance(loop.optimizers[0], torch.optim.SGD)
+    assert loop.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 / 4)  # 10 steps of batch 128
+
+
+def test_a_setting_that_torch_refuses_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Invalid learning rate"):
+        trainer(tmp_path).fit(vae(optimizer=partial(torch.optim.Adam, lr=-1)), datamodule=Digits())
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_a_grey_pixel_is_impossible_under_a_bernoulli(stage: str, tmp_path: Path) -> None:
+    """Said at the first batch of every stage, with what to choose instead; binarised, the same model runs."""
+    model = VAE((1, 8, 8), 4, encoder=TINY, decoder=TINY)
+    with pytest.raises(UserError, match=r"binarisation=dynamic.*ContinuousBernoulli"):
+        getattr(trainer(tmp_path), stage)(model, datamodule=Digits())
+    getattr(trainer(tmp_path), stage)(VAE((1, 8, 8), 4), datamodule=Digits(binarisation="threshold"))
+
+
+def test_python_checkpoint_is_plain_data_and_rebuilds_everything(tmp_path: Path) -> None:
+    model = VAE(
+        (1, 8, 8),
+        latent_size=3,
+        encoder=partial(ConvEncoder, channels=(4, 8), hidden_size=16, activation=nn.Tanh),
+        decoder=partial(ConvDecoder, channels=(4, 8), hidden_size=16),
+        likelihood=partial(DiagonalNormal, sigma=0.2, learn_sigma=True),
+        objective=partial(IWAE, num_samples=3),
+        scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=5),
+    )
+    loop = trainer(tmp_path)
+    loop.fit(model, datamodule=Digits())
+    path = tmp_path / "model.ckpt"
+    loop.save_checkpoint(path)
+    assert read_checkpoint(path)["hyper_parameters"]["objective"]["init_args"] == {"num_samples": 3}
+    for loaded in (VAE.load_from_checkpoint(path), load_model(path)):
+        assert isinstance(loaded, VAE)
+        assert str(loaded) == str(model)
+        assert loaded.state_dict().keys() == model.state_dict().keys()
+        x = torch.rand(2, 1, 8, 8)
+        torch.testing.assert_close(
+            loaded.trace({"x": x}).latents["z"].q.mean, model.trace({"x": x}).latents["z"].q.mean
+        )
+        assert loaded.hparams == model.hparams  # so that the loaded model's own checkpoint is plain, too
+
+
+def test_what_a_checkpoint_cannot_rebuild_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match="functools.partial"):
+        vae(encoder=lambda in_shape, out_shape: MLP(in_shape, out_shape))
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_by_its_first_tensor(tmp_path: Path) -> None:
+    loop = trainer(tmp_path)
+    loop.fit(vae(), datamodule=Digits())
+    loop.save_checkpoint(tmp_path / "a.ckpt")
+    check_fits(tmp_path / "a.ckpt", vae())
+    with pytest.raises(UserError, match=r"encoder.layers.1.bias is \[16\] there, \[17\] here"):
+        check_fits(tmp_path / "a.ckpt", vae(encoder=partial(MLP, hidden_sizes=(17,))))
+
+
+def test_a_checkpoint_that_names_a_foreign_class_is_not_loaded(tmp_path: Path) -> None:
+    loop = trainer(tmp_path)
+    loop.fit(vae(), datamodule=Digits())
+    loop.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["encoder"]["class_path"] = "antigravity.Network"
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match=r"antigravity.Network.*not loaded"):
+        load_model(tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize("contents", [b"", b"not a checkpoint", None])
+def test_damaged_and_foreign_checkpoints_are_refused(contents: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    if contents is None:
+        torch.save({"weights": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(contents)
+    with pytest.raises(UserError, match=r"x.ckpt: not a"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("likelihood", [ContinuousBernoulli, DiagonalNormal, partial(Binomial, num_steps=16)])
+def test_bf16_networks_full_precision_densities(likelihood: Any, tmp_path: Path) -> None:
+    """Under bf16-mixed the loss is float32, and its KL is that of float32 to the rounding of the features."""
+    data: ImageDataModule = Digits()
+    full, half = trainer(tmp_path), trainer(tmp_path, precision="bf16-mixed")
+    model = vae(likelihood=likelihood)
+    full.validate(model, datamodule=data, verbose=False)
+    half.validate(model, datamodule=data, verbose=False)
+    a, b = (loop.callback_metrics["val/elbo"] for loop in (full, half))
+    assert b.dtype == torch.float32
+    assert b.item() == pytest.approx(a.item(), rel=5e-3)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    """Ten epochs on the digits take the validation ELBO from below -500 to above -200 nats."""
+    torch.manual_seed(0)
+    model = vae(encoder=partial(MLP, hidden_sizes=(128,)), decoder=partial(MLP, hidden_sizes=(128,)))
+    before, after = trainer(tmp_path), trainer(tmp_path, max_epochs=10, log_every_n_steps=50)
+    before.validate(model, datamodule=Digits(batch_size=32), verbose=False)
+    after.fit(model, datamodule=Digits(batch_size=32))
+    assert before.callback_metrics["val/elbo"].item() < -500
+    assert after.callback_metrics["val/elbo"].item() > -200

@@ -1,0 +1,55 @@
+"""A Trace's numbers against known answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, StudentT
+
+from vae_lightning.trace import Latent, Trace
+
+
+def normal(loc: float, scale: float, *shape: int) -> Independent:
+    full = torch.full(shape, loc, dtype=torch.float64)
+    return Independent(Normal(full, torch.full_like(full, scale)), 1)
+
+
+def latent(q: Distribution, p: Distribution, num_samples: int = 1) -> Latent:
+    return Latent(q.sample((num_samples,)), q, p)
+
+
+def test_closed_form_kl_equals_monte_carlo() -> None:
+    """KL(N(1, 0.5^2) || N(0, 1)) = (0.25 + 1 - 1) / 2 + log 2, in each of 3 dimensions."""
+    one = latent(normal(1, 0.5, 4, 3), normal(0, 1, 3), num_samples=50_000)
+    expected = 3 * ((0.25 + 1 - 1) / 2 + 0.6931471806)
+    assert one.kl_estimator == "closed form"
+    torch.testing.assert_close(one.kl(), torch.full((4,), expected, dtype=torch.float64))
+    torch.testing.assert_close(one.log_ratio().mean(0), one.kl(), atol=0.05, rtol=0)
+
+
+def test_kl_without_a_closed_form_is_sampled_and_says_so() -> None:
+    q = Independent(StudentT(torch.full((4, 3), 3.0).double()), 1)
+    one = latent(q, normal(0, 1, 3), num_samples=2)
+    assert one.kl_estimator == "sampled"
+    assert torch.equal(one.kl(), one.log_ratio())
+    assert one.kl().shape == (2, 4)
+
+
+def test_log_weight_is_the_sum_of_its_parts_over_latents() -> None:
+    """log w = log p(x|z) + sum over latents of log p(z) - log q(z|x)."""
+    latents = {"a": latent(normal(1, 2, 5, 3), normal(0, 1, 3), 2), "b": latent(normal(0, 1, 5, 4), normal(1, 1, 4), 2)}
+    x = torch.ones(5, 6).double()
+    p_x = Independent(Bernoulli(logits=torch.randn(2, 5, 6).double()), 1)
+    trace = Trace(x, p_x, latents)
+    expected = p_x.log_prob(x)
+    for one in latents.values():
+        expected = expected + one.p.log_prob(one.z) - one.q.log_prob(one.z)
+    torch.testing.assert_close(trace.log_weight(), expected)
+    assert {name: kl.shape for name, kl in trace.kl().items()} == {"a": (5,), "b": (5,)}
+
+
+@pytest.mark.parametrize(("value", "found"), [(0.0, None), (1.0, None), (0.25, 0.25)])
+def test_outside_support(value: float, found: float | None) -> None:
+    x = torch.zeros(2, 3)
+    x[1, 2] = value
+    assert Trace(x, Independent(Bernoulli(logits=torch.zeros(1, 2, 3)), 1)).outside_support() == found

@@ -1,0 +1,69 @@
+"""The command line's errors, in one line: which key, what it has, what fits."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from vae_lightning.data import ImageDataModule
+from vae_lightning.distributions import Family, Prior
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.objectives import Objective
+from vae_lightning.types import Network
+
+SLOTS: dict[str, type] = {
+    **{"encoder": Network, "decoder": Network, "posterior": Family, "likelihood": Family},
+    **{"prior": Prior, "objective": Objective, "model": LatentVariableModel, "data": ImageDataModule},
+}
+
+_TYPE_THEORY = re.compile(
+    r"Parser key \"[^\"]+\":?|Type \S*Callable\[.*?\] expects a function or a callable class:|"
+    r"Does not validate against any of the Union subtypes|Subtypes: \[.*|Errors:|Given value( type)?:.*|"
+    r"Problem with given class_path '[^']*':|Expected a <class 'NoneType'>|\.? Got value: Namespace\(.*"
+)
+_NO_CLASS = re.compile(
+    r"Expected a path but (\S+) either not accessible or invalid|Expected a dot import path string: \S+"
+)
+
+
+class Parser(LightningArgumentParser):
+    """Ends a user's mistake in one line, with exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        sys.stderr.write(f"vae-lightning: error: {one_line(message)}\n")
+        self.exit(2)
+
+
+def one_line(message: str) -> str:
+    """jsonargparse's message without its type theory: the keys from outside in, then the reasons."""
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
+    reasons = []
+    for line in message.splitlines():
+        if missing := _NO_CLASS.search(line):
+            reasons.append(_wrong_class(keys[-1] if keys else "", missing[1]))
+        else:
+            reasons.append(_TYPE_THEORY.sub("", line).strip(" -"))
+    text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text)
+    return f"{'.'.join(keys)}: {text}" if keys else text
+
+
+def _wrong_class(key: str, name: str | None) -> str:
+    """What the slot takes; nothing for the second of jsonargparse's two lines on one mistake."""
+    base = SLOTS.get(key.rpartition(".")[2])
+    if name is None:
+        return ""
+    if base is None:
+        return f"{name} cannot be imported, and is no file"
+    names = sorted(cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("vae_lightning."))
+    return f"{name} is no {base.__name__} that can be imported; there are {', '.join(names)}"
+
+
+def _subclasses(base: type) -> set[type]:
+    found: set[type] = set(base.__subclasses__())
+    return found.union(*(_subclasses(cls) for cls in found))
