@@ -38,9 +38,9 @@ def reseed(device: torch.device, *counters: int) -> None:
 def uniform16(index: Tensor, size: int, *counters: int) -> Tensor:
     """u[i, j] ~ Uniform{0, ..., 65535}, a pure function of (counters, index[i], j): int32 [B, size].
 
-    Each 32-bit word is a bijective mix of its counter, keyed twice by `derive_seed`, and gives two 16-bit numbers: about
-    ten integer operations for two pixels, on whatever device `index` lives. The mix is the multiply and xor-shift form
-    of C. Wellons' `lowbias32` (https://nullprogram.com/blog/2018/07/31/).
+    Each 32-bit word is a bijective mix of its counter, keyed twice by `derive_seed`, and gives two 16-bit numbers:
+    some twenty integer operations for two pixels, on whatever device `index` lives. The mix is the multiply and
+    xor-shift form of C. Wellons' `lowbias32` (https://nullprogram.com/blog/2018/07/31/).
     """
     words = (size + 1) // 2
     key = derive_seed(*counters)

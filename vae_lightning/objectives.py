@@ -53,7 +53,7 @@ class LinearWarmup(Schedule):
 
 @dataclass(frozen=True)
 class Cyclic(Schedule):
-    """Within each period: a linear rise over its first `rise` fraction, then `end` (Fu et al. 2019, arXiv:1903.10145)."""
+    """Within each period a linear rise over its first `rise` fraction, then `end` (Fu et al. 2019, arXiv:1903.10145)."""
 
     period: int
     rise: float = 0.5
@@ -71,7 +71,7 @@ class Cyclic(Schedule):
 
 
 class Objective(nn.Module, ABC):
-    """(trace, step) -> terms [B] in nats, `loss` among them. `num_samples` is the K that it wants of a training trace."""
+    """(trace, step) -> terms [B] in nats, `loss` among them. `num_samples` is the K that it wants of a trace."""
 
     num_samples: int = 1
 
@@ -90,8 +90,8 @@ ObjectiveRecipe: TypeAlias = Callable[[], Objective]
 class ELBO(Objective):
     """loss = beta KL(q(z|x) || p(z)) - E_q[log p(x|z)]; with beta = 1 it is minus the ELBO, a lower bound of log p(x).
 
-    Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114), eq. 3. For beta above 1 the loss is still minus a lower bound
-    (beta-VAE, Higgins et al. 2017), for beta below 1 of nothing; the term `elbo` has beta = 1 always.
+    Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114), eq. 3. For beta above 1 minus the loss is still a lower
+    bound (beta-VAE, Higgins et al. 2017), for beta below 1 it bounds nothing; the term `elbo` has beta = 1 always.
     """
 
     def __init__(self, beta: float | Schedule = 1.0, num_samples: int = 1) -> None:

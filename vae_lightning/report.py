@@ -43,9 +43,9 @@ def _conditions(trainer: pl.Trainer, folder: Path) -> list[tuple[str, str]]:
     model, data = config["model"].get("init_args", {}), config["data"]
     likelihood = str(model.get("likelihood", {}).get("class_path", "")).rpartition(".")[2]
     said = [f"likelihood {likelihood}"]
-    for name in ("test/sigma", "val/sigma", "train/beta"):
-        if name in trainer.callback_metrics:
-            said.append(f"{name.partition('/')[2]} {trainer.callback_metrics[name].item():.4g}")
+    metrics = {name: metric.item() for name, metric in trainer.callback_metrics.items()}
+    scalars = [name for name in ("test/sigma", "val/sigma", "train/beta") if name in metrics]
+    said += [f"{name.partition('/')[2]} {metrics[name]:.4g}" for name in scalars]
     said.append(f"data {data['class_path'].rpartition('.')[2]}")
     said.append(f"binarisation {data.get('init_args', {}).get('binarisation', 'static')}")
     said.append(f"{config['nll']['num_samples']} importance samples")

@@ -131,6 +131,8 @@ class Recorder(pl.LightningModule):
         seen += batch["x"].flatten(1).sum(1).tolist()
         return self.weight.square()
 
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None: ...
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -141,7 +143,6 @@ def test_a_resumed_fit_goes_on_with_the_order_of_its_epoch(tmp_path: Path) -> No
     settings |= {
         "default_root_dir": tmp_path,
         "enable_checkpointing": False,
-        "limit_val_batches": 0,
         "log_every_n_steps": 5,
     }
     whole, part, rest = Recorder(), Recorder(), Recorder()

@@ -14,8 +14,8 @@ from vae_lightning.noise import derive_seed
 class Digits(ImageDataModule):
     """1,797 digits of 8 x 8 pixels with 17 grey levels (Alpaydin & Kaynak, UCI 1998; the copy within scikit-learn).
 
-    The split is fixed and stratified: of each class a tenth is `val`, a fifth is `test`. For the grey levels the natural
-    likelihood is `Binomial` with num_steps = 16. `data_dir` is not used: the images come with scikit-learn.
+    The split is fixed and stratified: of each class a tenth is `val`, a fifth is `test`. The natural likelihood of the
+    grey levels is `Binomial` with num_steps = 16. `data_dir` is not used: the images come with scikit-learn.
     """
 
     image_shape = (1, 8, 8)

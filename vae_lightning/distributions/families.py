@@ -1,7 +1,7 @@
-"""Families: modules that turn a network's raw features into a distribution. Posteriors and likelihoods are both families.
+"""Families: modules that turn raw features into a distribution. Posteriors and likelihoods are both families.
 
-To add one: subclass `Family`, say how many numbers it wants for each dimension (`num_params`) and build the distribution
-from them. Add a row to the table in `tests/distributions/test_families.py`, and every law is checked.
+To add one: subclass `Family`, say how many numbers it wants for each dimension (`num_params`) and build the
+distribution from them. Add a row to the table in `tests/distributions/test_families.py`: every law is checked.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class DiagonalNormal(Family):
     `sigma=None`: the features hold mu and a raw scale for every dimension, sigma = min_sigma + softplus(raw).
     `sigma=0.1`: the features are mu, sigma is that number. With `learn_sigma` it is where one shared parameter starts
     (the sigma-VAE of Rybkin et al. 2021, https://arxiv.org/abs/2006.13202).
-    `min_sigma` is a floor: without one, a likelihood that can fit a pixel exactly has no upper bound. It is in the units
-    of the variable, so a likelihood of pixels in [0, 1] wants no more than about 1/255.
+    `min_sigma` is a floor: without one, a likelihood that can fit a pixel exactly has no upper bound. It is in the
+    units of the variable, so a likelihood of pixels in [0, 1] wants no more than about 1/255.
     """
 
     raw_sigma: Tensor

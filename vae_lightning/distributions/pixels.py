@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 class _LogitPixels(Distribution):
     """A distribution of one pixel, with one logit as its parameter. Any shape of logits is the batch shape."""
 
-    arg_constraints = {"logits": constraints.real}
+    arg_constraints: ClassVar = {"logits": constraints.real}
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
         self.logits = logits
@@ -69,7 +69,7 @@ class ContinuousBernoulli(_LogitPixels):
         return torch.where(near_zero, 0.5 + self.logits / 12, exact)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """The inverse of the distribution function: x = log(1 + u (e^eta - 1)) / eta, from the side that cannot overflow."""
+        """x = log(1 + u (e^eta - 1)) / eta, the inverse of the distribution function, where it cannot overflow."""
         shape = self._extended_shape(torch.Size(sample_shape))
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         size = self.logits.abs().expand(shape)

@@ -34,8 +34,8 @@ class LatentVariableModel(pl.LightningModule):
     """A model with latent variables: a subclass has two verbs, `trace` and `sample`, and never calls `self.log`.
 
     Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,kl/<latent>}`, and what the objective
-    adds. `train/` is the batch at each logging step; `val/` and `test/` are means over examples, whatever the batch size
-    and the number of devices. `sigma` is logged where the likelihood is Gaussian, the objective's `beta` in training.
+    adds. `train/` is the batch at each logging step; `val/` and `test/` are means over examples, whatever the batch
+    size and the number of devices. `sigma` is logged where the likelihood is Gaussian, `beta` in training.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class LatentVariableModel(pl.LightningModule):
         sigma = noise_scale(trace.p_x)
         return {} if sigma is None else {"sigma": sigma.detach()}
 
-    # -- noise: a function of (seed, epoch, batch, rank), so that ranks differ and a resumed run repeats ------------------
+    # -- noise: a function of (seed, epoch, batch, rank), so that ranks differ and a resumed run repeats ---------------
 
     def on_train_epoch_start(self) -> None:
         self._speed.restart()
