@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,25 +31,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises OSError, EOFError, UnpicklingError or RuntimeError, by where it broke
         raise UserError(f"{path}: not a readable checkpoint: damaged, or with more in it than plain data") from error
-    missing = {"state_dict", "hyper_parameters"} - set(checkpoint if isinstance(checkpoint, dict) else ())
-    if missing or "_class_path" not in checkpoint["hyper_parameters"]:
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    known = all(isinstance(parts.get(name), dict) for name in ("state_dict", "hyper_parameters"))
+    if not known or "_class_path" not in parts["hyper_parameters"]:
         raise UserError(f"{path}: not a checkpoint of vae_lightning (it has no state_dict with its hyper_parameters)")
-    return dict(checkpoint)
+    return dict(parts)
 
 
 def load_model(path: str | Path) -> LatentVariableModel:
     """The model in a checkpoint, whatever its class, in evaluation mode on the CPU."""
-    class_path = read_checkpoint(path)["hyper_parameters"]
-    for name in _class_paths(class_path):
+    hparams = read_checkpoint(path)["hyper_parameters"]
+    for name in _class_paths(hparams):
         if name.split(".")[0] not in TRUSTED_PACKAGES:
             raise UserError(
                 f"{path}: names the class {name}, which is not of {', '.join(TRUSTED_PACKAGES)}: not loaded"
             )
-    module, _, name = class_path["_class_path"].rpartition(".")
-    cls = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(cls, type) and issubclass(cls, LatentVariableModel)):
-        raise UserError(f"{path}: {class_path['_class_path']} is no model of vae_lightning")
-    model: LatentVariableModel = cls.load_from_checkpoint(path, map_location="cpu")
+    module, _, name = hparams["_class_path"].rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+        if not issubclass(cls, LatentVariableModel):
+            raise TypeError(f"{name} is no model of vae_lightning")
+        model: LatentVariableModel = cls.load_from_checkpoint(path, map_location="cpu")
+    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, argparse.ArgumentError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: its model cannot be built, or its weights do not fit it: {reason}") from error
     return model.eval()
 
 

@@ -21,7 +21,7 @@ from vae_lightning.callbacks import BestAndLast, Pictures, ProgressLines, RunFol
 from vae_lightning.checkpoints import check_fits, read_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
-from vae_lightning.errors import Parser
+from vae_lightning.errors import Parser, check_configs, one_line
 from vae_lightning.loggers import MetricsCSV, start_wandb, wandb_is_offline
 from vae_lightning.metrics import MarginalLikelihood
 from vae_lightning.models import LatentVariableModel
@@ -74,6 +74,7 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, without its warning that arguments were given: they are always given here."""
+        check_configs(args)
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
@@ -88,7 +89,9 @@ class CLI(LightningCLI):
         path = Path(given.ckpt_path)
         if path.is_dir():
             path = path / "checkpoints" / ("last.ckpt" if self.config.subcommand == "fit" else "best.ckpt")
-        read_checkpoint(path)
+        checkpoint = read_checkpoint(path)
+        if self.config.subcommand == "fit" and not {"optimizer_states", "loops"} <= checkpoint.keys():
+            raise UserError(f"{path}: has weights alone, without an optimizer's state; a fit cannot go on from it")
         given.ckpt_path = str(path)
 
     # -- one run, one folder ----------------------------------------------------------------------------------------
@@ -132,9 +135,9 @@ class CLI(LightningCLI):
             mistake: BaseException | None = error
             while mistake is not None and not isinstance(mistake, UserError):
                 mistake = mistake.__cause__
-            if mistake is None:
-                raise
-            raise mistake from None
+            if mistake is None and "Union subtypes" in str(error):  # of a union it keeps the text alone
+                mistake = UserError(one_line(str(error)))
+            raise (mistake or error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         given = self.config_init[self.config.subcommand].trainer
@@ -166,7 +169,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.then_test and not self.trainer.interrupted:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")  # none without a validation
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
             print(summary(self.trainer, self.folder), flush=True)

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -45,9 +46,14 @@ def run(args: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.partition(' ')[2]}: {message}")
+
+
 def _draw(verb: str, args: list[str]) -> None:
     what = NAMES[verb]
-    parser = argparse.ArgumentParser(prog=f"vae-lightning {verb}", description=f"write a picture of {what} as PNG")
+    parser = _Parser(prog=f"vae-lightning {verb}", description=f"write a picture of {what} as PNG")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--num_images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from vae_lightning.data import ImageDataModule
 from vae_lightning.distributions import Family, Prior
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.objectives import Objective
-from vae_lightning.types import Network
+from vae_lightning.types import Network, UserError
 
 SLOTS: dict[str, type] = {
     **{"encoder": Network, "decoder": Network, "posterior": Family, "likelihood": Family},
@@ -37,6 +41,20 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         sys.stderr.write(f"vae-lightning: error: {one_line(message)}\n")
         self.exit(2)
+
+
+def check_configs(args: Sequence[str]) -> None:
+    """Each file after -c or --config is YAML with keys in it: jsonargparse would not say which file is not."""
+    for flag, value in pairwise([*args, ""]):
+        name = value if flag in ("-c", "--config") else flag.partition("=")[2] if flag.startswith("--config=") else ""
+        if not (name and Path(name).is_file()):
+            continue
+        try:
+            content = yaml.safe_load(Path(name).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{name}: holds no keys, expected a config with model: and data:")
 
 
 def one_line(message: str) -> str:

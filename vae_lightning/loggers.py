@@ -91,8 +91,10 @@ def _has_login() -> bool:
         return False
     import wandb
 
+    own = os.environ.get("WANDB_BASE_URL")
+    hosts = {urlsplit(own).netloc} if own else {urlsplit(wandb.Settings().base_url).netloc, "api.wandb.ai"}
     try:
-        return netrc.netrc(path).authenticators(urlsplit(wandb.Settings().base_url).hostname or "") is not None
+        return not hosts.isdisjoint(netrc.netrc(path).hosts)
     except (netrc.NetrcParseError, OSError):
         return False
 

@@ -53,7 +53,7 @@ class LinearWarmup(Schedule):
 
 @dataclass(frozen=True)
 class Cyclic(Schedule):
-    """Within each period a linear rise over its first `rise` fraction, then `end` (Fu et al. 2019, arXiv:1903.10145)."""
+    """In each period a linear rise over its first `rise` fraction, then `end` (Fu et al. 2019, arXiv:1903.10145)."""
 
     period: int
     rise: float = 0.5

@@ -32,7 +32,9 @@ class BestAndLast(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning writes `last` at validation; where the last epoch had none, it is written here."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._last_global_step_saved != trainer.global_step:
             self.last_model_path = str(Path(str(self.dirpath)) / "last.ckpt")
             trainer.save_checkpoint(self.last_model_path)

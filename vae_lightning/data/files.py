@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
+import math
 import os
-import urllib.error
+import struct
 import urllib.request
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,12 +35,13 @@ def read_idx(path: Path, md5: str | None = None) -> Tensor:
     if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]):
         raise UserError(f"{path}: not an IDX file of bytes: it begins with {raw[:4].hex(' ')}, expected 00 00 08")
     num_dims = raw[3]
-    shape = tuple(int(n) for n in np.frombuffer(raw[4 : 4 + 4 * num_dims], ">u4"))
-    body = len(raw) - 4 - 4 * num_dims
-    if len(shape) != num_dims or body != int(np.prod(shape, dtype=np.int64)):
+    start = 4 + 4 * num_dims
+    shape = struct.unpack_from(f">{num_dims}I", raw.ljust(start, b"\0"), 4)
+    body = len(raw) - start
+    if body < 1 or body != math.prod(shape):
         raise UserError(f"{path}: truncated or overlong: its header says shape {shape}, found {body} bytes of data")
     check_digest(path, md5, hashlib.md5(raw, usedforsecurity=False).hexdigest())
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * num_dims).view(shape)
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=start).view(shape)
 
 
 def check_digest(path: Path, expected: str | None, found: str) -> None:
@@ -79,7 +81,7 @@ def download(urls: Sequence[str], path: Path, md5: str | None = None, timeout: f
         try:
             with urllib.request.urlopen(url, timeout=timeout) as reply:
                 contents = reply.read()
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {getattr(error, 'reason', error)}")
             continue
         if md5 is not None and (found := hashlib.md5(contents, usedforsecurity=False).hexdigest()) != md5:

@@ -64,9 +64,9 @@ class MNIST(ImageDataModule):
     def load(self, split: Split) -> Images:
         part = "t10k" if split == "test" else "train"
         pixels, labels = self._read(f"{part}-images-idx3-ubyte"), self._read(f"{part}-labels-idx1-ubyte")
-        if len(pixels) != len(labels):
+        if labels.shape != pixels.shape[:1]:
             path = self._path(f"{part}-labels-idx1-ubyte")
-            raise UserError(f"{path}: expected {len(pixels)} labels, one for each image, found {len(labels)}")
+            raise UserError(f"{path}: expected {len(pixels)} labels, one for each image, found {tuple(labels.shape)}")
         if pixels.shape[1:] != self.image_shape[1:]:
             path = self._path(f"{part}-images-idx3-ubyte")
             raise UserError(f"{path}: expected images of {self.image_shape[1:]}, found {tuple(pixels.shape[1:])}")
@@ -125,7 +125,7 @@ class BinarizedMNIST(ImageDataModule):
     def load(self, split: Split) -> Images:
         name, count, digest = self.files[split]
         bits = self._read(name)  # uint8 [N, 98]
-        path = self._folder / name
+        path = self._folder / f"{name}.amat"
         if self.verify and len(bits) != count:
             raise UserError(f"{path}: expected {count} images, found {len(bits)}; delete it and fetch it again")
         check_digest(path, digest if self.verify else None, hashlib.sha256(bits.tobytes()).hexdigest())
@@ -178,8 +178,11 @@ def _save_cache(path: Path, bits: np.ndarray) -> None:
 
 
 def _load_cache(path: Path) -> np.ndarray:
+    remedy = "delete it: it is made anew from the .amat file"
     try:
         bits: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it: it is made anew from the .amat file") from error
+        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
+    if bits.dtype != np.uint8 or bits.shape[1:] != (-(-28 * 28 // 8),):
+        raise UserError(f"{path}: cannot be read (expected bytes [N, 98], found {bits.dtype} {bits.shape}); {remedy}")
     return bits

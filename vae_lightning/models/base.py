@@ -110,7 +110,8 @@ class LatentVariableModel(pl.LightningModule):
     # -- logging ----------------------------------------------------------------------------------------------------
 
     def _log(self, stage: str, terms: dict[str, Tensor], scalars: dict[str, float | Tensor]) -> None:
-        batch_size = len(terms["loss"])
+        # times world_size: Lightning averages this integer over the ranks, and rounds where they hold unequal counts
+        batch_size = len(terms["loss"]) * self.trainer.world_size
         values = {**{name: term.detach().mean() for name, term in terms.items()}, **scalars}
         self.log_dict(
             {f"{stage}/{name}": value for name, value in values.items()},

@@ -1,0 +1,184 @@
+"""Files of data sets: whole or not there, digests checked, errors in one line that name the file."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from tests.helpers import idx_bytes
+from vae_lightning.data.files import download, find, read_bytes, read_idx, write_whole
+from vae_lightning.types import UserError
+
+CUBE = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+
+
+def md5(contents: bytes) -> str:
+    return hashlib.md5(contents, usedforsecurity=False).hexdigest()
+
+
+@pytest.mark.parametrize("array", [CUBE, np.array([7], np.uint8)])
+@pytest.mark.parametrize("gz", [False, True])
+def test_idx_round_trip(tmp_path: Path, array: np.ndarray, gz: bool) -> None:
+    path = tmp_path / ("a.gz" if gz else "a")
+    raw = idx_bytes(array)
+    path.write_bytes(gzip.compress(raw) if gz else raw)
+    assert np.array_equal(read_idx(path, md5(raw)).numpy(), array)  # the digest is that of the raw contents
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"", "not an IDX file"),
+        (b"\x00\x00\x08", "not an IDX file"),
+        (b"\x00\x00\x0d\x01" + idx_bytes(CUBE)[4:], "begins with 00 00 0d 01, expected 00 00 08"),
+        (b"<html>Not Found</html>", "begins with 3c 68 74 6d"),
+        (idx_bytes(CUBE)[:-1], r"shape \(2, 3, 4\), found 23 bytes"),
+        (idx_bytes(CUBE) + b"\x00", r"shape \(2, 3, 4\), found 25 bytes"),
+        (idx_bytes(CUBE)[:10], "truncated"),
+        (b"\x00\x00\x08\x03" + b"\xff\xff\xff\xff" * 3, "truncated"),
+        (idx_bytes(np.zeros((0, 28, 28))), r"shape \(0, 28, 28\)"),
+    ],
+    ids=["empty", "three-bytes", "floats", "html", "short", "long", "half-a-header", "huge", "no-images"],
+)
+def test_broken_idx_is_named(tmp_path: Path, raw: bytes, says: str) -> None:
+    path = tmp_path / "broken"
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{says}"):
+        read_idx(path)
+
+
+def test_wrong_digest_says_expected_and_found(tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(idx_bytes(CUBE))
+    with pytest.raises(UserError, match=f"{path}: wrong digest: expected 0123, found {md5(idx_bytes(CUBE))}"):
+        read_idx(path, "0123")
+
+
+@pytest.mark.parametrize("cut", [5, 20, -1])
+def test_truncated_gz_is_named(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(idx_bytes(CUBE))[:cut])
+    with pytest.raises(UserError, match=f"{path}: cannot be read"):
+        read_bytes(path)
+
+
+def test_no_gz_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(idx_bytes(CUBE))
+    with pytest.raises(UserError, match=f"{path}: cannot be read"):
+        read_bytes(path)
+
+
+def test_find_takes_the_first_folder_and_names_all_of_them(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    with pytest.raises(UserError, match=f"a not found in {first} or {second}; fetch it"):
+        find([first, second], ["a", "a.gz"], "fetch it")
+    (second / "a").touch()
+    assert find([first, second], ["a", "a.gz"], "") == second / "a"
+    (first / "a.gz").touch()
+    assert find([first, second], ["a", "a.gz"], "") == first / "a.gz"
+
+
+def test_write_whole_makes_folders_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    for contents in (b"first, and longer", b"second"):
+        write_whole(path, contents)
+        assert path.read_bytes() == contents
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("fails_at", ["os.fsync", "pathlib.Path.replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(fails_at, no_space)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"new")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"file": b"old"}
+
+
+class Mirror(BaseHTTPRequestHandler):
+    """Serves `files`; the rest is 404. A file that is promised longer than it is breaks off."""
+
+    files: ClassVar[dict[str, bytes]] = {"/good/a": b"contents", "/bad/a": b"other contents", "/cut/a": b"contents"}
+
+    def do_GET(self) -> None:
+        contents = self.files.get(self.path)
+        self.send_response(404 if contents is None else 200)
+        extra = 10 if self.path.startswith("/cut/") else 0
+        self.send_header("Content-Length", str(len(contents or b"") + extra))
+        self.end_headers()
+        self.wfile.write(contents or b"")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def mirror() -> Iterator[str]:
+    """The address of a server on this machine."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+DIGEST = md5(b"contents")
+
+
+@pytest.mark.parametrize("first", ["none", "bad", "cut"])
+def test_download_falls_over_to_the_next_mirror(tmp_path: Path, mirror: str, first: str) -> None:
+    """A mirror without the file, with another file, or that breaks off in the middle."""
+    path = tmp_path / "folder" / "a"
+    download([f"{mirror}/{first}/a", f"{mirror}/good/a"], path, DIGEST)
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == {"a": b"contents"}
+
+
+@pytest.mark.parametrize("folders", [["none"], ["bad"], ["cut"], ["none", "bad"]])
+def test_a_failed_download_leaves_no_file_and_names_every_address(
+    tmp_path: Path, mirror: str, folders: list[str]
+) -> None:
+    path = tmp_path / "a"
+    with pytest.raises(UserError) as caught:
+        download([f"{mirror}/{folder}/a" for folder in folders], path, DIGEST)
+    text = str(caught.value)
+    assert all(f"{mirror}/{folder}/a" in text for folder in folders)
+    assert str(tmp_path) in text
+    assert "--data.data_dir" in text
+    assert "\n" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_off_download_is_noticed_without_a_digest(tmp_path: Path, mirror: str) -> None:
+    with pytest.raises(UserError, match="a could not be downloaded"):
+        download([f"{mirror}/cut/a"], tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_connection_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"http://127.0.0.1:1/a: .*refused"):
+        download(["http://127.0.0.1:1/a"], tmp_path / "a")
+
+
+def test_download_into_an_unwritable_place_says_which(tmp_path: Path, mirror: str) -> None:
+    (tmp_path / "folder").write_bytes(b"a file in the way")
+    with pytest.raises(UserError, match=r"folder: cannot be written .*--data\.data_dir"):
+        download([f"{mirror}/good/a"], tmp_path / "folder" / "a", DIGEST)

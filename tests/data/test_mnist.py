@@ -1,0 +1,327 @@
+"""MNIST and BinarizedMNIST on small files that the tests write, and on the real ones where they are."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import AMAT_NAMES, IDX_NAMES, idx_bytes, write_amat, write_binarized_mnist, write_mnist
+from vae_lightning.data import MNIST, BinarizedMNIST, ImageDataModule
+from vae_lightning.data.base import Split
+from vae_lightning.data.mnist import parse_amat
+from vae_lightning.types import UserError
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = IDX_NAMES
+TRAIN, VALID, TEST = AMAT_NAMES
+
+
+def md5(contents: bytes) -> str:
+    return hashlib.md5(contents, usedforsecurity=False).hexdigest()
+
+
+# -- MNIST ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("place", ["MNIST/raw", "."])
+def test_mnist_reads_what_the_files_hold(tmp_path: Path, gz: bool, place: str) -> None:
+    files = write_mnist(tmp_path / place, train=60, test=12, gz=gz)
+    data = MNIST(str(tmp_path), verify=False)
+    data.prepare_data()
+    train, val, test = (data.load(split) for split in SPLITS)
+    assert [len(images.pixels) for images in (train, val, test)] == [50, 10, 12]
+    assert torch.cat([train.pixels, val.pixels]).squeeze(1).numpy().tobytes() == files[TRAIN_IMAGES].tobytes()
+    assert torch.cat([train.labels, val.labels]).tolist() == files[TRAIN_LABELS].tolist()  # type: ignore[list-item]
+    assert test.pixels.shape == (12, 1, 28, 28)
+    assert test.pixels.squeeze(1).numpy().tobytes() == files[TEST_IMAGES].tobytes()
+    assert test.labels is not None
+    assert test.labels.tolist() == files[TEST_LABELS].tolist()
+
+
+def test_mnist_serves_pixels_scaled_to_one(tmp_path: Path) -> None:
+    files = write_mnist(tmp_path / "MNIST" / "raw")
+    batch = next(iter(MNIST(str(tmp_path), verify=False).test_dataloader()))
+    assert batch["x"].dtype == torch.float32
+    assert torch.equal(batch["x"][:, 0], torch.from_numpy(files[TEST_IMAGES]).float() / 255)
+    assert batch["label"].tolist() == files[TEST_LABELS].tolist()
+
+
+def test_raw_files_come_before_gz(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "MNIST" / "raw", gz=True)
+    other = np.zeros((12, 28, 28), np.uint8)
+    (tmp_path / "MNIST" / "raw" / TEST_IMAGES).write_bytes(idx_bytes(other))
+    assert not MNIST(str(tmp_path), verify=False).load("test").pixels.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "verify", "says"),
+    [
+        (TEST_IMAGES, b"\x00\x00\x08\x03", False, "truncated"),
+        (TEST_IMAGES, b"not an idx file", False, "not an IDX file"),
+        (TEST_IMAGES, idx_bytes(np.zeros((12, 28, 28)))[:-100], False, "truncated .* found 9308 bytes"),
+        (TEST_LABELS, idx_bytes(np.zeros(11)), False, "expected 12 labels, one for each image, found 11"),
+        (TEST_IMAGES, idx_bytes(np.zeros((12, 32, 32))), False, r"expected images of \(28, 28\), found \(32, 32\)"),
+        (TEST_IMAGES, idx_bytes(np.zeros(12)), False, r"expected images of \(28, 28\), found \(\)"),
+        (TEST_LABELS, idx_bytes(np.zeros((12, 28, 28))), False, "expected .* labels"),
+        (
+            TEST_IMAGES,
+            idx_bytes(np.zeros((12, 28, 28))),
+            True,
+            f"wrong digest: expected {MNIST.digests[TEST_IMAGES][1]}",
+        ),
+    ],
+    ids=["header", "magic", "truncated", "count", "size", "labels-as-images", "images-as-labels", "digest"],
+)
+def test_mnist_names_the_broken_file(tmp_path: Path, name: str, contents: bytes, verify: bool, says: str) -> None:
+    write_mnist(tmp_path / "MNIST" / "raw")
+    path = tmp_path / "MNIST" / "raw" / name
+    path.write_bytes(contents)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: {says}"):
+        MNIST(str(tmp_path), verify=verify).load("test")
+
+
+def test_missing_mnist_names_file_folders_and_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        MNIST(str(tmp_path)).load("train")
+    text = str(caught.value)
+    assert f"{TRAIN_IMAGES} not found in {tmp_path / 'MNIST' / 'raw'} or {tmp_path};" in text
+    assert "--data.data_dir" in text
+    assert "make train DATA_DIR=" in text
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that MNIST downloads from, after a mirror that does not answer; the digests are those of its files."""
+    folder = tmp_path / "mirror"
+    files = write_mnist(folder, gz=True)
+    digests = {n: (md5((folder / f"{n}.gz").read_bytes()), md5(idx_bytes(array))) for n, array in files.items()}
+    monkeypatch.setattr(MNIST, "digests", digests)
+    monkeypatch.setattr(MNIST, "mirrors", ("http://127.0.0.1:1/", folder.as_uri() + "/"))
+    return folder
+
+
+def test_mnist_is_downloaded_once(tmp_path: Path, mirror: Path) -> None:
+    data = MNIST(str(tmp_path / "data"))
+    data.prepare_data()
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    assert sorted(p.name for p in raw.iterdir()) == sorted(f"{name}.gz" for name in IDX_NAMES)
+    shutil.rmtree(mirror)
+    data.prepare_data()  # would fail if it asked again
+    assert len(data.load("train").pixels) == 50
+
+
+@pytest.mark.usefixtures("mirror")
+def test_only_missing_files_are_downloaded(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "data")
+    (tmp_path / "data" / TEST_LABELS).unlink()
+    MNIST(str(tmp_path / "data")).prepare_data()
+    assert [p.name for p in (tmp_path / "data" / "MNIST" / "raw").iterdir()] == [f"{TEST_LABELS}.gz"]
+
+
+def test_a_tampered_download_is_refused(tmp_path: Path, mirror: Path) -> None:
+    tampered = gzip.compress(idx_bytes(np.zeros((60, 28, 28))))
+    (mirror / f"{TRAIN_IMAGES}.gz").write_bytes(tampered)
+    with pytest.raises(
+        UserError, match=f"wrong digest: expected {MNIST.digests[TRAIN_IMAGES][0]}, found {md5(tampered)}"
+    ):
+        MNIST(str(tmp_path / "data")).prepare_data()
+    assert not [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
+
+
+# -- BinarizedMNIST -------------------------------------------------------------------------------------------------
+
+
+def binarized(data_dir: Path, verify: bool = False) -> BinarizedMNIST:
+    return BinarizedMNIST(str(data_dir), verify=verify)
+
+
+def pixels_of(data: ImageDataModule, split: Split = "test") -> np.ndarray:
+    return data.load(split).pixels.flatten(1).numpy()
+
+
+def test_binarized_mnist_reads_the_text_and_then_its_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "binarized_mnist"
+    files = write_binarized_mnist(folder)
+    data = binarized(tmp_path)
+    for repeat in range(2):
+        for split, name in zip(SPLITS, AMAT_NAMES, strict=True):
+            images = data.load(split)
+            assert images.pixels.shape == (12, 1, 28, 28)
+            assert images.max_value == 1
+            assert np.array_equal(images.pixels.flatten(1).numpy(), files[name])
+            if repeat == 0:
+                (folder / f"{name}.amat").unlink()  # the second pass has the cache alone
+    assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.npy" for name in AMAT_NAMES)
+    assert (folder / f"{TRAIN}.npy").stat().st_size < 12 * 784 / 4  # bits, not bytes
+
+
+def test_binarized_mnist_serves_zeros_and_ones(tmp_path: Path) -> None:
+    files = write_binarized_mnist(tmp_path / "binarized_mnist")
+    batch = next(iter(binarized(tmp_path).test_dataloader()))
+    assert list(batch) == ["x"]
+    assert np.array_equal(batch["x"].flatten(1).numpy(), files[TEST].astype(np.float32))
+
+
+def test_a_cache_older_than_its_text_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "binarized_mnist"
+    files = write_binarized_mnist(folder)
+    text, cache = folder / f"{TEST}.amat", folder / f"{TEST}.npy"
+    pixels_of(binarized(tmp_path))
+    os.utime(cache, (1, 1))
+    write_amat(text, 1 - files[TEST])
+    assert np.array_equal(pixels_of(binarized(tmp_path)), 1 - files[TEST])
+    text.unlink()
+    assert np.array_equal(pixels_of(binarized(tmp_path)), 1 - files[TEST])  # the cache was replaced
+
+
+def test_a_read_only_folder_needs_no_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "binarized_mnist"
+    files = write_binarized_mnist(folder)
+    folder.chmod(0o555)
+    try:
+        assert np.array_equal(pixels_of(binarized(tmp_path)), files[TEST])
+        assert sorted(p.suffix for p in folder.iterdir()) == [".amat"] * 3
+    finally:
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("contents", [b"", b"\x93NUMPY", b"not a cache"])
+def test_a_broken_cache_is_named(tmp_path: Path, contents: bytes) -> None:
+    folder = tmp_path / "binarized_mnist"
+    write_binarized_mnist(folder)
+    cache = folder / f"{TEST}.npy"
+    cache.write_bytes(contents)
+    later = (folder / f"{TEST}.amat").stat().st_mtime + 1
+    os.utime(cache, (later, later))
+    with pytest.raises(UserError, match=f"^{re.escape(str(cache))}: cannot be read .*delete it"):
+        binarized(tmp_path).load("test")
+
+
+def test_a_cache_of_another_shape_is_named(tmp_path: Path) -> None:
+    cache = tmp_path / "binarized_mnist" / f"{TEST}.npy"
+    cache.parent.mkdir()
+    np.save(cache, np.zeros((3, 7)))
+    with pytest.raises(UserError, match=re.escape(str(cache))):
+        binarized(tmp_path).load("test")
+
+
+def with_line(number: int, line: str) -> Callable[[list[str]], str]:
+    return lambda lines: "\n".join([*lines[: number - 1], line, *lines[number:]])
+
+
+GOOD = " ".join(["0", "1"] * 392)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (with_line(3, "0 1 0"), ", line 3: expected 784 values 0 or 1, found 3 values"),
+        (with_line(2, GOOD + " 1"), ", line 2: .*found 785 values"),
+        (with_line(1, GOOD[:-1] + "2"), ", line 1: expected 784 values 0 or 1"),
+        (with_line(1, GOOD.replace("1", "0.5", 1)), ", line 1: expected 784 values 0 or 1"),
+        (with_line(4, "<html>"), ", line 4: .*found 1 values"),
+        (lambda lines: "\n".join(lines)[:-9], ", line 4: .*found 779 values"),
+        (lambda _: "", ": empty"),
+        (lambda _: "MATLAB 5.0 MAT-file", ": a MATLAB file, expected text"),
+    ],
+    ids=["short", "long", "two", "half", "html", "truncated", "empty", "matlab"],
+)
+def test_broken_text_is_named_with_its_line(tmp_path: Path, change: Callable[[list[str]], str], says: str) -> None:
+    folder = tmp_path / "binarized_mnist"
+    write_binarized_mnist(folder)
+    path = folder / f"{TEST}.amat"
+    path.write_text(change([GOOD] * 4))
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}{says}"):
+        binarized(tmp_path).load("test")
+    assert not path.with_suffix(".npy").exists()
+
+
+@pytest.mark.parametrize(("blank", "end"), [(" ", "\n"), ("\t", "\n"), ("  ", "\r\n"), (" ", " \n")])
+def test_spacing_does_not_change_the_images(tmp_path: Path, blank: str, end: str) -> None:
+    path = tmp_path / "a.amat"
+    path.write_bytes(end.join([blank.join("0110"), blank.join("1001")]).encode())
+    assert parse_amat(path, (2, 2)).tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
+
+
+def test_binarized_mnist_verifies_count_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_binarized_mnist(tmp_path / "binarized_mnist")
+    digest = hashlib.sha256(np.packbits(files[TEST], axis=1).tobytes()).hexdigest()
+    monkeypatch.setattr(BinarizedMNIST, "files", {"test": (TEST, 12, digest)})
+    assert len(pixels_of(binarized(tmp_path, verify=True))) == 12
+    for wrong, says in (((TEST, 13, digest), "expected 13 images, found 12"), ((TEST, 12, "00"), "wrong digest")):
+        monkeypatch.setattr(BinarizedMNIST, "files", {"test": wrong})
+        with pytest.raises(UserError, match=f"{TEST}.*{says}"):
+            binarized(tmp_path, verify=True).load("test")
+
+
+def test_missing_binarized_mnist_names_file_folder_and_remedy(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        binarized(tmp_path).load("val")
+    text = str(caught.value)
+    assert f"{VALID}.amat not found in {tmp_path / 'binarized_mnist'};" in text
+    assert "make train DATA_DIR=" in text
+
+
+def test_binarized_mnist_is_downloaded_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = write_binarized_mnist(tmp_path / "mirror")
+    monkeypatch.setattr(BinarizedMNIST, "url", (tmp_path / "mirror").as_uri() + "/")
+    data = binarized(tmp_path / "data")
+    data.prepare_data()
+    assert np.array_equal(pixels_of(data), files[TEST])
+    shutil.rmtree(tmp_path / "mirror")
+    data.prepare_data()
+
+
+# -- the real files -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real() -> Path:
+    """The folder that VAE_LIGHTNING_DATA_DIR names; it is read, never written to."""
+    folder = os.environ.get("VAE_LIGHTNING_DATA_DIR")
+    if not folder:
+        pytest.skip("VAE_LIGHTNING_DATA_DIR names no folder with the real data")
+    return Path(folder)
+
+
+def test_real_mnist(real: Path) -> None:
+    if not (real / "MNIST" / "raw").is_dir():
+        pytest.skip(f"no MNIST/raw in {real}")
+    data = MNIST(str(real))  # verify: the digests of all four files
+    images = {split: data.load(split) for split in SPLITS}
+    assert {split: len(part.pixels) for split, part in images.items()} == {
+        "train": 50_000,
+        "val": 10_000,
+        "test": 10_000,
+    }
+    for part in images.values():
+        assert part.labels is not None
+        assert part.labels.unique().tolist() == list(range(10))
+    assert images["test"].labels is not None
+    assert images["test"].labels[:5].tolist() == [7, 2, 1, 0, 4]  # as everybody's MNIST begins
+    train = torch.cat([images["train"].pixels, images["val"].pixels]).float() / 255
+    assert train.mean().item() == pytest.approx(0.1307, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "mean"), [("train", 50_000, 0.13056), ("val", 10_000, 0.13113), ("test", 10_000, 0.13251)]
+)
+def test_real_binarized_mnist(real: Path, tmp_path: Path, split: Split, count: int, mean: float) -> None:
+    name = f"{BinarizedMNIST.files[split][0]}.amat"
+    if not (real / "binarized_mnist" / name).is_file():
+        pytest.skip(f"no binarized_mnist/{name} in {real}")
+    (tmp_path / "binarized_mnist").mkdir()
+    (tmp_path / "binarized_mnist" / name).symlink_to((real / "binarized_mnist" / name).absolute())
+    pixels = BinarizedMNIST(str(tmp_path)).load(split).pixels  # verify: the digest
+    assert len(pixels) == count
+    assert pixels.float().mean().item() == pytest.approx(mean, abs=5e-6)

@@ -1,0 +1,71 @@
+"""Every shipped config is built and run for a step, and says its command, its result and its cost."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.helpers import REPOSITORY, write_binarized_mnist, write_mnist
+from vae_lightning.cli import CLI
+from vae_lightning.models import LatentVariableModel
+
+CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.y*ml") if path.name != "defaults.yaml")
+NAMES = [str(path.relative_to(REPOSITORY)) for path in CONFIGS]
+
+WRITERS: dict[str, Callable[[Path], Any]] = {  # files for a data set that is not embedded, by the name of its class
+    "MNIST": lambda folder: write_mnist(folder / "MNIST" / "raw"),
+    "BinarizedMNIST": lambda folder: write_binarized_mnist(folder / "binarized_mnist"),
+}
+
+
+def test_the_configs_are_found() -> None:
+    assert "configs/vae/digits.yaml" in NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_runs_one_step_of_each_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    data_class = yaml.safe_load((REPOSITORY / name).read_text())["data"]["class_path"].rpartition(".")[2]
+    args = [
+        "fit",
+        "-c",
+        name,
+        "--trainer.logger=false",
+        "--trainer.fast_dev_run=true",
+        f"--runs_dir={tmp_path / 'runs'}",
+    ]
+    if data_class in WRITERS:
+        WRITERS[data_class](tmp_path / "data")
+        args += [f"--data.data_dir={tmp_path / 'data'}", "--data.verify=false"]
+    cli = CLI([*args, "--trainer.accelerator=cpu"])
+    model, metrics = cli.model, cli.trainer.callback_metrics
+    assert cli.trainer.global_step == 1
+    assert metrics["val/elbo"].isfinite()
+    assert metrics["val/kl"] > 0
+    assert isinstance(model, LatentVariableModel)
+    images = model.eval().sample(3)
+    assert images.shape == (3, *cli.datamodule.image_shape)
+    assert images.isfinite().all()
+    assert images.std() > 0
+    assert torch.isfinite(torch.stack([p.sum() for p in model.parameters()])).all()
+    assert name.removeprefix("configs/").removesuffix(".yaml") in capsys.readouterr().out  # the experiment's name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_its_experiments_page(name: str) -> None:
+    """The comment at its head gives the command, and the measured result and cost as numbers."""
+    lines = (REPOSITORY / name).read_text().splitlines()
+    header = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    text = "\n".join(header)
+    assert re.search(rf"(vae-lightning train -c |make train CONFIG=){re.escape(name)}\b", text), text
+    for word in ("result", "cost"):
+        assert re.search(rf"(?i)\b{word}[\s\S]*\d", text), f"no {word}, with a number, in its header"

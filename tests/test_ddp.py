@@ -1,0 +1,104 @@
+"""Two processes on the CPU: one run, one folder, and the same numbers as one process."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import DIGITS, EPOCHS, REPOSITORY, only, read_csv, run_cli
+from vae_lightning.__main__ import main
+from vae_lightning.data import Digits
+from vae_lightning.data.base import ImageLoader
+from vae_lightning.models import VAE
+
+TWO = ("--trainer.accelerator=cpu", "--trainer.devices=2")
+ONE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.logger=false")
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "results.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that two processes trained and tested."""
+    runs = tmp_path_factory.mktemp("ddp")
+    result = run_cli("train", "-c", DIGITS, "--trainer.max_epochs=2", *EPOCHS, *TWO, f"--runs_dir={runs}")
+    assert result.stdout.count("nats/image") == 1  # one process speaks
+    return only(runs, "vae/digits/*")
+
+
+def test_two_processes_share_one_folder(two: Path) -> None:
+    names = {path.name for path in two.iterdir()}
+    assert names == {"config.yaml", "checkpoints", "images", "metrics.csv", "results.json", "wandb"}
+    only(two, "wandb/offline-run-*")
+    assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert read_results(two)["devices"] == 2
+
+
+def test_two_processes_train(two: Path) -> None:
+    elbos = [float(row["val/elbo"]) for row in read_csv(two / "metrics.csv") if "val/elbo" in row]
+    assert len(elbos) == 2  # each epoch once, not once for each process
+    assert all(math.isfinite(elbo) for elbo in elbos)
+    assert elbos[1] > elbos[0]
+    steps = torch.load(two / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert steps == 2 * math.ceil(len(Digits().images("train").pixels) // 2 / 64)
+
+
+def test_two_processes_report_what_one_reports(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The closed-form KL has no noise in it: the same to rounding. 355 test images do not divide by two."""
+    both = read_results(two)
+    monkeypatch.chdir(REPOSITORY)
+    assert main(["test", "-c", str(two / "config.yaml"), f"--ckpt_path={two}", *ONE]) == 0
+    one = read_results(two)
+    assert one["devices"] == 1
+    assert one["data"]["num_images"] == both["data"]["num_images"] == 355
+    here, there = one["metrics"], both["metrics"]
+    assert here.keys() == there.keys()
+    for name in ("test/kl", "test/kl/z"):
+        assert there[name] == pytest.approx(here[name], abs=1e-4)
+    assert there["test/nll_stderr"] == pytest.approx(here["test/nll_stderr"], rel=0.1)
+    assert there["test/elbo"] == pytest.approx(there["test/log_likelihood"] - there["test/kl"], abs=1e-3)
+    for name in ("test/nll", "test/elbo", "test/log_likelihood"):
+        assert abs(there[name] - here[name]) < 2 * here["test/nll_stderr"]  # the same images, other noise
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_evaluation_covers_each_image_once_over_all_ranks(world_size: int) -> None:
+    images = Digits().images("test")
+    parts = [ImageLoader(images, 50, False, rank=rank, world_size=world_size) for rank in range(world_size)]
+    batches = [[batch["x"] for batch in loader] for loader in parts]
+    assert [len(batch) for batch in batches] == [len(loader) for loader in parts]
+    seen = torch.cat([x for part in batches for x in part]).flatten(1)
+    assert torch.equal(seen.sort(0).values, (images.pixels.float() / 16).flatten(1).sort(0).values)
+    assert len(seen) == 355
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_train_on_disjoint_images_and_equally_many(world_size: int) -> None:
+    images = Digits().images("train")
+    orders = []
+    for rank in range(world_size):
+        loader = ImageLoader(images, 50, True, rank=rank, world_size=world_size)
+        loader.set_epoch(3)
+        orders.append(loader._order().tolist())
+    assert {len(order) for order in orders} == {len(images.pixels) // world_size}
+    assert len({index for order in orders for index in order}) == sum(len(order) for order in orders)
+
+
+def test_ranks_draw_different_noise_and_each_repeats_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noise(rank: int, *counters: int) -> list[float]:
+        monkeypatch.setattr(VAE, "global_rank", rank)
+        VAE._reseed(model, *counters)
+        return torch.randn(4).tolist()
+
+    model = VAE((1, 8, 8), latent_size=2)
+    drawn = [noise(rank, *counters) for rank in (0, 1, 2) for counters in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
+    assert len({tuple(numbers) for numbers in drawn}) == len(drawn)
+    torch.randn(100)  # what was drawn before does not matter
+    assert noise(1, 0, 0, 1) == drawn[5]
