@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -66,6 +67,12 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--runs_dir", default="runs", help="runs are kept in <runs_dir>/<experiment>/<run id>")
         parser.add_argument("--experiment", type=str | None, help="default: the path of the config file, in configs/")
+        parser.add_argument(
+            "--matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="of float32 products in a fit; testing is always at the highest (torch.set_float32_matmul_precision)",
+        )
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(MarginalLikelihood, "nll")
@@ -106,6 +113,7 @@ class CLI(LightningCLI):
         given.trainer.precision = given.trainer.precision or _best_precision(given.trainer.accelerator)
         if given.trainer.enable_progress_bar is None:
             given.trainer.enable_progress_bar = sys.stdout.isatty()
+        torch.set_float32_matmul_precision(given.matmul_precision if self.config.subcommand == "fit" else "highest")
         self._prepare_wandb(given)
 
     def _dump(self, given: Namespace) -> str:
@@ -170,9 +178,21 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         if self.then_test and not self.trainer.interrupted:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")  # none without a validation
+            torch.set_float32_matmul_precision("highest")
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
             print(summary(self.trainer, self.folder), flush=True)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Called in the place of Lightning's, which returns the predictions and keeps none of them."""
+        batches = self.trainer.predict(**kwargs) or []
+        whole = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
+        rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+        path = self.folder / f"predictions{rank}.pt"
+        contents = io.BytesIO()
+        torch.save(whole, contents)
+        write_whole(path, contents.getvalue())
+        print(f"{path}: {', '.join(f'{name} {list(value.shape)}' for name, value in whole.items())}", flush=True)
 
     def after_test(self) -> None:
         if self.trainer.is_global_zero:

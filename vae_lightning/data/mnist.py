@@ -66,7 +66,9 @@ class MNIST(ImageDataModule):
         pixels, labels = self._read(f"{part}-images-idx3-ubyte"), self._read(f"{part}-labels-idx1-ubyte")
         if labels.shape != pixels.shape[:1]:
             path = self._path(f"{part}-labels-idx1-ubyte")
-            raise UserError(f"{path}: expected {len(pixels)} labels, one for each image, found {tuple(labels.shape)}")
+            raise UserError(
+                f"{path}: expected {len(pixels)} labels, one for each image, found {labels.shape[0] if labels.dim() == 1 else tuple(labels.shape)}"
+            )
         if pixels.shape[1:] != self.image_shape[1:]:
             path = self._path(f"{part}-images-idx3-ubyte")
             raise UserError(f"{path}: expected images of {self.image_shape[1:]}, found {tuple(pixels.shape[1:])}")

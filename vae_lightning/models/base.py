@@ -79,10 +79,11 @@ class LatentVariableModel(pl.LightningModule):
         self._log("test", terms, self._scalars(trace))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """One sample of each latent, and the mean of p(x|z) there."""
+        """One sample of each latent, the mean of p(x|z) there, and the label where there is one."""
         trace = self.trace(batch)
         latents = {name: latent.z[0] for name, latent in trace.latents.items()}
-        return {"reconstruction": trace.p_x.mean[0], **latents}
+        labels = {name: batch[name] for name in ("label",) if name in batch}
+        return {"reconstruction": trace.p_x.mean[0], **latents, **labels}
 
     def _evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Trace]:
         trace = self.trace(batch, self.objective.num_samples)
