@@ -181,7 +181,7 @@ class CLI(LightningCLI):
             torch.set_float32_matmul_precision("highest")
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
-            print(summary(self.trainer, self.folder), flush=True)
+            print(summary(self.trainer, self.folder, self.config_text), flush=True)
 
     def predict(self, **kwargs: Any) -> None:
         """Called in the place of Lightning's, which returns the predictions and keeps none of them."""
@@ -196,7 +196,7 @@ class CLI(LightningCLI):
 
     def after_test(self) -> None:
         if self.trainer.is_global_zero:
-            print(summary(self.trainer, self.folder), flush=True)
+            print(summary(self.trainer, self.folder, self.config_text), flush=True)
 
 
 def _experiment(configs: list[Any] | None) -> str:

@@ -8,10 +8,12 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from vae_lightning.models import LatentVariableModel
 
-def summary(trainer: pl.Trainer, folder: Path) -> str:
+
+def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
     """Folder, headline numbers in nats per image with what they are numbers of, the W&B line, the next command."""
-    rows = [("run", str(folder)), *_numbers(trainer), *_conditions(trainer, folder), *_wandb(trainer)]
+    rows = [("run", str(folder)), *_numbers(trainer), *_conditions(trainer, config), *_wandb(trainer)]
     best = folder / "checkpoints" / "best.ckpt"
     if best.is_file():
         rows.append(("pictures", str(folder / "images")))
@@ -34,22 +36,19 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
     return rows
 
 
-def _conditions(trainer: pl.Trainer, folder: Path) -> list[tuple[str, str]]:
+def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     """What a number in nats means nothing without."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return []
-    config = yaml.safe_load(path.read_text())
-    model, data = config["model"].get("init_args", {}), config["data"]
-    likelihood = str(model.get("likelihood", {}).get("class_path", "")).rpartition(".")[2]
-    said = [f"likelihood {likelihood}"]
-    metrics = {name: metric.item() for name, metric in trainer.callback_metrics.items()}
-    scalars = [name for name in ("test/sigma", "val/sigma", "train/beta") if name in metrics]
-    said += [f"{name.partition('/')[2]} {metrics[name]:.4g}" for name in scalars]
-    said.append(f"data {data['class_path'].rpartition('.')[2]}")
-    said.append(f"binarisation {data.get('init_args', {}).get('binarisation', 'static')}")
-    said.append(f"{config['nll']['num_samples']} importance samples")
-    return [("given", ", ".join(dict.fromkeys(said)))]
+    settings = yaml.safe_load(config)
+    model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(model, LatentVariableModel)
+    likelihood = settings["model"].get("init_args", {}).get("likelihood", {}).get("class_path", "")
+    said = [f"likelihood {likelihood.rpartition('.')[2]}"]
+    said += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(trainer.global_step).items()]
+    sigma = next((v for k, v in trainer.callback_metrics.items() if k.endswith("/sigma")), None)
+    said += [] if sigma is None else [f"sigma {sigma.item():.4g}"]
+    said += [f"{type(data).__name__}, binarisation {data.binarisation}"]
+    said += [f"{settings['nll']['num_samples']} importance samples"]
+    return [("given", ", ".join(said))]
 
 
 def _wandb(trainer: pl.Trainer) -> list[tuple[str, str]]:

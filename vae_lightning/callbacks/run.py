@@ -49,6 +49,7 @@ class RunFolder(pl.Callback):
             "nll": config["nll"],
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "data": {**config["data"], "split": "test", "num_images": len(data.images("test").pixels)},
+            "binarisation": data.binarisation,
             "model": config["model"],
             "seed": config["seed_everything"],
             "precision": str(trainer.precision),

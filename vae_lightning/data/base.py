@@ -19,6 +19,7 @@ from vae_lightning.types import Batch, Shape, UserError
 
 Split: TypeAlias = Literal["train", "val", "test"]
 Binarisation: TypeAlias = Literal["none", "threshold", "dynamic"]
+"""What can be done to a batch. A data set that was binarised once and for all calls itself `static`."""
 
 _SHUFFLE, _BINARISE = 0, 1  # streams of randomness that never meet
 _EVALUATION_SEED = 0
@@ -51,7 +52,7 @@ class ImageLoader:
         images: Images,
         batch_size: int,
         train: bool,
-        binarisation: Binarisation = "none",
+        binarisation: Binarisation | Literal["static"] = "none",
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -93,7 +94,7 @@ class ImageLoader:
         return batch
 
     def _binarise(self, pixels: Tensor, index: Tensor) -> Tensor:
-        if self.binarisation == "none":
+        if self.binarisation in ("none", "static"):
             return pixels.float() / self.images.max_value
         if self.binarisation == "threshold":
             return (pixels > self.images.max_value // 2).float()
@@ -123,7 +124,8 @@ class ImageDataModule(pl.LightningDataModule):
             if size < 1:
                 raise UserError(f"{type(self).__name__}: {name} is {size}; it must be at least 1")
         self.data_dir, self.batch_size, self.eval_batch_size = data_dir, batch_size, eval_batch_size
-        self.binarisation, self.seed = binarisation, seed
+        self.binarisation: Binarisation | Literal["static"] = binarisation
+        self.seed = seed
         self._images: dict[Split, Images] = {}
 
     @abstractmethod

@@ -66,9 +66,8 @@ class MNIST(ImageDataModule):
         pixels, labels = self._read(f"{part}-images-idx3-ubyte"), self._read(f"{part}-labels-idx1-ubyte")
         if labels.shape != pixels.shape[:1]:
             path = self._path(f"{part}-labels-idx1-ubyte")
-            raise UserError(
-                f"{path}: expected {len(pixels)} labels, one for each image, found {labels.shape[0] if labels.dim() == 1 else tuple(labels.shape)}"
-            )
+            found = str(len(labels)) if labels.dim() == 1 else f"numbers of shape {list(labels.shape)}"
+            raise UserError(f"{path}: expected {len(pixels)} labels, one for each image, found {found}")
         if pixels.shape[1:] != self.image_shape[1:]:
             path = self._path(f"{part}-images-idx3-ubyte")
             raise UserError(f"{path}: expected images of {self.image_shape[1:]}, found {tuple(pixels.shape[1:])}")
@@ -116,7 +115,8 @@ class BinarizedMNIST(ImageDataModule):
         seed: int = 0,
         verify: bool = True,
     ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, "none", seed)
+        super().__init__(data_dir, batch_size, eval_batch_size, seed=seed)
+        self.binarisation = "static"
         self.verify = verify
 
     def prepare_data(self) -> None:
