@@ -1,9 +1,10 @@
-# syntax=docker/dockerfile:1
 # make train on a cloud GPU:
 #   docker build -t vae-lightning .
+#   mkdir -p runs data && chmod 777 runs data     # the image's user is not yours
 #   docker run --gpus all --ipc=host --stop-timeout 60 -v "$PWD/runs:/work/runs" -v "$PWD/data:/work/data" \
-#     --env-file wandb.env vae-lightning train -c configs/vae/mnist.yaml
-# The CUDA libraries come with torch's wheels, the driver from the host. A W&B key belongs in --env-file, never here.
+#     vae-lightning train -c configs/vae/mnist.yaml
+# The CUDA libraries come with torch's wheels, the driver from the host. A W&B key is given at run time alone: add
+# --env-file with a line WANDB_API_KEY=... to docker run.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check uv

@@ -1,6 +1,5 @@
 # Every target sets up its own environment: all that the machine needs is Python 3.11 or newer, and make.
 .DEFAULT_GOAL := help
-.SHELLFLAGS := -ec
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -18,15 +17,16 @@ help: ## Show this help
 setup: $(READY) ## Create .venv with the locked versions; a second call does nothing, a changed lock installs anew
 
 $(READY): requirements.lock pyproject.toml
-	@for python in "$(PYTHON)" python3 python3.13 python3.12 python3.11 ''; do \
+	@set -e; for python in "$(PYTHON)" python3 python3.13 python3.12 python3.11 ''; do \
 	  if [ -z "$$python" ]; then echo 'make: needs Python 3.11 or newer (PYTHON=/path/to/python3.11)' >&2; exit 2; fi; \
 	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
 	done; \
 	if uv=$$(command -v uv); then uv venv --quiet --allow-existing --python "$$python" .venv; \
-	else "$$python" -m venv .venv; $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; uv=$(BIN)/uv; fi; \
+	else "$$python" -m venv .venv || { echo 'make: no venv in this Python; on Debian: apt install python3-venv' >&2; exit 2; }; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; uv=$(BIN)/uv; fi; \
 	echo 'installing the locked versions into .venv (once; torch is large)'; \
-	VIRTUAL_ENV=.venv "$$uv" pip install --quiet --compile-bytecode --require-hashes -r requirements.lock; \
-	VIRTUAL_ENV=.venv "$$uv" pip install --quiet --no-deps -e .
+	"$$uv" pip install --python $(BIN)/python --quiet --compile-bytecode --require-hashes -r requirements.lock; \
+	"$$uv" pip install --python $(BIN)/python --quiet --no-deps -e .
 	@touch $(READY)
 
 train: $(READY) ## Train, test, draw  [CONFIG=configs/vae/mnist.yaml] [DATA_DIR=folder] [ARGS="--trainer.max_epochs=5"]

@@ -33,6 +33,8 @@ def imported_rooms(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "vae_lightning":
+            names = [f"vae_lightning.{alias.name}" for alias in node.names if not alias.name.startswith("__")]
         found |= {name.split(".")[1] for name in names if name.startswith("vae_lightning.")}
     return found
 

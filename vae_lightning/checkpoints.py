@@ -41,11 +41,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_model(path: str | Path) -> LatentVariableModel:
     """The model in a checkpoint, whatever its class, in evaluation mode on the CPU."""
     hparams = read_checkpoint(path)["hyper_parameters"]
-    for name in _class_paths(hparams):
-        if name.split(".")[0] not in TRUSTED_PACKAGES:
-            raise UserError(
-                f"{path}: names the class {name}, which is not of {', '.join(TRUSTED_PACKAGES)}: not loaded"
-            )
+    refuse_foreign_classes(hparams, path)
     module, _, name = hparams["_class_path"].rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
@@ -72,12 +68,46 @@ def _shape(state: dict[str, Any], name: str) -> str:
     return str(list(state[name].shape)) if name in state else "absent"
 
 
-def _class_paths(value: Any) -> Iterator[str]:
+def refuse_foreign_classes(value: Any, path: Path | str) -> None:
+    """Raise where a string in `value` could name a class of another package: to look it up is to import it."""
+    for name in _dotted_names(value):
+        if name.split(".")[0] not in TRUSTED_PACKAGES:
+            raise UserError(f"{path}: names {name}, which is not of {', '.join(TRUSTED_PACKAGES)}: not loaded")
+
+
+def _dotted_names(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")) and "." in value:
+        yield value
+    entries = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    if isinstance(entries, (list, tuple)):
+        for entry in entries:
+            yield from _dotted_names(entry)
+
+
+def differences(path: str | Path, model: LatentVariableModel) -> list[str]:
+    """What the checkpoint's model was built with where `model` is built otherwise: `key: there -> here`."""
+    saved, own = (dict(_flat(_named(hparams))) for hparams in (_hparams(path), dict(model.hparams)))
+    both = [name for name in saved.keys() | own.keys() if not name.startswith(("optimizer", "scheduler", "_"))]
+    return [
+        f"{name}: {saved.get(name)} -> {own.get(name)}" for name in sorted(both) if saved.get(name) != own.get(name)
+    ]
+
+
+def _hparams(path: str | Path) -> dict[str, Any]:
+    return dict(read_checkpoint(path)["hyper_parameters"])
+
+
+def _named(value: Any) -> Any:
+    """Classes by their last name alone: Python and YAML write the same one by different paths."""
+    if isinstance(value, dict):
+        return {key: _named(entry) for key, entry in value.items()}
+    return value.rpartition(".")[2] if isinstance(value, str) else value
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, dict):
         for key, entry in value.items():
-            if key in ("class_path", "_class_path") and isinstance(entry, str):
-                yield entry
-            yield from _class_paths(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _class_paths(entry)
+            name = prefix if key in ("class_path", "init_args") else f"{prefix}.{key}".strip(".")
+            yield from _flat(entry, name)
+    else:
+        yield prefix, str(list(value) if isinstance(value, tuple) else value)

@@ -14,12 +14,13 @@ import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 # imported so that their classes have short names on the command line: --model.posterior=DiagonalNormal
 from vae_lightning import data, distributions, models, networks, objectives  # noqa: F401
 from vae_lightning.callbacks import BestAndLast, Pictures, ProgressLines, RunFolder
-from vae_lightning.checkpoints import check_fits, read_checkpoint
+from vae_lightning.checkpoints import check_fits, differences, read_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.errors import Parser, check_configs, one_line
@@ -125,15 +126,13 @@ class CLI(LightningCLI):
         return str(parser.dump(kept, skip_none=False, skip_validation=True))
 
     def _prepare_wandb(self, given: Namespace) -> None:
-        spec = given.trainer.logger
-        if isinstance(spec, Namespace) and spec.class_path.endswith("WandbLogger"):
-            if self.config.subcommand != "fit" or os.environ.get("WANDB_MODE") == "disabled":
-                given.trainer.logger = False  # a test by itself is recorded in results.json
-                return
-            run_id = self.folder.name
-            spec.init_args.save_dir, spec.init_args.id = str(self.folder), run_id
-            spec.init_args.name = f"{given.experiment}/{run_id}"
-            spec.init_args.offline = spec.init_args.offline or wandb_is_offline()
+        """Each W&B logger of the config writes to the run's folder, under its id, offline where it must."""
+        if self.config.subcommand != "fit" or os.environ.get("WANDB_MODE") == "disabled":
+            given.trainer.logger = False  # a test by itself is recorded in results.json
+        for init_args in _wandb_specs(given.trainer.logger):
+            init_args.save_dir, init_args.id = str(self.folder), self.folder.name
+            init_args.name = f"{given.experiment}/{self.folder.name}"
+            init_args.offline = init_args.offline or wandb_is_offline()
 
     def instantiate_classes(self) -> None:
         """As Lightning's; what one of our constructors says of its arguments is not buried in type theory."""
@@ -151,22 +150,29 @@ class CLI(LightningCLI):
         given = self.config_init[self.config.subcommand].trainer
         loggers = list(given.logger) if isinstance(given.logger, list) else [given.logger] if given.logger else []
         if self.config.subcommand == "fit":
-            init_args = getattr(self.config[self.config.subcommand].trainer.logger, "init_args", None)
+            specs = iter(_wandb_specs(self.config[self.config.subcommand].trainer.logger))
             loggers = [
-                start_wandb(logger, init_args.as_dict()) if isinstance(logger, WandbLogger) and init_args else logger
+                start_wandb(logger, next(specs).as_dict()) if isinstance(logger, WandbLogger) else logger
                 for logger in loggers
+                if isinstance(logger, Logger)  # `true` is Lightning's own CSV file, and we have one
             ]
             loggers.append(MetricsCSV(self.folder / "metrics.csv"))
         callbacks: list[pl.Callback] = [RunFolder(self.config_text)]
         if not given.enable_progress_bar:
             callbacks.append(ProgressLines())
         given.callbacks = [*(given.callbacks or []), *callbacks]
-        return super().instantiate_trainer(logger=loggers, **kwargs)
+        try:
+            return super().instantiate_trainer(logger=loggers, **kwargs)
+        except ValueError as error:  # Lightning's word for an accelerator, a strategy, a precision that is not one
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def after_instantiate_classes(self) -> None:
         path = self.config[self.config.subcommand].ckpt_path
         if path is not None:
             check_fits(path, self.model)
+            changed = differences(path, self.model)
+            if changed and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+                print(f"the model is not the checkpoint's own (there -> here): {'; '.join(changed)}", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -178,6 +184,8 @@ class CLI(LightningCLI):
     def after_fit(self) -> None:
         if self.then_test and not self.trainer.interrupted:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")  # none without a validation
+            if not best and self.trainer.global_step == 0:
+                raise UserError("nothing was trained (max_epochs, max_steps or limit_train_batches is 0): not tested")
             torch.set_float32_matmul_precision("highest")
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
@@ -185,10 +193,12 @@ class CLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Called in the place of Lightning's, which returns the predictions and keeps none of them."""
-        batches = self.trainer.predict(**kwargs) or []
+        batches = self.trainer.predict(**kwargs)
+        if not batches:
+            raise UserError("nothing was predicted: limit_predict_batches is 0")
         whole = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
         rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = self.folder / f"predictions{rank}.pt"
+        path = Path(self.trainer.strategy.broadcast(str(self.folder))) / f"predictions{rank}.pt"
         contents = io.BytesIO()
         torch.save(whole, contents)
         write_whole(path, contents.getvalue())
@@ -197,6 +207,12 @@ class CLI(LightningCLI):
     def after_test(self) -> None:
         if self.trainer.is_global_zero:
             print(summary(self.trainer, self.folder, self.config_text), flush=True)
+
+
+def _wandb_specs(spec: Any) -> list[Namespace]:
+    """The arguments of each W&B logger in `trainer.logger`: one class, several, or true or false."""
+    specs = spec if isinstance(spec, list) else [spec]
+    return [s.init_args for s in specs if isinstance(s, Namespace) and s.class_path.endswith("WandbLogger")]
 
 
 def _experiment(configs: list[Any] | None) -> str:
@@ -214,8 +230,9 @@ def _run_folder(given: Namespace) -> Path:
         folder = Path(given.ckpt_path).absolute().parent.parent
         if (folder / "config.yaml").is_file():
             return folder
-    stamp = os.environ.setdefault(RUN_ID, time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2))
-    return Path(given.runs_dir) / given.experiment / stamp
+    if not ("LOCAL_RANK" in os.environ and RUN_ID in os.environ):
+        os.environ[RUN_ID] = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    return Path(given.runs_dir).expanduser() / given.experiment / os.environ[RUN_ID]
 
 
 def _make_writable(folder: Path) -> None:

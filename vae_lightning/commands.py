@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png
-from vae_lightning.checkpoints import load_model
+from vae_lightning.checkpoints import load_model, refuse_foreign_classes
 from vae_lightning.data import ImageDataModule
 from vae_lightning.types import Batch, UserError
 
@@ -54,13 +54,15 @@ class _Parser(argparse.ArgumentParser):
 def _draw(verb: str, args: list[str]) -> None:
     what = NAMES[verb]
     parser = _Parser(prog=f"vae-lightning {verb}", description=f"write a picture of {what} as PNG")
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run: its best one")
     parser.add_argument("--num_images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help=f"default: images/{what}.png in the run's folder")
     given = parser.parse_args(args)
     if given.num_images < 1:
         raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
+    if given.checkpoint.is_dir():
+        given.checkpoint = given.checkpoint / "checkpoints" / "best.ckpt"
     output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
     model = load_model(given.checkpoint)
     if verb == "sample":
@@ -81,8 +83,12 @@ def _test_batch(checkpoint: Path, n: int) -> Batch:
         raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
-    parsed = parser.parse_object({"data": yaml.safe_load(config.read_text())["data"]})
-    data = parser.instantiate_classes(parsed).data
+    try:
+        spec = yaml.safe_load(config.read_text())["data"]
+        refuse_foreign_classes(spec["class_path"], config)
+        data = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    except (yaml.YAMLError, KeyError, TypeError, argparse.ArgumentError) as error:
+        raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
     data.prepare_data()
     data.setup("test")
     return {name: values[:n] for name, values in next(iter(data.test_dataloader())).items()}
@@ -92,7 +98,8 @@ def _quieten() -> None:
     """Lightning's notes on itself, and warnings about what this template does on purpose."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not _is_note(record.getMessage()))
-    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*isinstance.treespec.*"):
+    notes = (".*does not have many workers.*", ".*LeafSpec.*", "Checkpoint directory .* exists and is not empty")
+    for text in notes:
         warnings.filterwarnings("ignore", message=text)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls what jsonargparse has renamed
 

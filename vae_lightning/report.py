@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,8 +20,16 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
     best = folder / "checkpoints" / "best.ckpt"
     if best.is_file():
         rows.append(("pictures", str(folder / "images")))
-        rows.append(("next", f"vae-lightning sample {best}"))
+        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(best))}"))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
+
+
+def program(name: str) -> str:
+    """How a shell finds a program of this environment: by its name, or by its path where .venv is not activated."""
+    path = Path(sys.executable).parent / name
+    if shutil.which(name) or not path.is_file():
+        return name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
@@ -55,6 +66,7 @@ def _wandb(trainer: pl.Trainer) -> list[tuple[str, str]]:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             if logger._offline:
-                return [("W&B", f"recorded offline; to upload it: wandb sync {Path(logger.experiment.dir).parent}")]
+                folder = shlex.quote(str(Path(logger.experiment.dir).parent))
+                return [("W&B", f"recorded offline; to upload it: {program('wandb')} sync {folder}")]
             return [("W&B", str(logger.experiment.url))]
     return []

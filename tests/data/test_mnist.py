@@ -201,10 +201,30 @@ def test_a_broken_cache_is_named(tmp_path: Path, contents: bytes) -> None:
     write_binarized_mnist(folder)
     cache = folder / f"{TEST}.npy"
     cache.write_bytes(contents)
-    later = (folder / f"{TEST}.amat").stat().st_mtime + 1
-    os.utime(cache, (later, later))
+    time = (folder / f"{TEST}.amat").stat().st_mtime_ns
+    os.utime(cache, ns=(time, time))  # a cache is of its text where their times are equal
     with pytest.raises(UserError, match=f"^{re.escape(str(cache))}: cannot be read .*delete it"):
         binarized(tmp_path).load("test")
+
+
+def test_a_text_of_any_other_time_is_parsed_anew(tmp_path: Path) -> None:
+    """Newer or older: a file put in place by `cp -p` or `wget` keeps the time of its source."""
+    folder = tmp_path / "binarized_mnist"
+    write_binarized_mnist(folder)
+    before = binarized(tmp_path).load("test").pixels
+    text = folder / f"{TEST}.amat"
+    text.write_bytes(text.read_bytes().replace(b"0", b"2").replace(b"1", b"0").replace(b"2", b"1"))
+    os.utime(text, (1, 1))
+    assert torch.equal(binarized(tmp_path).load("test").pixels, 1 - before)
+
+
+def test_a_text_that_is_not_verified_is_not_cached(tmp_path: Path) -> None:
+    """Otherwise the cache of a wrong file would outlive it."""
+    folder = tmp_path / "binarized_mnist"
+    write_binarized_mnist(folder)
+    with pytest.raises(UserError, match=f"{TEST}.amat"):
+        BinarizedMNIST(str(tmp_path)).load("test")
+    assert not (folder / f"{TEST}.npy").exists()
 
 
 def test_a_cache_of_another_shape_is_named(tmp_path: Path) -> None:

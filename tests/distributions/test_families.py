@@ -133,13 +133,21 @@ def test_continuous_bernoulli_against_its_own_formula(logit: float) -> None:
     assert 0 < family(eta).mean.item() < 1
 
 
+def test_continuous_bernoulli_has_its_gradient_at_zero_too() -> None:
+    """d log p / d eta = x - E[x] = x - 1/2 at eta = 0, where a zero-initialised layer starts."""
+    eta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    ContinuousBernoulli((1,))(eta).log_prob(torch.tensor([0.3]).double()).sum().backward()
+    assert eta.grad is not None
+    assert eta.grad.item() == pytest.approx(-0.2)
+
+
 def test_binomial_with_one_step_is_bernoulli() -> None:
     logits = torch.randn(5, 3, dtype=torch.float64)
     x = torch.randint(2, (5, 3)).double()
     torch.testing.assert_close(Binomial((3,), num_steps=1)(logits).log_prob(x), Bernoulli((3,))(logits).log_prob(x))
 
 
-@pytest.mark.parametrize("sigma", [0.05, 1.0, 3.0])
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 1000.0])
 def test_sigma_is_what_was_asked_for(sigma: float) -> None:
     p = DiagonalNormal((2,), sigma=sigma)(torch.zeros(4, 2))
     assert p.stddev.unique().item() == pytest.approx(sigma, rel=1e-5)

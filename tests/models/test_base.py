@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vae_lightning.checkpoints import check_fits, load_model, read_checkpoint
+from vae_lightning.checkpoints import check_fits, differences, load_model, read_checkpoint
 from vae_lightning.data import Digits, ImageDataModule
 from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
 from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
-from vae_lightning.types import UserError
+from vae_lightning.types import Batch, UserError
 
 TINY = partial(MLP, hidden_sizes=(16,), activation=nn.Tanh)
 
@@ -162,6 +164,78 @@ def test_a_checkpoint_that_names_a_foreign_class_is_not_loaded(tmp_path: Path) -
     torch.save(checkpoint, tmp_path / "b.ckpt")
     with pytest.raises(UserError, match=r"antigravity.Network.*not loaded"):
         load_model(tmp_path / "b.ckpt")
+
+
+@pytest.mark.parametrize("value", ["antigravity.anything", {"class_path": "antigravity.Network"}, ["antigravity.x"]])
+def test_no_string_of_a_checkpoint_can_name_a_foreign_module(value: Any, tmp_path: Path) -> None:
+    loop = trainer(tmp_path)
+    loop.fit(vae(), datamodule=Digits())
+    loop.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["encoder"]["init_args"]["activation"] = value
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match="not loaded"):
+        load_model(tmp_path / "b.ckpt")
+    assert "antigravity" not in sys.modules
+
+
+def test_what_differs_from_a_checkpoint_is_listed(tmp_path: Path) -> None:
+    loop = trainer(tmp_path)
+    loop.fit(vae(), datamodule=Digits())
+    loop.save_checkpoint(tmp_path / "a.ckpt")
+    assert differences(tmp_path / "a.ckpt", vae()) == []
+    assert differences(tmp_path / "a.ckpt", load_model(tmp_path / "a.ckpt")) == []
+    changed = differences(tmp_path / "a.ckpt", vae(objective=partial(ELBO, beta=2.0)))
+    assert changed == ["objective.beta: 1.0 -> 2.0"]
+
+
+def test_a_schedule_is_evaluated_where_its_checkpoint_stood(tmp_path: Path) -> None:
+    """The test loss of a checkpoint is one number, within the fit and by itself."""
+    model = vae(objective=partial(ELBO, beta=LinearWarmup(40)))
+    loop = trainer(tmp_path)
+    loop.fit(model, datamodule=Digits(batch_size=64))
+    loop.save_checkpoint(tmp_path / "a.ckpt")
+    alone = trainer(tmp_path)
+    alone.test(vae(objective=partial(ELBO, beta=LinearWarmup(40))), Digits(), str(tmp_path / "a.ckpt"), verbose=False)
+    found = {name: value.item() for name, value in alone.callback_metrics.items()}
+    assert found["test/loss"] == pytest.approx(0.5 * found["test/kl"] - found["test/log_likelihood"], rel=1e-5)
+
+
+def test_a_users_own_shuffling_loader_shuffles_anew_in_every_epoch(tmp_path: Path) -> None:
+    """Validation leaves torch's generator as it found it, and not where its own fixed noise ends."""
+    orders: list[list[int]] = []
+
+    class Spy(VAE):
+        def on_train_epoch_start(self) -> None:
+            super().on_train_epoch_start()
+            orders.append([])
+
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            orders[-1] += batch["label"].tolist()
+            return super().training_step(batch, batch_idx)
+
+    rows = [{"x": torch.zeros(1, 8, 8), "label": i} for i in range(32)]
+    train = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True)  # type: ignore[arg-type]
+    val = torch.utils.data.DataLoader(rows, batch_size=8)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer(tmp_path, max_epochs=5).fit(Spy((1, 8, 8), 2, encoder=TINY, decoder=TINY), train, val)
+    assert [sorted(order) for order in orders] == [list(range(32))] * 5
+    assert len({tuple(order) for order in orders}) == 5
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped_with_a_fused_optimizer(precision: str, algorithm: str, tmp_path: Path) -> None:
+    """With a bound near zero and plain SGD, the weights stay where they were."""
+    model = vae(optimizer=partial(torch.optim.SGD, lr=1.0, fused=True))
+    before = [p.detach().clone() for p in model.parameters()]
+    loop = trainer(
+        tmp_path, precision=precision, gradient_clip_val=1e-9, gradient_clip_algorithm=algorithm, log_every_n_steps=0
+    )
+    loop.fit(model, datamodule=Digits())
+    for old, new in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("contents", [b"", b"not a checkpoint", None])

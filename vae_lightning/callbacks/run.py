@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from vae_lightning import __version__
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 
@@ -54,7 +55,7 @@ class RunFolder(pl.Callback):
             "seed": config["seed_everything"],
             "precision": str(trainer.precision),
             "devices": trainer.world_size,
-            "versions": {name: version(name) for name in ("vae_lightning", "torch", "lightning")},
+            "versions": {"vae_lightning": __version__, "torch": torch.__version__, "lightning": pl.__version__},
         }
 
 

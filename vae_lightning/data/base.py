@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
 import lightning.pytorch as pl
@@ -123,7 +124,8 @@ class ImageDataModule(pl.LightningDataModule):
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
                 raise UserError(f"{type(self).__name__}: {name} is {size}; it must be at least 1")
-        self.data_dir, self.batch_size, self.eval_batch_size = data_dir, batch_size, eval_batch_size
+        self.data_dir = str(Path(data_dir).expanduser())
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.binarisation: Binarisation | Literal["static"] = binarisation
         self.seed = seed
         self._images: dict[Split, Images] = {}

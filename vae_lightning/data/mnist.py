@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,7 +77,7 @@ class MNIST(ImageDataModule):
 
     def _part_of_training(self, images: Images, split: Split) -> Images:
         assert images.labels is not None
-        num_val = min(self.num_val, len(images.pixels) // 6)  # a sixth, for a smaller set of the user's own
+        num_val = min(self.num_val, max(1, len(images.pixels) // 6))  # a sixth, for a smaller set of the user's own
         part = slice(-num_val, None) if split == "val" else slice(0, -num_val)
         return Images(images.pixels[part], images.labels[part])
 
@@ -125,12 +126,7 @@ class BinarizedMNIST(ImageDataModule):
                 download([f"{self.url}{name}.amat"], self._folder / f"{name}.amat")
 
     def load(self, split: Split) -> Images:
-        name, count, digest = self.files[split]
-        bits = self._read(name)  # uint8 [N, 98]
-        path = self._folder / f"{name}.amat"
-        if self.verify and len(bits) != count:
-            raise UserError(f"{path}: expected {count} images, found {len(bits)}; delete it and fetch it again")
-        check_digest(path, digest if self.verify else None, hashlib.sha256(bits.tobytes()).hexdigest())
+        bits = self._read(*self.files[split])  # uint8 [N, 98]
         pixels = np.unpackbits(bits, axis=1).reshape(-1, *self.image_shape)
         return Images(torch.from_numpy(pixels), max_value=1)
 
@@ -138,14 +134,21 @@ class BinarizedMNIST(ImageDataModule):
     def _folder(self) -> Path:
         return Path(self.data_dir) / "binarized_mnist"
 
-    def _read(self, name: str) -> np.ndarray:
-        """The packed bits of a file: from the cache, unless the text is newer."""
+    def _read(self, name: str, count: int, digest: str) -> np.ndarray:
+        """The packed bits of a file: from the cache where it is of this text, else parsed, and cached once verified."""
         cache, text = self._folder / f"{name}.npy", self._folder / f"{name}.amat"
-        if cache.is_file() and not (text.is_file() and text.stat().st_mtime > cache.stat().st_mtime):
-            return _load_cache(cache)
+        if cache.is_file() and (not text.is_file() or cache.stat().st_mtime_ns == text.stat().st_mtime_ns):
+            return self._verified(cache, _load_cache(cache), count, digest)
         remedy = "download it (any command does, given a network) or pass --data.data_dir (make train DATA_DIR=...)"
-        bits = np.packbits(parse_amat(find([self._folder], [f"{name}.amat"], remedy), self.image_shape[1:]), axis=1)
-        _save_cache(cache, bits)
+        values = parse_amat(find([self._folder], [text.name], remedy), self.image_shape[1:])
+        bits = self._verified(text, np.packbits(values, axis=1), count, digest)
+        _save_cache(cache, bits, text.stat().st_mtime_ns)
+        return bits
+
+    def _verified(self, path: Path, bits: np.ndarray, count: int, digest: str) -> np.ndarray:
+        if self.verify and len(bits) != count:
+            raise UserError(f"{path}: expected {count} images, found {len(bits)}; delete it and fetch it again")
+        check_digest(path, digest if self.verify else None, hashlib.sha256(bits.tobytes()).hexdigest())
         return bits
 
 
@@ -167,14 +170,15 @@ def parse_amat(path: Path, image_size: Shape) -> np.ndarray:
     return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, size) - ord("0")
 
 
-def _save_cache(path: Path, bits: np.ndarray) -> None:
-    """Beside the text, unless its folder is not to be written to (for root too, whom no file mode stops)."""
+def _save_cache(path: Path, bits: np.ndarray, mtime_ns: int) -> None:
+    """Beside the text and with its time, unless the folder is read-only (for root too, whom no file mode stops)."""
     buffer = io.BytesIO()
     np.save(buffer, bits)
     try:
         if not path.parent.stat().st_mode & stat.S_IWUSR:
             raise PermissionError(errno.EACCES, "it is read-only")
         write_whole(path, buffer.getvalue())
+        os.utime(path, ns=(mtime_ns, mtime_ns))
     except OSError as error:
         rank_zero_info(f"{path.parent}: no cache kept ({error.strerror}); its text files are parsed at every start")
 

@@ -81,7 +81,8 @@ class DiagonalNormal(Family):
         self.num_params = 2 if sigma is None else 1
         self.min_sigma = min_sigma
         if sigma is not None:
-            raw = torch.tensor(math.log(math.expm1(sigma - min_sigma)))  # softplus(raw) = sigma - min_sigma
+            rest = sigma - min_sigma
+            raw = torch.tensor(rest + math.log(-math.expm1(-rest)))  # softplus(raw) = rest
             if learn_sigma:
                 self.raw_sigma = nn.Parameter(raw)
             else:

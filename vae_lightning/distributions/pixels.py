@@ -53,7 +53,7 @@ class ContinuousBernoulli(_LogitPixels):
         near_zero = size < 1e-2
         safe = torch.where(near_zero, torch.ones_like(size), size)
         tail = torch.where(near_zero, self._series(size), torch.log1p(-torch.exp(-safe)) - torch.log(safe))
-        return F.relu(self.logits) + tail
+        return (self.logits + size) / 2 + tail  # max(eta, 0), with its right gradient at 0
 
     @staticmethod
     def _series(size: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class LatentVariableModel(pl.LightningModule):
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self._stages_checked: set[str] = set()
         self._speed = _Speedometer()
+        self._loaded_step = 0
 
     @abstractmethod
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
@@ -57,14 +58,15 @@ class LatentVariableModel(pl.LightningModule):
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
-        """Means of p(x|z) with z ~ p(z): [n, C, H, W] in [0, 1]. Add the pixel noise by sampling from p(x|z) itself."""
+        """Means of p(x|z) with z ~ p(z): [n, C, H, W]. For the pixel noise, sample from p(x|z) itself."""
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         terms, trace = self._evaluate(batch)
         loss = terms["loss"].mean()
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and (self.global_step + 1) % interval == 0:
             speed = {"images_per_second": self._speed.read() * self.trainer.world_size}
             scalars = {**self._scalars(trace), **self.objective.coefficients(self.global_step), **speed}
             self._log("train", terms, scalars)
@@ -89,7 +91,15 @@ class LatentVariableModel(pl.LightningModule):
         trace = self.trace(batch, self.objective.num_samples)
         self._check_once(trace)
         with torch.autocast(self.device.type, enabled=False):
-            return self.objective(trace, self.global_step), trace
+            return self.objective(trace, self.objective_step), trace
+
+    @property
+    def objective_step(self) -> int:
+        """The step that schedules see: of the fit, or of the fit that the loaded checkpoint was saved in."""
+        return self.global_step if self.trainer.state.fn == "fit" else self._loaded_step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._loaded_step = int(checkpoint.get("global_step", 0))
 
     def _check_once(self, trace: Trace) -> None:
         """At the first batch of a stage: is x possible under p(x|z), and how is each KL computed?"""
@@ -114,12 +124,8 @@ class LatentVariableModel(pl.LightningModule):
         # times world_size: Lightning averages this integer over the ranks, and rounds where they hold unequal counts
         batch_size = len(terms["loss"]) * self.trainer.world_size
         values = {**{name: term.detach().mean() for name, term in terms.items()}, **scalars}
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in values.items()},
-            batch_size=batch_size,
-            sync_dist=True,
-            prog_bar=False,
-        )
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, batch_size=batch_size, sync_dist=True, prog_bar=name == "elbo")
 
     @staticmethod
     def _scalars(trace: Trace) -> dict[str, float | Tensor]:
@@ -132,10 +138,17 @@ class LatentVariableModel(pl.LightningModule):
         self._speed.restart()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self._speed.images += len(batch["x"])
         self._reseed(_TRAIN, self.current_epoch, batch_idx)
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self._speed.images += len(batch["x"])
+
+    def on_validation_start(self) -> None:
+        self._rng_state = torch.get_rng_state()
+
     def on_validation_end(self) -> None:
+        """A user's own shuffling DataLoader draws its order from here: not from the one state validation ends in."""
+        torch.set_rng_state(self._rng_state)
         self._speed.restart()
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -143,6 +156,9 @@ class LatentVariableModel(pl.LightningModule):
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._reseed(_EVALUATE, 1, batch_idx)
+
+    def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._reseed(_EVALUATE, 2, batch_idx)
 
     def _reseed(self, *counters: int) -> None:
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning's seed_everything keeps it
@@ -160,7 +176,23 @@ class LatentVariableModel(pl.LightningModule):
             return optimizer
         monitor = getattr(scheduler, "monitor", None)
         config = {"scheduler": scheduler, "interval": self.scheduler_interval, "monitor": monitor}
+        if monitor and monitor.startswith("val/") and self.scheduler_interval == "epoch":
+            config["frequency"] = self.trainer.check_val_every_n_epoch or 1  # when there is a new value to read
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's, which refuses a fused optimizer under bf16-mixed though no scaler is in the way there."""
+        if gradient_clip_val is None or self.trainer.precision == "16-mixed":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def _set_hparams(self, hp: Any) -> None:
         """Keep recipes as plain data, in the form that Lightning's own CLI keeps them, so that both load alike."""
