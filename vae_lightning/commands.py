@@ -107,6 +107,6 @@ def _quieten() -> None:
 def _is_note(text: str) -> bool:
     starts = (
         *("💡", "GPU available", "TPU available", "HPU available", "Seed set to", "`Trainer.fit` stopped"),
-        *("Restoring states from", "Restored all states", "Loaded model weights"),
+        *("Restoring states from", "Restored all states", "Loaded model weights", "`weights_only` was not"),
     )
     return text.startswith(starts)
