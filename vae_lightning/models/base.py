@@ -22,7 +22,7 @@ from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
 from vae_lightning.trace import Trace
-from vae_lightning.types import Batch, Shape, UserError
+from vae_lightning.types import Batch, UserError
 
 OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]
 SchedulerRecipe: TypeAlias = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
@@ -219,6 +219,3 @@ class _Speedometer:
 def _name(p_x: torch.distributions.Distribution) -> str:
     base = getattr(p_x, "base_dist", p_x)
     return type(base).__name__
-
-
-__all__ = ["LatentVariableModel", "OptimizerRecipe", "SchedulerRecipe", "Shape"]
