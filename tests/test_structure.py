@@ -18,7 +18,8 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "networks": {"types"},
     "objectives": {"trace", "types"},
     "models": {"distributions", "networks", "noise", "objectives", "recipes", "trace", "types"},
-    "data": {"noise", "types"},
+    "data": {"drawing", "noise", "types"},
+    "drawing": {"noise", "types"},
     "metrics": {"models", "types"},
     "callbacks": {"data", "models", "noise", "types"},
 }

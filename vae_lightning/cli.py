@@ -13,13 +13,14 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 # imported so that their classes have short names on the command line: --model.posterior=DiagonalNormal
 from vae_lightning import data, distributions, models, networks, objectives  # noqa: F401
-from vae_lightning.callbacks import BestAndLast, Pictures, ProgressLines, RunFolder
+from vae_lightning.callbacks import BestAndLast, FastNetworks, Pictures, ProgressLines, RunFolder, SteadyBar
 from vae_lightning.checkpoints import check_fits, differences, read_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
@@ -70,11 +71,12 @@ class CLI(LightningCLI):
         parser.add_argument("--experiment", type=str | None, help="default: the path of the config file, in configs/")
         parser.add_argument(
             "--matmul_precision",
-            type=Literal["highest", "high", "medium"],
-            default="highest",
-            help="of float32 products in a fit; testing is always at the highest (torch.set_float32_matmul_precision)",
+            type=Literal["highest", "high", "medium"] | None,
+            help="of float32 products in a fit (torch.set_float32_matmul_precision): default high (TF32) on a GPU, "
+            "else highest; testing is always at the highest",
         )
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
+        parser.add_lightning_class_args(FastNetworks, "speed")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(MarginalLikelihood, "nll")
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
@@ -114,6 +116,8 @@ class CLI(LightningCLI):
         given.trainer.precision = given.trainer.precision or _best_precision(given.trainer.accelerator)
         if given.trainer.enable_progress_bar is None:
             given.trainer.enable_progress_bar = sys.stdout.isatty()
+        on_gpu = torch.cuda.is_available() and given.trainer.accelerator in ("auto", "gpu", "cuda")
+        given.matmul_precision = given.matmul_precision or ("high" if on_gpu else "highest")
         torch.set_float32_matmul_precision(given.matmul_precision if self.config.subcommand == "fit" else "highest")
         self._prepare_wandb(given)
 
@@ -160,6 +164,8 @@ class CLI(LightningCLI):
         callbacks: list[pl.Callback] = [RunFolder(self.config_text)]
         if not given.enable_progress_bar:
             callbacks.append(ProgressLines())
+        elif not any(isinstance(callback, ProgressBar) for callback in given.callbacks or []):
+            callbacks.append(SteadyBar())
         given.callbacks = [*(given.callbacks or []), *callbacks]
         try:
             return super().instantiate_trainer(logger=loggers, **kwargs)
@@ -207,6 +213,19 @@ class CLI(LightningCLI):
     def after_test(self) -> None:
         if self.trainer.is_global_zero:
             print(summary(self.trainer, self.folder, self.config_text), flush=True)
+
+
+class DataCLI(CLI):
+    """Reads a command line as `fit` does, and keeps of it what says which data: nothing is built or run."""
+
+    def before_instantiate_classes(self) -> None:
+        self.spec: dict[str, Any] = self.config[self.config.subcommand].data.as_dict()
+
+    def instantiate_classes(self) -> None: ...
+
+    def after_instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
 
 
 def _wandb_specs(spec: Any) -> list[Namespace]:

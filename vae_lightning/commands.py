@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -17,6 +17,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png
 from vae_lightning.checkpoints import load_model, refuse_foreign_classes
 from vae_lightning.data import ImageDataModule
+from vae_lightning.data.base import SPLITS
+from vae_lightning.data.cache import BrokenImagesError
 from vae_lightning.types import Batch, UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
@@ -32,10 +34,14 @@ def run(args: list[str]) -> int:
             from vae_lightning.cli import CLI
 
             CLI(["fit" if verb == "train" else verb, *rest], then_test=verb == "train")
+        elif verb == "check-data":
+            from vae_lightning.cli import DataCLI
+
+            _check(DataCLI(["fit", *rest]).spec)
         elif verb in NAMES:
             _draw(verb, rest)
         else:
-            known = ", ".join((*LIGHTNING_VERBS, *NAMES))
+            known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES))
             raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
     except UserError as error:
         print(f"vae-lightning: error: {error}", file=sys.stderr)
@@ -76,17 +82,42 @@ def _draw(verb: str, args: list[str]) -> None:
     print(output)
 
 
+def _check(spec: dict[str, Any]) -> None:
+    """Prepare the data set, read all of it, and say what it is; a line for each thing that is wrong with it."""
+    data = _build_data(spec)
+    try:
+        data.prepare_data()
+        problems = data.check()
+    except BrokenImagesError as error:
+        problems = error.problems
+    if problems:
+        print(*problems, sep="\n", flush=True)
+        refusal = UserError(f"{spec['class_path'].rpartition('.')[2]}: {len(problems)} problems, listed above")
+        refusal.exit_code = 1
+        raise refusal
+    for split in SPLITS:
+        images = data.images(split)
+        label = "" if images.labels is None else f", labels {list(images.labels.shape[1:]) or 'one'} an image"
+        count, mean = len(images.pixels), images.pixels[::97].float().mean() / images.max_value
+        print(f"{split}: {count:,} images {list(data.image_shape)}, mean pixel {mean:.3f}{label}", flush=True)
+
+
+def _build_data(spec: dict[str, Any]) -> ImageDataModule:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    data: ImageDataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    return data
+
+
 def _test_batch(checkpoint: Path, n: int) -> Batch:
     """The first n test images of the data set that the checkpoint's run was trained on."""
     config = checkpoint.absolute().parent.parent / "config.yaml"
     if not config.is_file():
         raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
     try:
         spec = yaml.safe_load(config.read_text())["data"]
         refuse_foreign_classes(spec["class_path"], config)
-        data = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+        data = _build_data(spec)
     except (yaml.YAMLError, KeyError, TypeError, argparse.ArgumentError) as error:
         raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
     data.prepare_data()

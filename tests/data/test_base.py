@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data import Digits, ImageLoader, Images
-from vae_lightning.data.base import Binarisation
+from vae_lightning.data.transforms import Binarisation, Transform
 from vae_lightning.types import UserError
 
 N = 23
@@ -18,8 +18,16 @@ PIXELS = torch.randint(256, (N, 1, 4, 4), generator=torch.Generator().manual_see
 IMAGES = Images(PIXELS, torch.arange(N))  # a label says which image it is
 
 
-def loader(binarisation: Binarisation = "none", train: bool = True, epoch: int = 0, **settings: int) -> ImageLoader:
-    made = ImageLoader(IMAGES, **{"batch_size": 5, **settings}, train=train, binarisation=binarisation)
+def loader(
+    binarisation: Binarisation = "none",
+    train: bool = True,
+    epoch: int = 0,
+    flip: bool = False,
+    dequantise: bool = False,
+    **settings: int,
+) -> ImageLoader:
+    transform = Transform(255, binarisation, flip, dequantise)
+    made = ImageLoader(IMAGES, **{"batch_size": 5, **settings}, train=train, transform=transform)  # type: ignore[arg-type]
     made.set_epoch(epoch)
     return made
 
@@ -77,7 +85,7 @@ def test_dynamic_binarisation_has_the_pixel_as_its_mean() -> None:
     """P(x = 1) = pixel / max: over 2,000 epochs within 4.5 sigma; 0 and max are certain."""
     few = Images(torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8).view(1, 1, 2, 3))
     total = torch.zeros(6, dtype=torch.float64)
-    batches = ImageLoader(few, 1, train=True, binarisation="dynamic")
+    batches = ImageLoader(few, 1, train=True, transform=Transform(255, "dynamic"))
     for epoch in range(2000):
         batches.set_epoch(epoch)
         total += next(iter(batches))["x"].flatten()
@@ -88,7 +96,7 @@ def test_dynamic_binarisation_has_the_pixel_as_its_mean() -> None:
 
 def test_threshold() -> None:
     levels = Images(torch.tensor([0, 127, 128, 255], dtype=torch.uint8).view(1, 1, 2, 2))
-    x = next(iter(ImageLoader(levels, 1, train=False, binarisation="threshold")))["x"]
+    x = next(iter(ImageLoader(levels, 1, train=False, transform=Transform(255, "threshold"))))["x"]
     assert x.flatten().tolist() == [0, 0, 1, 1]
 
 

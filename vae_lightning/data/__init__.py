@@ -1,7 +1,30 @@
-"""Data sets: one uint8 tensor each, served in whole batches by index."""
+"""Data sets: images held as bytes, served in whole batches by index."""
 
-from vae_lightning.data.base import ImageDataModule, ImageLoader, Images
+from vae_lightning.data.base import CachedImages, ImageDataModule, Source
+from vae_lightning.data.celeba import CelebA
 from vae_lightning.data.digits import Digits
+from vae_lightning.data.images import ImageFolder
+from vae_lightning.data.loader import ImageLoader, Images
 from vae_lightning.data.mnist import MNIST, BinarizedMNIST
+from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
+from vae_lightning.data.transforms import Transform
 
-__all__ = ["MNIST", "BinarizedMNIST", "Digits", "ImageDataModule", "ImageLoader", "Images"]
+__all__ = [
+    "CIFAR10",
+    "EMNIST",
+    "KMNIST",
+    "MNIST",
+    "SVHN",
+    "BinarizedMNIST",
+    "CachedImages",
+    "CelebA",
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageFolder",
+    "ImageLoader",
+    "Images",
+    "Omniglot",
+    "Source",
+    "Transform",
+]

@@ -1,106 +1,29 @@
-"""The data path: one uint8 tensor, whole batches by index, scaling and binarisation on the batch.
+"""What every data set has in common: splits of images held as bytes, and the loaders that serve them.
 
-To add a data set: subclass `ImageDataModule`, set `image_shape`, and return the images of a split from `load`.
+To add a data set: subclass `ImageDataModule`, set `image_shape`, and return the images of a split from `load`; or, for
+image files that have to be decoded, subclass `CachedImages` and return the files from `source`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 
-from vae_lightning.noise import derive_seed, uniform16
-from vae_lightning.types import Batch, Shape, UserError
+from vae_lightning.data.cache import Contents, Header, broken_chunks, open_cache, prepare_cache, read_header
+from vae_lightning.data.files import MissingFileError
+from vae_lightning.data.loader import ImageLoader, Images
+from vae_lightning.data.transforms import Binarisation, Transform
+from vae_lightning.types import Shape, UserError
 
 Split: TypeAlias = Literal["train", "val", "test"]
-Binarisation: TypeAlias = Literal["none", "threshold", "dynamic"]
-"""What can be done to a batch. A data set that was binarised once and for all calls itself `static`."""
-
-_SHUFFLE, _BINARISE = 0, 1  # streams of randomness that never meet
-_EVALUATION_SEED = 0
-"""Dynamic binarisation of val and test is drawn once, from this seed, whatever the run's own: one test set for all."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """`pixels`: uint8 [N, C, H, W] with values 0 .. `max_value`; `labels`: int64 [N] where the data set has them."""
-
-    pixels: Tensor
-    labels: Tensor | None = None
-    max_value: int = 255
-
-    def to(self, device: torch.device) -> Images:
-        labels = None if self.labels is None else self.labels.to(device)
-        return Images(self.pixels.to(device), labels, self.max_value)
-
-
-class ImageLoader:
-    """Batches `{x, label}` of `images`, made on the device where the images live, without a line of Python per image.
-
-    A training loader's order and binarisation are functions of (seed, epoch, index); ranks take disjoint slices of the
-    order, equally long, so that no rank waits for another. An evaluation loader covers each image once over all ranks.
-    Lightning sets the epoch through `sampler.set_epoch`, as it does for a `DataLoader`.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        batch_size: int,
-        train: bool,
-        binarisation: Binarisation | Literal["static"] = "none",
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.images, self.batch_size, self.train, self.binarisation = images, batch_size, train, binarisation
-        self.seed = seed if train else _EVALUATION_SEED
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self.sampler, self.batch_sampler = self, None  # the face of a DataLoader that Lightning looks at
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next pass; evaluation is the same in every epoch."""
-        self.epoch = epoch if self.train else 0
-
-    def __len__(self) -> int:
-        return -(-self._num_images() // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for index in self._order().split(self.batch_size):
-            yield self._batch(index.to(self.images.pixels.device, non_blocking=True))
-
-    def _num_images(self) -> int:
-        """Of this rank."""
-        total = len(self.images.pixels)
-        return total // self.world_size if self.train else len(range(self.rank, total, self.world_size))
-
-    def _order(self) -> Tensor:
-        total = len(self.images.pixels)
-        if not self.train:
-            return torch.arange(self.rank, total, self.world_size)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, _SHUFFLE, self.epoch))
-        return torch.randperm(total, generator=generator)[self.rank :: self.world_size][: self._num_images()]
-
-    def _batch(self, index: Tensor) -> Batch:
-        pixels = self.images.pixels.index_select(0, index)  # uint8 [B, C, H, W]
-        batch = {"x": self._binarise(pixels, index)}
-        if self.images.labels is not None:
-            batch["label"] = self.images.labels.index_select(0, index)
-        return batch
-
-    def _binarise(self, pixels: Tensor, index: Tensor) -> Tensor:
-        if self.binarisation in ("none", "static"):
-            return pixels.float() / self.images.max_value
-        if self.binarisation == "threshold":
-            return (pixels > self.images.max_value // 2).float()
-        u = uniform16(index, pixels[0].numel(), self.seed, _BINARISE, self.epoch).view_as(pixels)
-        return (u * self.images.max_value < pixels.to(torch.int32) * 65536).float()  # P(1) = pixel / max_value
+Resident: TypeAlias = Literal["auto", "device", "memory", "mmap"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -108,9 +31,13 @@ class ImageDataModule(pl.LightningDataModule):
 
     `binarisation`: `none` (x = pixel / max in [0, 1]), `threshold` (x = 1 where that is above a half), `dynamic`
     (x ~ Bernoulli(pixel / max): in training anew in each epoch, for val and test drawn once, the same for every run).
+    `flip`: in training, mirror half of the images, others in each epoch. `dequantise`: x = (pixel + u) / (max + 1) with
+    u ~ U[0, 1).
+    `resident`: where the bytes live: on the `device`, in host `memory`, in a file that is memory-mapped (`mmap`), or
+    `auto`: on the device where they take no more than half of its free memory, else where `load` left them.
     """
 
-    image_shape: ClassVar[Shape]
+    image_shape: Shape
 
     def __init__(
         self,
@@ -118,6 +45,9 @@ class ImageDataModule(pl.LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 500,
         binarisation: Binarisation = "none",
+        flip: bool = False,
+        dequantise: bool = False,
+        resident: Resident = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -127,7 +57,9 @@ class ImageDataModule(pl.LightningDataModule):
         self.data_dir = str(Path(data_dir).expanduser())
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.binarisation: Binarisation | Literal["static"] = binarisation
-        self.seed = seed
+        self.flip, self.dequantise = flip, dequantise
+        self.resident, self.seed = resident, seed
+        self.transform()  # what cannot be is said at once
         self._images: dict[Split, Images] = {}
 
     @abstractmethod
@@ -141,11 +73,25 @@ class ImageDataModule(pl.LightningDataModule):
             self.images(split)
 
     def images(self, split: Split) -> Images:
-        """The images of a split, loaded once, on the device of the trainer (or the CPU, without one)."""
+        """The images of a split, loaded once, to where they live."""
         if split not in self._images:
-            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-            self._images[split] = self.load(split).to(device)
+            self._images[split] = self._settle(self.load(split))
         return self._images[split]
+
+    def transform(self, max_value: int = 255) -> Transform:
+        """From bytes to x, in training."""
+        return Transform(max_value, self.binarisation, self.flip, self.dequantise)
+
+    def check(self) -> list[str]:
+        """What is wrong with the data, a line for each; every file is read. Called after `prepare_data`."""
+        problems = []
+        for split in SPLITS:
+            try:
+                if not len(self.images(split).pixels):
+                    problems.append(f"{split}: no images")
+            except UserError as error:
+                problems.append(f"{split}: {error}")
+        return problems
 
     def train_dataloader(self) -> ImageLoader:
         return self._loader("train", self.batch_size)
@@ -160,6 +106,97 @@ class ImageDataModule(pl.LightningDataModule):
         return self.test_dataloader()
 
     def _loader(self, split: Split, batch_size: int) -> ImageLoader:
+        images, train = self.images(split), split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        train = split == "train"
-        return ImageLoader(self.images(split), batch_size, train, self.binarisation, self.seed, rank, world_size)
+        position = self._position if train and self.trainer else int
+        transform = self.transform(images.max_value)
+        device = self._device()
+        return ImageLoader(images, batch_size, train, transform, self.seed, rank, world_size, device, position)
+
+    def _position(self) -> int:
+        """Batches of this epoch that the fit has seen: not 0 only where it was resumed in mid-epoch."""
+        assert self.trainer is not None
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    def _settle(self, images: Images) -> Images:
+        if self.resident == "mmap" and images.mapping is None:
+            kept = "auto, memory or device"
+            raise UserError(f"{type(self).__name__}: its images are in no file to map; choose --data.resident={kept}")
+        device = self._device()
+        if self.resident == "memory" or (self.resident == "device" and device.type == "cpu"):
+            return images.in_memory()
+        if self.resident == "device" or (self.resident == "auto" and self._fits(images)):
+            return images.to(device)
+        return images
+
+    def _fits(self, images: Images) -> bool:
+        """The file that is mapped counts whole, since its other splits come after this one."""
+        device = self._device()
+        size = len(images.mapping) if images.mapping is not None else images.pixels.nbytes
+        if device.type == "cuda":
+            return size <= torch.cuda.mem_get_info(device)[0] // 2
+        return device.type != "cpu"  # on a CPU they are there already
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of images that a cache is made from. `fingerprint` changes when they do; `splits` counts images, in order.
+
+    `read` is called only where the cache has to be made: what takes long (digests, listing an archive) belongs there.
+    """
+
+    fingerprint: Mapping[str, Any]
+    splits: Mapping[str, int]
+    read: Callable[[], Contents]
+
+
+class CachedImages(ImageDataModule):
+    """Image files, decoded once into `<cache_dir>/<name>` and mapped from there; `cache_dir` is `data_dir`/cache.
+
+    The cache is made where it is missing, and anew where the files or the settings have changed since. Once it is there
+    the files themselves are not needed any more.
+    """
+
+    def __init__(self, *args: Any, cache_dir: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cache_dir = str(Path(cache_dir).expanduser()) if cache_dir else str(Path(self.data_dir) / "cache")
+
+    @abstractmethod
+    def source(self) -> Source:
+        """The files as they are now; raises MissingFileError where there are none."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What else the pixels depend on (plain data), and what a user may tell them apart by: crop, filter."""
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where the cache is: one for each of the settings that one may want side by side."""
+        height, width = self.image_shape[1:]
+        return Path(self.cache_dir) / f"{type(self).__name__.lower()}-{height}x{width}"
+
+    def prepare_data(self) -> None:
+        try:
+            source = self.source()
+        except MissingFileError:
+            header = read_header(self.cache_folder)
+            if header is not None and self._is_mine(header):
+                return
+            raise
+        header = Header(self.image_shape, source.splits, self.settings(), source.fingerprint)
+        prepare_cache(self.cache_folder, header, source.read)
+
+    def load(self, split: Split) -> Images:
+        header = read_header(self.cache_folder)
+        if header is None or not self._is_mine(header):
+            raise UserError(f"{self.cache_folder}: no cache of this data with these settings; prepare_data makes it")
+        return open_cache(self.cache_folder, split)
+
+    def check(self) -> list[str]:
+        return super().check() + broken_chunks(self.cache_folder)
+
+    def _is_mine(self, header: Header) -> bool:
+        return header.image_shape == self.image_shape and header.settings == self.settings()

@@ -7,7 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vae_lightning.data.base import ImageDataModule, Images, Split
+from vae_lightning.data.base import ImageDataModule, Split
+from vae_lightning.data.loader import Images
 from vae_lightning.noise import derive_seed
 
 

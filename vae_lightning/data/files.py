@@ -10,7 +10,7 @@ import os
 import struct
 import urllib.request
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -21,12 +21,24 @@ from vae_lightning.types import UserError
 _IDX_UINT8 = 0x08
 
 
+class MissingFileError(UserError):
+    """A file of a data set that is in none of the places where it is looked for."""
+
+
 def read_bytes(path: Path) -> bytes:
     """The contents of a file, decompressed where its name ends in `.gz`."""
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and fetch it again") from error
+
+
+def read_file(path: Path) -> bytes:
+    """The contents of a file as they are."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def read_idx(path: Path, md5: str | None = None) -> Tensor:
@@ -57,7 +69,7 @@ def find(folders: Sequence[Path], names: Sequence[str], remedy: str) -> Path:
             if (folder / name).is_file():
                 return folder / name
     places = " or ".join(str(folder) for folder in folders)
-    raise UserError(f"{names[0]} not found in {places}; {remedy}")
+    raise MissingFileError(f"{names[0]} not found in {places}; {remedy}")
 
 
 def write_whole(path: Path, contents: bytes) -> None:
@@ -96,3 +108,31 @@ def download(urls: Sequence[str], path: Path, md5: str | None = None, timeout: f
         f"{path.name} could not be downloaded to {path.parent} ({'; '.join(failures)}); "
         "put the file there by hand, or point --data.data_dir (make train DATA_DIR=...) at a folder that has it"
     )
+
+
+def file_digest(path: Path) -> str:
+    """MD5 of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def list_folder(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], str]:
+    """Files below `folder` that end so, hidden ones left out, in order of name; and a digest of names, sizes, times."""
+    found: list[tuple[str, int, int]] = []
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(entry.path)
+                elif Path(entry.name).suffix.lower() in suffixes:
+                    stat = entry.stat()
+                    found.append((entry.path, stat.st_size, stat.st_mtime_ns))
+    found.sort()
+    start = len(str(folder)) + 1
+    digest = hashlib.sha256()
+    for path, size, mtime_ns in found:
+        digest.update(f"{path[start:]}\0{size}\0{mtime_ns}\n".encode(errors="surrogateescape"))
+    return [Path(path) for path, _, _ in found], digest.hexdigest()

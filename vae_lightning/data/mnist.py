@@ -16,8 +16,10 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from vae_lightning.data.base import Binarisation, ImageDataModule, Images, Split
+from vae_lightning.data.base import ImageDataModule, Resident, Split
 from vae_lightning.data.files import check_digest, download, find, read_bytes, read_idx, write_whole
+from vae_lightning.data.loader import Images
+from vae_lightning.data.transforms import Binarisation
 from vae_lightning.types import Shape, UserError
 
 
@@ -34,8 +36,9 @@ class MNIST(ImageDataModule):
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "http://yann.lecun.com/exdb/mnist/",
     )
+    folder: ClassVar[str] = "MNIST"
     num_val: ClassVar[int] = 10_000
-    digests: ClassVar[Mapping[str, tuple[str, str]]] = {  # MD5 of the .gz file and of its contents
+    digests: ClassVar[Mapping[str, tuple[str, str | None]]] = {  # MD5 of the .gz file and of its contents
         "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
         "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
         "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
@@ -48,10 +51,14 @@ class MNIST(ImageDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 500,
         binarisation: Binarisation = "none",
+        dequantise: bool = False,
+        resident: Resident = "auto",
         seed: int = 0,
         verify: bool = True,
     ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, binarisation, seed)
+        super().__init__(
+            data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
+        )
         self.verify = verify
 
     def prepare_data(self) -> None:
@@ -89,7 +96,7 @@ class MNIST(ImageDataModule):
         return find(self._folders(), [name, f"{name}.gz"], remedy)
 
     def _folders(self) -> tuple[Path, Path]:
-        return Path(self.data_dir) / "MNIST" / "raw", Path(self.data_dir)
+        return Path(self.data_dir) / self.folder / "raw", Path(self.data_dir)
 
 
 class BinarizedMNIST(ImageDataModule):
@@ -113,10 +120,11 @@ class BinarizedMNIST(ImageDataModule):
         data_dir: str = "data",
         batch_size: int = 128,
         eval_batch_size: int = 500,
+        resident: Resident = "auto",
         seed: int = 0,
         verify: bool = True,
     ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, seed=seed)
+        super().__init__(data_dir, batch_size, eval_batch_size, resident=resident, seed=seed)
         self.binarisation = "static"
         self.verify = verify
 

@@ -1,0 +1,294 @@
+"""The pixel cache: images decoded once into one file of bytes that can be memory-mapped, with a small header beside it.
+
+`<folder>/pixels.u8` is uint8 [N, C, H, W], split after split; `header.json` says what the pixels are a function of;
+`labels.npy` is there where the set has labels. A cache is made in `<folder>.part`, chunk by chunk, by the threads of
+one process, and takes its name by one rename. A process that is killed leaves a journal of finished chunks with their
+checksums, and the next one goes on from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import mmap
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+
+from vae_lightning.data.files import write_whole
+from vae_lightning.data.loader import Images
+from vae_lightning.data.progress import Progress
+from vae_lightning.types import Shape, UserError
+
+T = TypeVar("T")
+Fill: TypeAlias = Callable[[int, int], np.ndarray]
+"""`fill(start, stop)`: images start .. stop - 1 as uint8 [stop - start, C, H, W]. Called from several threads."""
+
+
+class Contents(NamedTuple):
+    """What goes into a cache: images by number, and their labels [N, ...] where they have any.
+
+    `num_threads`: 1 where `fill` is torch's work, which takes all cores by itself.
+    """
+
+    fill: Fill
+    labels: np.ndarray | None = None
+    num_threads: int | None = None
+
+
+_CHUNK_BYTES = 8 * 2**20
+
+
+class BrokenImagesError(UserError):
+    """Images that cannot be read, a line for each in `problems`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        shown = "; ".join(self.problems[:3])
+        more = f"; and {len(self.problems) - 3} more (vae-lightning check-data lists all)" if self.problems[3:] else ""
+        super().__init__(f"{len(self.problems)} unusable image{'s' if self.problems[1:] else ''}: {shown}{more}")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the pixels are a function of. `source`: a fingerprint of the files; `settings`: crop, filter and so on."""
+
+    image_shape: Shape
+    splits: Mapping[str, int]
+    settings: Mapping[str, Any]
+    source: Mapping[str, Any]
+    version: int = 1
+    checksums: Sequence[int] = field(default=(), compare=False)
+
+    def __len__(self) -> int:
+        return sum(self.splits.values())
+
+    @property
+    def image_bytes(self) -> int:
+        return math.prod(self.image_shape)
+
+    @property
+    def chunks(self) -> list[range]:
+        size = min(1024, max(1, _CHUNK_BYTES // self.image_bytes))
+        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))  # in order: that of the splits is the order of the file
+
+    @classmethod
+    def from_json(cls, text: str) -> Header:
+        """Raises ValueError, TypeError or AttributeError where the text is no header."""
+        fields = json.loads(text)
+        return cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
+
+
+def read_header(folder: Path) -> Header | None:
+    """The header of the cache in `folder`; None where there is none, or none whose pixels are all there."""
+    try:
+        header = Header.from_json((folder / "header.json").read_text())
+        whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return header if whole else None
+
+
+def open_cache(folder: Path, split: str) -> Images:
+    """The images of a split, mapped from the file: nothing is read until it is used."""
+    header = read_header(folder)
+    if header is None:
+        raise UserError(f"{folder}: no whole cache of images there; prepare_data makes it")
+    names = list(header.splits)
+    start = sum(header.splits[name] for name in names[: names.index(split)])
+    rows = slice(start, start + header.splits[split])
+    with (folder / "pixels.u8").open("rb") as file:
+        # a private copy on write, which nobody writes: torch warns of memory that it could not write to
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    pixels = torch.frombuffer(mapping, dtype=torch.uint8).view(len(header), *header.image_shape)
+    labels = torch.from_numpy(np.load(folder / "labels.npy")) if (folder / "labels.npy").is_file() else None
+    return Images(pixels[rows], None if labels is None else labels[rows], mapping=mapping)
+
+
+def broken_chunks(folder: Path) -> list[str]:
+    """What is wrong with the pixels of a whole cache: a line for each chunk whose checksum is not the header's."""
+    header = read_header(folder)
+    assert header is not None
+    with (folder / "pixels.u8").open("rb") as file:
+        found = [_checksum(file.fileno(), header, chunk) for chunk in header.chunks]
+    pairs = zip(header.chunks, found, header.checksums, strict=True)
+    return [
+        f"{folder}: images {c.start} .. {c.stop - 1} were damaged after they were written"
+        for c, a, b in pairs
+        if a != b
+    ]
+
+
+def fill_from(items: Sequence[T], decode: Callable[[T], np.ndarray]) -> Fill:
+    """A `Fill` that decodes one item after the other, and names all that cannot be decoded."""
+
+    def fill(start: int, stop: int) -> np.ndarray:
+        images, problems = [], []
+        for item in items[start:stop]:
+            try:
+                images.append(decode(item))
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise BrokenImagesError(problems)
+        return np.stack(images)
+
+    return fill
+
+
+def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) -> None:
+    """Make the cache in `folder`, unless it is there and of this header; `read` is called only if it has to be made.
+
+    Of several processes that prepare one folder, one does it and the others wait. Raises UserError where the folder
+    cannot be written or the disk is too small, BrokenImagesError with all images that `fill` could not read.
+    """
+    if read_header(folder) == header:
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.with_name(f"{folder.name}.lock")):
+            found = read_header(folder)
+            if found == header:
+                return  # another process has made it meanwhile
+            if folder.exists():
+                print(f"{folder}: {_why_stale(found, header)}; making it anew", flush=True)
+            _make(folder, header, read())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the cache of pixels cannot be written ({error.strerror}; it takes "
+            f"{len(header) * header.image_bytes / 2**30:.2f} GiB); choose another place by --data.cache_dir"
+        ) from error
+
+
+def _why_stale(found: Header | None, wanted: Header) -> str:
+    if found is None:
+        return "damaged, or not whole"
+    names = ("version", "image_shape", "splits", "settings", "source")
+    changed = [name for name in names if getattr(found, name) != getattr(wanted, name)]
+    return f"stale: {', '.join(changed)} changed since it was made"
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time, and given up by the kernel when that process ends, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{path}: another process is preparing this data; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, header: Header, contents: Contents) -> None:
+    part = folder.with_name(f"{folder.name}.part")
+    done = _read_journal(part, header)
+    if not done:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        (part / "journal").write_text(header.to_json() + "\n")
+    _reserve(part / "pixels.u8", len(header) * header.image_bytes)
+    done |= _fill_chunks(part, header, contents, done)
+    if contents.labels is not None:
+        np.save(part / "labels.npy", contents.labels)
+    whole = Header(**{**vars(header), "checksums": [done[chunk.start] for chunk in header.chunks]})
+    write_whole(part / "header.json", whole.to_json().encode())
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    (folder / "journal").unlink()
+
+
+def _read_journal(part: Path, header: Header) -> dict[int, int]:
+    """Checksums, by first image, of the chunks that an earlier process has finished and that are as it left them."""
+    try:
+        first, *lines = (part / "journal").read_text().splitlines()
+        if Header.from_json(first) != header:
+            return {}
+        words = [line.split() for line in lines]
+        noted = {int(pair[0]): int(pair[1]) for pair in words if len(pair) == 2}  # the last line may be half a line
+        with (part / "pixels.u8").open("rb") as file:
+            found = {c.start: _checksum(file.fileno(), header, c) for c in header.chunks if c.start in noted}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return {start: value for start, value in found.items() if value == noted[start]}
+
+
+def _checksum(file: int, header: Header, chunk: range) -> int:
+    size = header.image_bytes
+    return zlib.crc32(os.pread(file, len(chunk) * size, chunk.start * size))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take the space at once: a disk that is too small is found now, not after half of the images."""
+    with path.open("ab") as file:
+        if hasattr(os, "posix_fallocate"):  # not on a Mac
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def _fill_chunks(part: Path, header: Header, contents: Contents, done: Mapping[int, int]) -> dict[int, int]:
+    """Checksums of the chunks that were not done, by first image. Stops at the first error but for broken images."""
+    todo = [chunk for chunk in header.chunks if chunk.start not in done]
+    finished, problems = {}, []
+    with (part / "pixels.u8").open("r+b") as pixels, (part / "journal").open("a") as journal:
+        progress = Progress(f"preparing {part.stem}", len(header), sum(map(len, header.chunks)) - sum(map(len, todo)))
+        work = partial(_write_chunk, pixels.fileno(), header, contents.fill)
+        with progress:
+            for chunk, future in _in_parallel(todo, work, contents.num_threads or num_cores()):
+                try:
+                    finished[chunk.start] = future.result()
+                except BrokenImagesError as error:
+                    problems += error.problems
+                else:
+                    journal.write(f"{chunk.start} {finished[chunk.start]}\n")
+                    journal.flush()
+                progress.advance(len(chunk))
+        os.fsync(pixels.fileno())
+    if problems:
+        raise BrokenImagesError(problems)
+    return finished
+
+
+def _write_chunk(file: int, header: Header, fill: Fill, chunk: range) -> int:
+    images = fill(chunk.start, chunk.stop)
+    assert images.shape == (len(chunk), *header.image_shape), images.shape
+    assert images.dtype == np.uint8, images.dtype
+    contents = images.tobytes()
+    os.pwrite(file, contents, chunk.start * header.image_bytes)
+    return zlib.crc32(contents)
+
+
+def _in_parallel(items: Sequence[T], work: Callable[[T], int], num_threads: int) -> Iterator[tuple[T, Future[int]]]:
+    """Each item with its finished future, as they finish.
+
+    Threads, not processes: PIL decodes without the interpreter's lock, and nothing has to be imported anew.
+    """
+    pool = ThreadPoolExecutor(num_threads)
+    try:
+        futures = {pool.submit(work, item): item for item in items}
+        while futures:
+            finished, _ = wait(futures, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield futures.pop(future), future
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def num_cores() -> int:
+    """The cores that this process may use, which in a container are not all of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,211 @@
+"""CelebA: faces, aligned; from its archive, from an extracted folder, or downloaded where Google lets one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from vae_lightning.data.archive import ImageArchive
+from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
+from vae_lightning.data.cache import Contents, fill_from
+from vae_lightning.data.decode import FILTER, decode_crop
+from vae_lightning.data.files import (
+    MissingFileError,
+    check_digest,
+    file_digest,
+    find,
+    list_folder,
+    read_bytes,
+    read_file,
+)
+from vae_lightning.types import UserError
+
+Crop: TypeAlias = Literal["center148", "box148", "center140", "center108"]
+
+CROPS: Mapping[str, tuple[int, int, int, int]] = {  # left, upper, right, lower
+    "center148": (15, 35, 163, 183),  # PyTorch-VAE and most tutorials
+    "box148": (15, 40, 163, 188),  # 5 pixels lower: Larsen et al. 2016, NVAE ("CelebA64")
+    "center140": (19, 39, 159, 179),  # WAE, RAE and many tables of FID
+    "center108": (35, 55, 143, 163),  # after DCGAN
+}
+_SIZE = (178, 218)  # width, height of an aligned image
+
+
+class CelebA(CachedImages):
+    """202,599 faces of 178 x 218 pixels (Liu et al. 2015), cropped and shrunk: 162,770 / 19,867 / 19,962, as published.
+
+    In `<data_dir>/celeba` (or `data_dir` itself): the images, as `img_align_celeba.zip` or as the folder
+    `img_align_celeba`; `list_eval_partition.txt`, the split; and, where it is there, `list_attr_celeba.txt`, whose 40
+    attributes become `label`, uint8 [B, 40]. What is missing is downloaded as torchvision does. `crop` names the square
+    that is cut out; figures of different crops do not compare. `size`: of the square, shrunk with an antialiased
+    bilinear filter. `verify` checks digests and counts; turn it off for files in this layout that are not CelebA.
+    """
+
+    digests: ClassVar[Mapping[str, str]] = {  # MD5
+        "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
+        "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
+        "list_attr_celeba.txt": "75e246fa4810816ffd6ee81facbd244c",
+    }
+    counts: ClassVar[tuple[int, int, int]] = (162_770, 19_867, 19_962)
+
+    def __init__(
+        self,
+        data_dir: str = "data",
+        crop: Crop = "center148",
+        size: int = 64,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        flip: bool = False,
+        dequantise: bool = False,
+        resident: Resident = "auto",
+        cache_dir: str | None = None,
+        seed: int = 0,
+        verify: bool = True,
+    ) -> None:
+        super().__init__(
+            data_dir,
+            batch_size,
+            eval_batch_size,
+            flip=flip,
+            dequantise=dequantise,
+            resident=resident,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        if crop not in CROPS:
+            raise UserError(f"CelebA: crop is {crop!r}; choose one of {', '.join(CROPS)}")
+        if size < 1:
+            raise UserError(f"CelebA: size is {size}; it must be at least 1")
+        self.crop, self.verify = crop, verify
+        self.image_shape = (3, size, size)
+
+    @property
+    def cache_folder(self) -> Path:
+        folder = super().cache_folder
+        return folder.with_name(f"{folder.name}-{self.crop}")
+
+    def settings(self) -> dict[str, Any]:
+        return {"crop": self.crop, "box": list(CROPS[self.crop]), "filter": FILTER, "verified": self.verify}
+
+    def prepare_data(self) -> None:
+        try:
+            super().prepare_data()
+        except MissingFileError as missing:
+            self._download(missing)
+            super().prepare_data()
+
+    def source(self) -> Source:
+        names, splits = self._partition()
+        images = self._images_path()
+        partition = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        if images.is_dir():
+            files, state = list_folder(images, {".jpg"})
+            _require(images, names, {file.name for file in files})
+        else:
+            state = f"{images.stat().st_size} bytes of {images.stat().st_mtime_ns}"
+        return Source({"images": state, "partition": partition}, splits, lambda: self._read(images, names))
+
+    def _read(self, images: Path, names: list[str]) -> Contents:
+        box = CROPS[self.crop]
+        read = (lambda name: read_file(images / name)) if images.is_dir() else self._open(images, names).read
+
+        def decode(name: str) -> np.ndarray:
+            return decode_crop(read(name), name, box, self.image_shape, _SIZE)
+
+        return Contents(fill_from(names, decode), self._attributes(names))
+
+    def _open(self, path: Path, names: list[str]) -> _Members:
+        archive = ImageArchive(path)  # says what a page of Google's is, or half a file
+        if self.verify:
+            check_digest(path, self.digests[path.name], file_digest(path))
+        members = {Path(member).name: member for member in archive.names()}
+        _require(path, names, set(members))
+        return _Members(archive, members)
+
+    def _partition(self) -> tuple[list[str], dict[str, int]]:
+        """Names of the images, split after split, and how many each split has."""
+        path = find(self._folders(), ["list_eval_partition.txt", "list_eval_partition.csv"], self._remedy())
+        rows = [line.replace(",", " ").split() for line in read_bytes(path).decode(errors="replace").splitlines()]
+        rows = [row for row in rows if row and row != ["image_id", "partition"]]  # the header of the copies in CSV
+        wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2 or row[1] not in "012"), None)
+        if wrong is not None or not rows:
+            raise UserError(f"{path}, line {wrong or 1}: expected the name of an image and 0, 1 or 2; fetch it again")
+        parts = [[name for name, part in rows if part == number] for number in "012"]
+        splits: dict[str, int] = {split: len(part) for split, part in zip(SPLITS, parts, strict=True)}
+        if self.verify and tuple(splits.values()) != self.counts:
+            raise UserError(
+                f"{path}: expected {self.counts} images in train, val, test, found {tuple(splits.values())}"
+            )
+        return [name for part in parts for name in part], splits
+
+    def _attributes(self, names: list[str]) -> np.ndarray | None:
+        """uint8 [N, 40] in {0, 1}, in the order of `names`; None where there is no such file."""
+        try:
+            path = find(self._folders(), ["list_attr_celeba.txt"], "")
+        except MissingFileError:
+            return None
+        if self.verify:
+            check_digest(path, self.digests[path.name], file_digest(path))
+        _, header, *lines = path.read_text().splitlines()
+        values = {(row := line.split())[0]: row[1:] for line in lines}
+        width = len(header.split())
+        _require(path, names, {name for name, row in values.items() if len(row) == width})
+        return (np.array([values[name] for name in names], dtype=np.int8) > 0).astype(np.uint8)
+
+    def _images_path(self) -> Path:
+        """The archive, whose digest is known, before the folder."""
+        for folder in self._folders():
+            for path in (folder / "img_align_celeba.zip", folder / "img_align_celeba"):
+                if path.exists():
+                    return path
+        places = " or ".join(map(str, self._folders()))
+        raise MissingFileError(
+            f"neither img_align_celeba.zip nor img_align_celeba/ found in {places}; {self._remedy()}"
+        )
+
+    def _folders(self) -> tuple[Path, Path]:
+        return Path(self.data_dir) / "celeba", Path(self.data_dir)
+
+    def _remedy(self) -> str:
+        return (
+            "download img_align_celeba.zip and list_eval_partition.txt by hand (Google Drive, by way of CelebA's page, "
+            f"https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html) to {self._folders()[0]}, or pass --data.data_dir "
+            "(make train DATA_DIR=...)"
+        )
+
+    def _download(self, missing: MissingFileError) -> None:
+        """The three files, each to a folder beside its place, and under its name once its digest is right."""
+        try:
+            from torchvision.datasets import CelebA as Listing  # here: seconds of imports that a local file saves
+            from torchvision.datasets.utils import download_file_from_google_drive
+
+            folder = self._folders()[0]
+            part = folder / "download.part"
+            for file_id, md5, name in Listing.file_list:
+                if name in self.digests and not (folder / name).exists() and not (folder / Path(name).stem).is_dir():
+                    download_file_from_google_drive(file_id, str(part), name, md5)
+                    (part / name).rename(folder / name)
+            part.rmdir()
+        except Exception as error:  # of gdown, of the network, of Google's quota: there is one way out of all
+            raise MissingFileError(f"{missing} (the download failed: {' '.join(str(error).split())[:200]})") from error
+
+
+class _Members(NamedTuple):
+    """Images in an archive by their bare names, wherever in it they are."""
+
+    archive: ImageArchive
+    members: Mapping[str, str]
+
+    def read(self, name: str) -> bytes:
+        return self.archive.read(self.members[name])
+
+
+def _require(place: Path, names: list[str], present: set[str]) -> None:
+    missing = [name for name in names if name not in present]
+    if missing:
+        shown = ", ".join(missing[:3])
+        raise UserError(f"{place}: {len(missing)} of {len(names)} images are not in it: {shown} ...; fetch it again")

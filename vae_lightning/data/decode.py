@@ -1,0 +1,218 @@
+"""Image files of any kind as pixels of one shape, or refused in one line that begins with the file's name.
+
+Decoding is PIL's, which releases the GIL in its C code: the functions are pure and may run on a pool of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from vae_lightning.types import Shape, UserError
+
+Fit: TypeAlias = Literal["crop", "pad", "stretch"]
+"""Where the aspect differs: cut the long side evenly, lay black beside the short side evenly, or distort."""
+
+FILTER = "bilinear, antialiased (PIL)"
+"""How every resize is done. It goes into the headers of caches: another filter makes other pixels, and other FIDs."""
+MAX_PIXELS = 100_000_000
+# fmt: off
+IMAGE_SUFFIXES: frozenset[str] = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k",
+})
+# fmt: on
+"""The endings, in lower case, of the files that are taken for images; what they hold is told by their first bytes."""
+
+# Named, because PIL would try all it knows, and hand PostScript in a .jpg to Ghostscript
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000")
+_MODES: Mapping[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
+_TURNS: Mapping[object, Image.Transpose] = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # where a file may state it
+_PIL = r"PIL\."
+_SILENCE = ("ignore", None, Warning, re.compile(_PIL), 0)  # the entry that `filterwarnings` makes of it
+_silencing = threading.Lock()
+
+
+class _ImageError(Exception):
+    """What is wrong with a file, and what was expected; the file's name is put before it."""
+
+
+def decode(contents: bytes, name: str, shape: Shape, fit: Fit = "crop") -> np.ndarray:
+    """An image file of any size and mode as uint8 [C, H, W] of `shape`.
+
+    C is 1 (grey: ITU-R 601 luma), 3 (RGB) or 4 (RGBA). EXIF's orientation is applied; of several frames the first is
+    taken; 16-bit grey is scaled to 8 bits. What is transparent is laid on black; with C = 4 it stays transparent and is
+    black beneath, as are the borders of `pad`. Raises a `UserError` that begins with `name` where the file is no whole
+    image, has more than `MAX_PIXELS`, or pixels without a range. Flipped bits that a format has no checksum against
+    (JPEG's) pass for an image. PIL's warnings are ignored, in the whole process (see `_silence`).
+    """
+    channels, height, width = shape
+    mode = _MODES[channels]
+    try:
+        image = _in_mode(_upright(_open(contents)), mode)
+        return _pixels(_fitted(image, (width, height), fit), shape)
+    except Exception as error:  # PIL's parsers end a broken file in whatever they trip over
+        raise UserError(f"{name}: {_reason(error, contents)}") from error
+
+
+def decode_crop(
+    contents: bytes, name: str, box: tuple[int, int, int, int], shape: Shape, source_size: tuple[int, int]
+) -> np.ndarray:
+    """The part `box` (left, upper, right, lower) of an image of `source_size` (W, H) as uint8 [C, H, W] of `shape`.
+
+    For aligned sets. Crop first, then resize, so that nothing outside the box has a part in it: bit for bit
+    `image.convert("RGB").crop(box).resize(...)` in PIL. EXIF's orientation is not applied: a box is one of pixels as
+    they are stored. Refuses what `decode` refuses, and other sizes.
+    """
+    channels, height, width = shape
+    mode = _MODES[channels]
+    try:
+        image = _open(contents)
+        if image.size != source_size:
+            found, expected = image.size, source_size
+            raise _ImageError(f"{found[0]} x {found[1]} pixels, expected {expected[0]} x {expected[1]}, as the set has")
+        return _pixels(_resize(_in_mode(image, mode).crop(box), (width, height)), shape)
+    except Exception as error:
+        raise UserError(f"{name}: {_reason(error, contents)}") from error
+
+
+def check_shape(shape: Shape) -> None:
+    """Raise unless `shape` is a (C, H, W) that images can be decoded to."""
+    if len(shape) != 3 or shape[0] not in _MODES or min(shape) < 1:
+        raise UserError(
+            f"image shape {tuple(shape)}: expected (C, H, W) with C = 1 (grey), 3 (RGB) or 4 (RGBA) and positive H, W"
+        )
+
+
+def is_web_page(contents: bytes) -> bool:
+    """Whether a file is HTML, whatever its name: what a server sends in place of a file that it does not give out."""
+    start = contents[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head"))
+
+
+def _open(contents: bytes) -> Image.Image:
+    """The image, its header read and its pixels not yet."""
+    _silence()
+    image = Image.open(io.BytesIO(contents), formats=_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise _ImageError(f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS:,}")
+    return image
+
+
+def _silence() -> None:
+    """Put a filter in front that ignores PIL's warnings: on odd metadata, which says nothing of the pixels.
+
+    It stays, for the whole process: `warnings.catch_warnings` restores one list for all threads, and so would let the
+    warnings of a thread that still decodes through. It is put back where a test's `catch_warnings` has removed it.
+    """
+    if warnings.filters[:1] != [_SILENCE]:
+        with _silencing:  # to add a filter is to remove it first
+            if warnings.filters[:1] != [_SILENCE]:
+                warnings.filterwarnings("ignore", module=_PIL)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says. Broken EXIF turns nothing: the picture is good all the same."""
+    image.load()  # a PNG may have its EXIF behind its pixels
+    if image.format == "TIFF" or not _ORIENTED & image.info.keys():  # PIL turns a TIFF itself, when it loads it
+        return image
+    turn = None
+    with contextlib.suppress(Exception):
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in PIL's `mode` L, RGB or RGBA, laid on black where it is transparent and `mode` is not."""
+    if image.mode == "F":
+        raise _ImageError("floating-point pixels, which have no fixed range; expected 8 or 16 bits a channel")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image)
+    if not image.has_transparency_data:
+        return image if image.mode == mode else image.convert(mode)
+    rgba = image.convert("RGBA")
+    if mode == "RGBA":
+        return rgba
+    canvas = Image.new(mode, image.size)
+    canvas.paste(rgba.convert(mode), mask=rgba.getchannel("A"))
+    return canvas
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """round(v / 257) of 16-bit grey v, where PIL's own conversion clips at 255. A transparent value keeps its mask."""
+    values = np.asarray(image).astype(np.int32)
+    if values.min() < 0 or values.max() > 65535:
+        raise _ImageError(f"grey values {values.min()} to {values.max()}, expected 16 bits: 0 to 65535")
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is None:
+        return grey
+    opaque = np.where(values == transparent, 0, 255).astype(np.uint8)
+    return Image.merge("LA", (grey, Image.fromarray(opaque)))
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """The image at `size` (W, H)."""
+    if fit == "stretch":
+        return _resize(image, size)
+    ratios = size[0] / image.width, size[1] / image.height
+    scale = max(ratios) if fit == "crop" else min(ratios)
+    scaled = round(image.width * scale), round(image.height * scale)
+    if min(scaled) < 1:
+        raise _ImageError(f"{image.width} x {image.height} pixels shrink to {scaled[0]} x {scaled[1]}; use `crop`")
+    left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    if fit == "crop":  # the box of the whole pixels that a resize to `scaled` and a crop would keep, in one pass
+        across, down = image.width / scaled[0], image.height / scaled[1]
+        right, lower = min(image.width, (left + size[0]) * across), min(image.height, (top + size[1]) * down)
+        return _resize(image, size, (left * across, top * down, right, lower))
+    canvas = Image.new(image.mode, size)
+    canvas.paste(_resize(image, scaled), (-left, -top))
+    return canvas
+
+
+def _resize(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    return image.resize(size, Image.Resampling.BILINEAR, box)  # the one place where `FILTER` is meant
+
+
+def _pixels(image: Image.Image, shape: Shape) -> np.ndarray:
+    """uint8 [C, H, W], its own memory."""
+    channels, height, width = shape
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
+    pixels = pixels.transpose(2, 0, 1).copy()  # [C, H, W]
+    if channels == 4:
+        pixels *= pixels[3:] > 0  # no hidden colours
+    return pixels
+
+
+def _reason(error: Exception, contents: bytes) -> str:
+    """What is wrong with the file, in one line without its name."""
+    if isinstance(error, _ImageError):
+        return str(error)
+    expected = f"expected a whole image ({', '.join(_FORMATS)})"
+    if not contents:
+        return f"empty, {expected}"
+    if is_web_page(contents):
+        return f"a web page, {expected}"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image, or one with a broken header: it begins with {contents[:4].hex(' ')}, {expected}"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{' '.join(re.findall('[0-9]+ pixels', str(error))[:1])}, expected at most {MAX_PIXELS:,}"
+    return f"cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())}), {expected}"

@@ -1,0 +1,159 @@
+"""A folder of your own images, of any size and kind, as one data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
+from vae_lightning.data.cache import Contents, fill_from, num_cores
+from vae_lightning.data.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
+from vae_lightning.data.files import MissingFileError, list_folder, read_file, write_whole
+from vae_lightning.data.progress import Progress
+from vae_lightning.data.transforms import Binarisation
+from vae_lightning.types import UserError
+
+_OWN_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+class ImageFolder(CachedImages):
+    """The images below `data_dir`, of any size and kind, as `channels` x `height` x `width`.
+
+    `fit`: how another aspect is met: `crop` (the middle), `pad` (black borders) or `stretch`. `channels`: 1, 3 or 4.
+    Where `data_dir` has folders `train`, `val` and `test`, these are the splits. Else the images are split at random,
+    `val_fraction` and `test_fraction` of them, by a hash of their paths: the same split for every seed and machine.
+    Where all images lie in folders of classes, `label` is the number of the class, in the order of the names.
+    An image that cannot be read is named before training starts; `skip_broken` leaves such images out.
+    """
+
+    def __init__(
+        self,
+        data_dir: str = "data/images",
+        height: int = 64,
+        width: int = 64,
+        channels: int = 3,
+        fit: Fit = "crop",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        skip_broken: bool = False,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        binarisation: Binarisation = "none",
+        flip: bool = False,
+        dequantise: bool = False,
+        resident: Resident = "auto",
+        cache_dir: str = "data/cache",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            data_dir, batch_size, eval_batch_size, binarisation, flip, dequantise, resident, seed, cache_dir=cache_dir
+        )
+        if channels not in (1, 3, 4) or height < 1 or width < 1:
+            raise UserError(f"ImageFolder: {channels} x {height} x {width}: channels are 1, 3 or 4, sizes at least 1")
+        if fit not in ("crop", "pad", "stretch"):
+            raise UserError(f"ImageFolder: fit is {fit!r}; choose crop, pad or stretch")
+        if not (0 < val_fraction < 1 and 0 < test_fraction < 1 and val_fraction + test_fraction < 1):
+            raise UserError(
+                f"ImageFolder: fractions {val_fraction} and {test_fraction}: each above 0, below 1 together"
+            )
+        self.image_shape = (channels, height, width)
+        self.fit, self.skip_broken = fit, skip_broken
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+
+    @property
+    def cache_folder(self) -> Path:
+        channels, height, width = self.image_shape
+        place = Path(self.data_dir).resolve()
+        name = f"{place.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
+        return Path(self.cache_dir) / f"{name}-{channels}x{height}x{width}-{self.fit}"
+
+    def settings(self) -> dict[str, Any]:
+        fractions = [self.val_fraction, self.test_fraction]
+        return {"fit": self.fit, "filter": FILTER, "fractions": fractions, "skip_broken": self.skip_broken}
+
+    def source(self) -> Source:
+        folder = Path(self.data_dir)
+        files, listing = list_folder(folder, IMAGE_SUFFIXES) if folder.is_dir() else ([], "")
+        if not files:
+            endings = " ".join(sorted(IMAGE_SUFFIXES))
+            raise MissingFileError(
+                f"{folder}: no images there (files that end in {endings}); point --data.data_dir "
+                "(make train DATA_DIR=...) at a folder of them"
+            )
+        if self.skip_broken:
+            files = self._without_broken(files, listing)
+        parts = self._split(files)
+        empty = [split for split, part in zip(SPLITS, parts, strict=True) if not part]
+        if empty:
+            raise UserError(f"{folder}: {len(files)} images leave none for {', '.join(empty)}; it takes more of them")
+        files = [path for part in parts for path in part]
+        splits: dict[str, int] = {split: len(part) for split, part in zip(SPLITS, parts, strict=True)}
+        read = lambda: Contents(fill_from(files, self._decode), self._labels(files))  # noqa: E731
+        return Source({"listing": listing}, splits, read)
+
+    def _decode(self, path: Path) -> np.ndarray:
+        return decode(read_file(path), str(path), self.image_shape, self.fit)
+
+    def _split(self, files: Sequence[Path]) -> list[list[Path]]:
+        """Train, val and test: the folders of these names, or an order that the paths alone decide."""
+        top = [self._relative(path).parts[0] for path in files]
+        own = [[path for path, part in zip(files, top, strict=True) if part in _OWN_SPLITS[split]] for split in SPLITS]
+        if all(own):
+            return own
+        shuffled = sorted(files, key=lambda path: hashlib.sha256(os.fsencode(self._relative(path))).digest())
+        num_val, num_test = (max(1, round(len(files) * f)) for f in (self.val_fraction, self.test_fraction))
+        parts = [shuffled[num_val + num_test :], shuffled[:num_val], shuffled[num_val : num_val + num_test]]
+        return [sorted(part) for part in parts]
+
+    def _labels(self, files: Sequence[Path]) -> np.ndarray | None:
+        """int64 [N], by the folder that each image lies in; None where some lie in none, or all in one."""
+        splits = {name for names in _OWN_SPLITS.values() for name in names}
+        folders = [self._relative(path).parts[:-1] for path in files]
+        classes = [parts[1:] if parts[:1] and parts[0] in splits else parts for parts in folders]
+        names = sorted({parts[0] for parts in classes if parts})
+        if len(names) < 2 or not all(classes):
+            return None
+        return np.array([names.index(parts[0]) for parts in classes], dtype=np.int64)
+
+    def _relative(self, path: Path) -> Path:
+        return path.relative_to(self.data_dir)
+
+    def _without_broken(self, files: list[Path], listing: str) -> list[Path]:
+        """The files that can be decoded, found once for each state of the folder."""
+        note = self.cache_folder.with_name(f"{self.cache_folder.name}.skipped.json")
+        try:
+            known = json.loads(note.read_text())
+            broken = set(known["broken"]) if known["listing"] == listing else None
+        except (OSError, ValueError, TypeError, KeyError):
+            broken = None
+        if broken is None:
+            broken = self._find_broken(files)
+            write_whole(note, json.dumps({"listing": listing, "broken": sorted(broken)}).encode())
+        if broken:
+            print(
+                f"{self.data_dir}: {len(broken)} images that cannot be read are left out ({note} lists them)",
+                flush=True,
+            )
+        return [path for path in files if str(self._relative(path)) not in broken]
+
+    def _find_broken(self, files: list[Path]) -> set[str]:
+        def is_broken(path: Path) -> bool:
+            try:
+                self._decode(path)
+            except UserError:
+                return True
+            return False
+
+        with ThreadPoolExecutor(num_cores()) as pool, Progress("looking for broken images", len(files)) as progress:
+            found = set()
+            for path, broken in zip(files, pool.map(is_broken, files), strict=True):
+                progress.advance(1)
+                found |= {str(self._relative(path))} if broken else set()
+            return found

@@ -1,0 +1,186 @@
+"""Batches by index: where the bytes live, in which order they come, and who fetches them ahead of use."""
+
+from __future__ import annotations
+
+import mmap
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_lightning.data.transforms import Transform
+from vae_lightning.noise import derive_seed
+from vae_lightning.types import Batch
+
+T = TypeVar("T")
+
+_SHUFFLE = 0  # a stream of randomness; those of the transforms are beside it
+_EVALUATION_SEED = 0
+"""The noise of val and test is drawn once, from this seed, whatever the run's own: one test set for all."""
+_KEEP_MAPPED = 256 * 2**20
+"""Bytes that may be gathered from a memory map before its pages are given back: what bounds resident memory."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """`pixels`: uint8 [N, C, H, W] with values 0 .. `max_value`; `labels` [N, ...] where the data set has them.
+
+    `mapping`: the memory map that the pixels lie in, where they are read from a file as they are needed.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None = None
+    max_value: int = 255
+    mapping: mmap.mmap | None = None
+
+    def to(self, device: torch.device) -> Images:
+        labels = None if self.labels is None else self.labels.to(device)
+        mapping = self.mapping if device == self.pixels.device else None
+        return Images(self.pixels.to(device), labels, self.max_value, mapping)
+
+    def in_memory(self) -> Images:
+        return self if self.mapping is None else Images(self.pixels.clone(), self.labels, self.max_value)
+
+
+class ImageLoader:
+    """Batches `{x, label}` of `images` on `device`, made without a line of Python per image.
+
+    A training loader's order and noise are functions of (seed, epoch, index); ranks take disjoint slices of the order,
+    equally long, so that no rank waits for another. An evaluation loader covers each image once over all ranks.
+    Lightning sets the epoch through `sampler.set_epoch`, as it does for a `DataLoader`; `position` says how many
+    batches of that epoch have been seen already, so that a fit resumed in mid-epoch goes on at the next one.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        train: bool,
+        transform: Transform | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+        position: Callable[[], int] = int,  # int() is 0
+    ) -> None:
+        transform = transform or Transform(images.max_value)
+        self.images, self.batch_size, self.train = images, batch_size, train
+        self.transform = transform if train else replace(transform, flip=False)
+        self.seed = seed if train else _EVALUATION_SEED
+        self.rank, self.world_size = rank, world_size
+        self.device = device or images.pixels.device
+        self.position = position
+        self.epoch = 0
+        self.sampler, self.batch_sampler = self, None  # the face of a DataLoader that Lightning looks at
+        self._mapped = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next pass; evaluation is the same in every epoch."""
+        self.epoch = epoch if self.train else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the order is a function, and the position is Lightning's. That it is here says: this one resumes."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `state_dict`."""
+
+    def __len__(self) -> int:
+        return -(-self._num_images() // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Lazily: epoch and position are asked for at the first batch, when Lightning has settled both."""
+        home = self.images.pixels.device
+        order = self._order()[self.position() * self.batch_size :].to(home, non_blocking=True)
+        gathered: Iterable[tuple[Tensor, Batch]] = map(self._gather, order.split(self.batch_size))
+        if home != self.device or self.images.mapping is not None:
+            gathered = ahead(gathered, depth=2)
+        for index, batch in gathered:
+            index, batch = self._on_device(index), {name: self._on_device(value) for name, value in batch.items()}
+            batch["x"] = self.transform(batch["x"], index, self.seed, self.epoch)
+            yield batch
+
+    def _num_images(self) -> int:
+        """Of this rank."""
+        total = len(self.images.pixels)
+        return total // self.world_size if self.train else len(range(self.rank, total, self.world_size))
+
+    def _order(self) -> Tensor:
+        total = len(self.images.pixels)
+        if not self.train:
+            return torch.arange(self.rank, total, self.world_size)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, _SHUFFLE, self.epoch))
+        return torch.randperm(total, generator=generator)[self.rank :: self.world_size][: self._num_images()]
+
+    def _gather(self, index: Tensor) -> tuple[Tensor, Batch]:
+        """The bytes and labels of a batch, in pinned memory where they have to travel to a GPU."""
+        batch = {"x": self._select(self.images.pixels, index)}
+        if self.images.labels is not None:
+            batch["label"] = self._select(self.images.labels, index)
+        self._give_back(batch["x"].numel())
+        return index, batch
+
+    def _select(self, values: Tensor, index: Tensor) -> Tensor:
+        if values.device == self.device and self.images.mapping is None:
+            return values.index_select(0, index)
+        # by numpy: torch would wake a second team of OpenMP threads for the thread that gathers, to copy a megabyte
+        pin = self.device.type == "cuda"
+        chosen = torch.empty((len(index), *values.shape[1:]), dtype=values.dtype, pin_memory=pin)
+        np.take(values.numpy(), index.numpy(), axis=0, out=chosen.numpy(), mode="clip")  # "raise" copies twice
+        return chosen
+
+    def _give_back(self, num_bytes: int) -> None:
+        """Resident memory counts mapped pages. The kernel keeps their contents, so that reading them again is cheap."""
+        self._mapped += num_bytes
+        if self.images.mapping is not None and self._mapped > _KEEP_MAPPED and hasattr(mmap, "MADV_DONTNEED"):
+            self.images.mapping.madvise(mmap.MADV_DONTNEED)
+            self._mapped = 0
+
+    def _on_device(self, value: Tensor) -> Tensor:
+        return value if value.device == self.device else value.to(self.device, non_blocking=True)
+
+
+def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items in the same order, made by a thread that is at most `depth` items ahead.
+
+    An exception comes through at its place. The thread ends when the items do, or when the iterator is closed.
+    """
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None = None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if stopped.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, daemon=True, name="gather")
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,205 @@
+"""The usual small data sets: MNIST's look-alikes in its own files, the others through torchvision's readers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vae_lightning.data.base import CachedImages, ImageDataModule, Resident, Source, Split
+from vae_lightning.data.cache import Contents, fill_from
+from vae_lightning.data.decode import FILTER
+from vae_lightning.data.files import MissingFileError
+from vae_lightning.data.loader import Images
+from vae_lightning.data.mnist import MNIST
+from vae_lightning.data.transforms import Binarisation
+from vae_lightning.noise import derive_seed
+from vae_lightning.types import UserError
+
+_REMEDY = (
+    "delete the file and fetch it again, or point --data.data_dir (make train DATA_DIR=...) at a folder that has it"
+)
+
+
+class FashionMNIST(MNIST):
+    """70,000 grey pictures of clothes, 28 x 28 (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), split as MNIST."""
+
+    mirrors = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
+    folder = "FashionMNIST"
+    digests: ClassVar[Mapping[str, tuple[str, str | None]]] = {
+        "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", None),
+        "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", None),
+        "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", None),
+        "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", None),
+    }
+
+
+class KMNIST(MNIST):
+    """70,000 cursive Japanese characters (Clanuwat et al. 2018, https://arxiv.org/abs/1812.01718), split as MNIST."""
+
+    mirrors = ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",)
+    folder = "KMNIST"
+    digests: ClassVar[Mapping[str, tuple[str, str | None]]] = {
+        "train-images-idx3-ubyte": ("bdb82020997e1d708af4cf47b453dcf7", None),
+        "train-labels-idx1-ubyte": ("e144d726b3acfaa3e44228e80efcd344", None),
+        "t10k-images-idx3-ubyte": ("5c965bf0a639b31b8f53240b1b52f4d7", None),
+        "t10k-labels-idx1-ubyte": ("7320c461ea6c1c855c0b718fb2a4b134", None),
+    }
+
+
+class TorchvisionImages(ImageDataModule):
+    """A data set that torchvision reads as one array. Its test images are `test`; `num_val` of the rest are `val`.
+
+    A subclass says which reader. What torchvision does not check (half a file) is found by its own reader's complaint.
+    """
+
+    num_val: ClassVar[int]
+
+    @abstractmethod
+    def reader(self, train: bool, download: bool) -> Any:
+        """torchvision's data set of the training or the test images."""
+
+    def prepare_data(self) -> None:
+        self._try(True, download=True)
+        self._try(False, download=True)
+
+    def load(self, split: Split) -> Images:
+        dataset = self._try(split != "test", download=False)
+        pixels = self.pixels(torch.as_tensor(dataset.data))
+        labels = torch.as_tensor(getattr(dataset, "targets", getattr(dataset, "labels", ())), dtype=torch.int64)
+        if len(labels) != len(pixels):
+            raise UserError(
+                f"{self.data_dir}: {type(self).__name__} has {len(pixels)} images, {len(labels)} labels; {_REMEDY}"
+            )
+        index = torch.arange(len(pixels)) if split == "test" else _part(len(pixels), self.num_val, split)
+        return Images(pixels[index], labels[index])
+
+    def pixels(self, data: Tensor) -> Tensor:
+        """The reader's array as uint8 [N, C, H, W]."""
+        return data
+
+    def _try(self, train: bool, download: bool) -> Any:
+        try:
+            return self.reader(train, download)
+        except Exception as error:  # of the network, of unpickling, of the archive: torchvision names no class for them
+            text = " ".join(str(error).split())[:200]
+            raise MissingFileError(f"{type(self).__name__} in {self.data_dir}: {text}; {_REMEDY}") from error
+
+
+def _part(total: int, num_val: int, split: Split) -> Tensor:
+    """Indices of `train` or `val`: ordered by a hash of the index, for no library's version to change."""
+    shuffled = sorted(range(total), key=derive_seed)
+    num_val = min(num_val, max(1, total // 6))
+    return torch.tensor(sorted(shuffled[:num_val] if split == "val" else shuffled[num_val:]))
+
+
+class EMNIST(TorchvisionImages):
+    """Handwritten letters and digits, 28 x 28 (Cohen et al. 2017, https://arxiv.org/abs/1702.05373).
+
+    `subset`: `balanced` (47 classes, 112,800 + 18,800), `letters`, `digits`, `byclass`, `bymerge` or `mnist`.
+    """
+
+    image_shape = (1, 28, 28)
+    num_val = 10_000
+
+    def __init__(
+        self,
+        data_dir: str = "data",
+        subset: Literal["balanced", "letters", "digits", "byclass", "bymerge", "mnist"] = "balanced",
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        binarisation: Binarisation = "none",
+        dequantise: bool = False,
+        resident: Resident = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
+        )
+        self.subset = subset
+
+    def reader(self, train: bool, download: bool) -> Any:
+        from torchvision import datasets  # here and below: seconds of imports
+
+        return datasets.EMNIST(self.data_dir, split=self.subset, train=train, download=download)
+
+    def pixels(self, data: Tensor) -> Tensor:
+        return data.transpose(1, 2).contiguous()[:, None]  # the files hold each image transposed
+
+
+class CIFAR10(TorchvisionImages):
+    """60,000 colour pictures of 10 classes, 32 x 32 (Krizhevsky 2009): 45,000 / 5,000 / 10,000."""
+
+    image_shape = (3, 32, 32)
+    num_val = 5_000
+
+    def reader(self, train: bool, download: bool) -> Any:
+        from torchvision import datasets
+
+        return datasets.CIFAR10(self.data_dir, train=train, download=download)
+
+    def pixels(self, data: Tensor) -> Tensor:
+        return data.permute(0, 3, 1, 2).contiguous()
+
+
+class SVHN(TorchvisionImages):
+    """Digits of house numbers in colour, 32 x 32 (Netzer et al. 2011): 73,257 + 26,032, the "extra" images left out."""
+
+    image_shape = (3, 32, 32)
+    num_val = 7_000
+
+    def reader(self, train: bool, download: bool) -> Any:
+        from torchvision import datasets
+
+        return datasets.SVHN(self.data_dir, split="train" if train else "test", download=download)
+
+
+class Omniglot(CachedImages):
+    """32,460 characters of 50 alphabets (Lake et al. 2015), shrunk from 105 x 105 to 28 x 28, ink white.
+
+    `train` and `val`: the 30 alphabets of the background set, a tenth of the images `val`; `test`: the other 20. Not
+    the static binarisation in which densities of Omniglot are often reported (Burda et al. 2016): figures do not
+    compare.
+    """
+
+    image_shape = (1, 28, 28)
+
+    def prepare_data(self) -> None:
+        try:
+            super().prepare_data()
+        except MissingFileError:
+            self._reader(background=True, download=True)
+            self._reader(background=False, download=True)
+            super().prepare_data()
+
+    def settings(self) -> dict[str, Any]:
+        return {"filter": FILTER, "ink": "white"}
+
+    def source(self) -> Source:
+        parts = [self._reader(background) for background in (True, False)]
+        sizes = [len(part) for part in parts]
+        index = [_part(sizes[0], sizes[0] // 10, split).tolist() for split in ("train", "val")]
+        items = [(0, i) for i in (*index[0], *index[1])] + [(1, i) for i in range(sizes[1])]
+        splits = {"train": len(index[0]), "val": len(index[1]), "test": sizes[1]}
+        labels = np.array([parts[p]._flat_character_images[i][1] for p, i in items])
+
+        def draw(item: tuple[int, int]) -> np.ndarray:
+            image, _ = parts[item[0]][item[1]]
+            return 255 - np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BILINEAR))[None]
+
+        return Source({"images": sizes}, splits, lambda: Contents(fill_from(items, draw), labels))
+
+    def _reader(self, background: bool, download: bool = False) -> Any:
+        from torchvision import datasets
+
+        try:
+            return datasets.Omniglot(self.data_dir, background=background, download=download)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            raise MissingFileError(f"Omniglot in {Path(self.data_dir)}: {text}; {_REMEDY}") from error
