@@ -18,7 +18,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -62,13 +62,17 @@ class BrokenImagesError(UserError):
 
 @dataclass(frozen=True)
 class Header:
-    """What the pixels are a function of. `source`: a fingerprint of the files; `settings`: crop, filter and so on."""
+    """What the pixels are a function of. `source`: a fingerprint of the files; `settings`: crop, filter and so on.
+
+    `checksums`: CRC-32 of every `chunk_size` images, as they were written.
+    """
 
     image_shape: Shape
     splits: Mapping[str, int]
     settings: Mapping[str, Any]
     source: Mapping[str, Any]
     version: int = 1
+    chunk_size: int = field(default=0, compare=False)
     checksums: Sequence[int] = field(default=(), compare=False)
 
     def __len__(self) -> int:
@@ -80,8 +84,8 @@ class Header:
 
     @property
     def chunks(self) -> list[range]:
-        size = min(1024, max(1, _CHUNK_BYTES // self.image_bytes))
-        return [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+        starts = range(0, len(self), self.chunk_size)
+        return [range(start, min(start + self.chunk_size, len(self))) for start in starts]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))  # in order: that of the splits is the order of the file
@@ -158,6 +162,7 @@ def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) ->
     """
     if read_header(folder) == header:
         return
+    header = replace(header, chunk_size=min(1024, max(1, _CHUNK_BYTES // header.image_bytes)))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.with_name(f"{folder.name}.lock")):
@@ -205,7 +210,7 @@ def _make(folder: Path, header: Header, contents: Contents) -> None:
     done |= _fill_chunks(part, header, contents, done)
     if contents.labels is not None:
         np.save(part / "labels.npy", contents.labels)
-    whole = Header(**{**vars(header), "checksums": [done[chunk.start] for chunk in header.chunks]})
+    whole = replace(header, checksums=[done[chunk.start] for chunk in header.chunks])
     write_whole(part / "header.json", whole.to_json().encode())
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
@@ -216,7 +221,8 @@ def _read_journal(part: Path, header: Header) -> dict[int, int]:
     """Checksums, by first image, of the chunks that an earlier process has finished and that are as it left them."""
     try:
         first, *lines = (part / "journal").read_text().splitlines()
-        if Header.from_json(first) != header:
+        noted_header = Header.from_json(first)
+        if noted_header != header or noted_header.chunk_size != header.chunk_size:
             return {}
         words = [line.split() for line in lines]
         noted = {int(pair[0]): int(pair[1]) for pair in words if len(pair) == 2}  # the last line may be half a line

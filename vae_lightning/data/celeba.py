@@ -185,6 +185,7 @@ class CelebA(CachedImages):
 
             folder = self._folders()[0]
             part = folder / "download.part"
+            part.mkdir(parents=True, exist_ok=True)
             for file_id, md5, name in Listing.file_list:
                 if name in self.digests and not (folder / name).exists() and not (folder / Path(name).stem).is_dir():
                     download_file_from_google_drive(file_id, str(part), name, md5)

@@ -131,7 +131,7 @@ def _silence() -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF says. Broken EXIF turns nothing: the picture is good all the same."""
     image.load()  # a PNG may have its EXIF behind its pixels
-    if image.format == "TIFF" or not _ORIENTED & image.info.keys():  # PIL turns a TIFF itself, when it loads it
+    if not _ORIENTED & image.info.keys():  # a TIFF neither: PIL turns it when it loads it
         return image
     turn = None
     with contextlib.suppress(Exception):
@@ -145,6 +145,8 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
         raise _ImageError("floating-point pixels, which have no fixed range; expected 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         image = _eight_bits(image)
+    if image.mode == "LAB":  # of which PIL makes RGB alone
+        image = image.convert("RGB")
     if not image.has_transparency_data:
         return image if image.mode == mode else image.convert(mode)
     rgba = image.convert("RGBA")

@@ -1,0 +1,229 @@
+"""The pixel cache: whole or not there, the same after any number of kills, noticed when stale."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import REPOSITORY
+from vae_lightning.data import ImageLoader, loader
+from vae_lightning.data.cache import (
+    BrokenImagesError,
+    Contents,
+    Header,
+    broken_chunks,
+    fill_from,
+    open_cache,
+    prepare_cache,
+    read_header,
+)
+from vae_lightning.types import UserError
+
+SHAPE = (3, 64, 64)
+HEADER = Header(SHAPE, {"train": 1500, "val": 300, "test": 200}, {"crop": "none"}, {"listing": "a"})
+TOTAL = 2000
+
+
+def picture(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, SHAPE, dtype=np.uint8)
+
+
+ALL = np.stack([picture(number) for number in range(TOTAL)])
+LABELS = np.arange(TOTAL)
+
+
+def contents() -> Contents:
+    return Contents(fill_from(range(TOTAL), picture), LABELS)
+
+
+def assert_whole(folder: Path) -> None:
+    parts = [open_cache(folder, split) for split in ("train", "val", "test")]
+    assert torch.equal(torch.cat([part.pixels for part in parts]), torch.from_numpy(ALL))
+    labels = [part.labels for part in parts if part.labels is not None]
+    assert torch.cat(labels).tolist() == LABELS.tolist()
+    assert broken_chunks(folder) == []
+    assert sorted(path.name for path in folder.iterdir()) == ["header.json", "labels.npy", "pixels.u8"]
+    assert not folder.with_name(f"{folder.name}.part").exists()
+
+
+def never() -> Contents:
+    raise AssertionError("the cache is there: nothing has to be read")
+
+
+def test_a_cache_is_made_once_and_holds_the_splits_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "cache"
+    prepare_cache(folder, HEADER, contents)
+    assert_whole(folder)
+    prepare_cache(folder, HEADER, never)
+    assert read_header(folder) == HEADER
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"settings": {"crop": "other"}}, "settings"),
+        ({"source": {"listing": "b"}}, "source"),
+        ({"splits": {"train": 1400, "val": 400, "test": 200}}, "splits"),
+        ({"version": 2}, "version"),
+    ],
+)
+def test_a_stale_cache_is_made_anew_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, object], word: str
+) -> None:
+    prepare_cache(tmp_path / "cache", HEADER, contents)
+    wanted = Header(**{**vars(HEADER), **changed})
+    prepare_cache(tmp_path / "cache", wanted, contents)
+    assert f"stale: {word} changed" in capsys.readouterr().out
+    assert read_header(tmp_path / "cache") == wanted
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no header", "half a header", "no pixels"])
+def test_a_damaged_cache_is_made_anew_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+    folder = tmp_path / "cache"
+    prepare_cache(folder, HEADER, contents)
+    header, pixels = folder / "header.json", folder / "pixels.u8"
+    if damage == "truncated":
+        with pixels.open("r+b") as file:
+            file.truncate(1000)
+    elif damage == "no pixels":
+        pixels.unlink()
+    elif damage == "no header":
+        header.unlink()
+    else:
+        header.write_text(header.read_text()[:40])
+    with pytest.raises(UserError, match="no whole cache"):
+        open_cache(folder, "train")
+    prepare_cache(folder, HEADER, contents)
+    assert "damaged" in capsys.readouterr().out
+    assert_whole(folder)
+
+
+def test_a_flipped_bit_is_found_by_its_checksum(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    prepare_cache(folder, HEADER, contents)
+    with (folder / "pixels.u8").open("r+b") as file:
+        file.seek(12288 * 1000)
+        file.write(bytes([ALL[1000, 0, 0, 0] ^ 1]))
+    (problem,) = broken_chunks(folder)
+    assert "images 682 .. 1363" in problem
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from tests.data import test_cache
+from vae_lightning.data.cache import Contents, prepare_cache
+from vae_lightning.data import cache
+
+cache._CHUNK_BYTES = 2**19  # 42 images
+def slow(start, stop):
+    time.sleep(0.1)
+    return test_cache.ALL[start:stop]
+print("ready", flush=True)
+prepare_cache(Path(sys.argv[1]), test_cache.HEADER, lambda: Contents(slow, test_cache.LABELS, num_threads=2))
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=REPOSITORY, stdout=-1, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Killed at three random moments; the chunks that were finished are not made again, unless they were damaged."""
+    folder, part = tmp_path / "cache", tmp_path / "cache.part"
+    finished: list[int] = []
+    for delay in [random.Random(0).uniform(0.05, 0.25) for _ in range(3)]:
+        process = start(folder)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert read_header(folder) is None, "it was faster than it was killed"
+        finished.append(len((part / "journal").read_text().splitlines()) if part.exists() else 0)
+    assert finished == sorted(finished)
+    assert 1 < finished[-1] < 48
+    with (part / "journal").open("a") as journal:
+        journal.write("1974")  # half a line, as a power cut leaves it
+    with (part / "pixels.u8").open("r+b") as file:
+        file.write(b"\0" * 100)  # the first chunk is not what the journal says
+    process = start(folder)
+    process.communicate()
+    assert process.returncode == 0
+    assert_whole(folder)
+
+
+def test_of_two_processes_one_prepares_and_both_succeed(tmp_path: Path) -> None:
+    processes = [start(tmp_path / "cache") for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum("waiting for it" in output for output in outputs) <= 1
+    assert_whole(tmp_path / "cache")
+
+
+def test_all_broken_images_are_named_and_no_cache_is_left(tmp_path: Path) -> None:
+    def read(number: int) -> np.ndarray:
+        if number % 500 == 7:
+            raise UserError(f"{number}.jpg: broken")
+        return picture(number)
+
+    with pytest.raises(BrokenImagesError, match="4 unusable images: .* and 1 more") as caught:
+        prepare_cache(tmp_path / "cache", HEADER, lambda: Contents(fill_from(range(TOTAL), read)))
+    assert sorted(caught.value.problems) == sorted(f"{number}.jpg: broken" for number in (7, 507, 1007, 1507))
+    assert read_header(tmp_path / "cache") is None
+
+
+def test_a_disk_that_is_too_small_is_found_before_any_image_is_read(tmp_path: Path) -> None:
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n" + SCRIPT.replace(
+        "time.sleep(0.02)", "raise AssertionError('an image was read')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert "UserError" in result.stderr
+    assert (
+        "cannot be written (File too large; it takes 0.02 GiB); choose another place by --data.cache_dir"
+        in result.stderr
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/cache: the cache of pixels cannot be written \(.*--data.cache_dir"):
+        prepare_cache(tmp_path / "file" / "cache", HEADER, contents)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads resident memory from /proc")
+def test_a_mapped_cache_gives_its_pages_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resident memory stays bounded however much is read, and the batches are right all the same."""
+    prepare_cache(tmp_path / "cache", HEADER, contents)
+    images = open_cache(tmp_path / "cache", "train")
+
+    def peak() -> int:
+        before = loader._resident_file_bytes()
+        return max(loader._resident_file_bytes() for _ in ImageLoader(images, 5, train=True)) - before
+
+    monkeypatch.setattr(loader, "_KEEP_MAPPED", 4 * 2**20)
+    bounded = peak()
+    monkeypatch.setattr(loader, "_KEEP_MAPPED", 2**40)
+    assert bounded < 2**24 < images.pixels.nbytes <= peak()
+    for batch in ImageLoader(images, 50, train=True):
+        assert batch["label"] is not None
+        torch.testing.assert_close(batch["x"] * 255, torch.from_numpy(ALL[batch["label"].numpy()]).float())
+
+
+def test_the_header_is_small_and_plain(tmp_path: Path) -> None:
+    prepare_cache(tmp_path / "cache", HEADER, contents)
+    header = json.loads((tmp_path / "cache" / "header.json").read_text())
+    assert header["image_shape"] == list(SHAPE)
+    assert list(header["splits"]) == ["train", "val", "test"]
+    assert header["settings"] == {"crop": "none"}

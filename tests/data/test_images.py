@@ -1,0 +1,151 @@
+"""A folder of one's own images: any kind, a stated split, and what cannot be read named before anything trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vae_lightning.data import ImageFolder
+from vae_lightning.data.cache import BrokenImagesError
+from vae_lightning.types import UserError
+
+
+def save(path: Path, number: int = 0, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> None:
+    """A picture of one colour, which its number decides."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (number, 0, 255 - number)).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(30):
+        save(tmp_path / "photos" / f"{number:02d}.png", number, size=(40 + number, 30))
+    return tmp_path / "photos"
+
+
+def prepared(folder: Path, **settings: Any) -> ImageFolder:
+    chosen = {"height": 16, "width": 24, "cache_dir": str(folder.parent / "cache"), **settings}
+    data = ImageFolder(str(folder), **chosen)
+    data.prepare_data()
+    return data
+
+
+def numbers(data: ImageFolder, split: str) -> list[int]:
+    """Which images a split has, by their colour."""
+    return data.images(split).pixels[:, 0, 8, 12].tolist()  # type: ignore[arg-type]
+
+
+def test_each_image_is_in_one_split_and_the_fractions_hold(folder: Path) -> None:
+    data = prepared(folder, val_fraction=0.2, test_fraction=0.1)
+    parts = [numbers(data, split) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [21, 6, 3]
+    assert sorted(sum(parts, [])) == list(range(30))
+    assert data.images("train").pixels.shape[1:] == (3, 16, 24)
+    assert data.images("train").labels is None
+
+
+def test_the_split_is_the_same_for_every_seed_and_place(folder: Path, tmp_path: Path) -> None:
+    before = numbers(prepared(folder, seed=0), "test")
+    moved = folder.rename(tmp_path / "elsewhere and ü")
+    assert numbers(prepared(moved, seed=5), "test") == before
+
+
+def test_own_splits_and_classes(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("valid", 2), ("test", 3)):
+        for number in range(count):
+            for label, name in enumerate(("cat", "dog")):
+                save(tmp_path / "set" / split / name / f"{number}.png", 10 * number + label)
+    data = prepared(tmp_path / "set")
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        images = data.images(split)  # type: ignore[arg-type]
+        assert sorted(images.pixels[:, 0, 0, 0].tolist()) == sorted(10 * n + k for n in range(count) for k in (0, 1))
+        assert images.labels is not None
+        assert images.labels.tolist() == (images.pixels[:, 0, 0, 0] % 10).tolist()
+
+
+@pytest.mark.parametrize(("channels", "colour"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])])
+def test_any_number_of_channels(tmp_path: Path, channels: int, colour: list[int]) -> None:
+    for number in range(10):
+        save(tmp_path / "set" / f"{number}.png", 255)
+    data = prepared(tmp_path / "set", channels=channels)
+    assert data.image_shape == (channels, 16, 24)
+    assert data.images("train").pixels[0, :, 8, 12].tolist() == colour
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_the_fit_is_as_named(tmp_path: Path, fit: str) -> None:
+    """A picture twice as wide as high, its left and right quarter white: cut off, kept with borders, or squeezed."""
+    wide = np.zeros((20, 40, 3), np.uint8)
+    wide[:, :10] = wide[:, 30:] = 255
+    (tmp_path / "set").mkdir()
+    for number in range(10):
+        Image.fromarray(wide).save(tmp_path / "set" / f"{number}.png")
+    row = prepared(tmp_path / "set", height=20, width=20, fit=fit).images("train").pixels[0, 0]
+    assert (row[10, 1] > 200) == (fit != "crop")
+    assert row[1, 1] == (255 if fit == "stretch" else 0)
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Three files that are no whole image, and what is said of each."""
+    (folder / "03.png").write_bytes((folder / "03.png").read_bytes()[:60])
+    (folder / "04.png").write_bytes(b"<!doctype html><p>not found</p>")
+    (folder / "05.png").write_bytes(b"")
+    return {"03.png": "cannot be decoded", "04.png": "a web page", "05.png": "empty"}
+
+
+def test_broken_images_are_all_named(folder: Path) -> None:
+    said = spoil(folder)
+    with pytest.raises(BrokenImagesError, match="3 unusable images") as caught:
+        prepared(folder)
+    assert len(caught.value.problems) == 3
+    for name, words in said.items():
+        assert any(name in problem and words in problem for problem in caught.value.problems)
+
+
+def test_broken_images_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil(folder)
+    data = prepared(folder, skip_broken=True)
+    assert "3 images that cannot be read are left out" in capsys.readouterr().out
+    seen = sum((numbers(data, split) for split in ("train", "val", "test")), [])
+    assert sorted(seen) == [number for number in range(30) if number not in (3, 4, 5)]
+
+
+def test_images_of_every_kind_are_taken(folder: Path) -> None:
+    save(folder / "grey.jpg", mode="L")
+    save(folder / "cmyk.jpg", mode="CMYK")
+    save(folder / "palette.gif", mode="P")
+    Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(folder / "sixteen.PNG")
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"no image")
+    data = prepared(folder)
+    assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 34  # type: ignore[arg-type]
+
+
+def test_a_new_image_makes_the_cache_stale(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(folder)
+    save(folder / "new.png", 200)
+    data = prepared(folder)
+    assert "stale" in capsys.readouterr().out
+    assert 200 in sum((numbers(data, split) for split in ("train", "val", "test")), [])
+
+
+def test_no_images_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no images there \(files that end in .*DATA_DIR"):
+        prepared(tmp_path / "nowhere")
+    save(tmp_path / "two" / "1.png")
+    save(tmp_path / "two" / "2.png")
+    with pytest.raises(UserError, match="2 images leave none for train"):
+        prepared(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"channels": 2}, {"height": 0}, {"fit": "zoom"}, {"val_fraction": 0.0}, {"val_fraction": 0.6, "test_fraction": 0.6}],
+)
+def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="ImageFolder"):
+        ImageFolder(str(tmp_path), **settings)
