@@ -14,6 +14,7 @@ import yaml
 
 from tests.helpers import REPOSITORY, write_binarized_mnist, write_mnist
 from vae_lightning.cli import CLI
+from vae_lightning.drawing import write_celeba_layout
 from vae_lightning.models import LatentVariableModel
 
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.y*ml") if path.name != "defaults.yaml")
@@ -22,6 +23,14 @@ NAMES = [str(path.relative_to(REPOSITORY)) for path in CONFIGS]
 WRITERS: dict[str, Callable[[Path], Any]] = {  # files for a data set that is not embedded, by the name of its class
     "MNIST": lambda folder: write_mnist(folder / "MNIST" / "raw"),
     "BinarizedMNIST": lambda folder: write_binarized_mnist(folder / "binarized_mnist"),
+    "CelebA": lambda folder: write_celeba_layout(folder, 20),
+    "ImageFolder": lambda folder: write_celeba_layout(folder, 20),
+}
+SETTINGS = {  # what else a test says of a data set
+    "MNIST": ["--data.verify=false"],
+    "BinarizedMNIST": ["--data.verify=false"],
+    "CelebA": ["--data.verify=false"],
+    "ProceduralFaces": ["--data.num_images=40"],
 }
 
 
@@ -45,7 +54,10 @@ def test_a_config_runs_one_step_of_each_kind(
     ]
     if data_class in WRITERS:
         WRITERS[data_class](tmp_path / "data")
-        args += [f"--data.data_dir={tmp_path / 'data'}", "--data.verify=false"]
+    if data_class != "Digits":
+        args += [f"--data.data_dir={tmp_path / 'data'}", *SETTINGS.get(data_class, [])]
+    if data_class == "ImageFolder":
+        args.append(f"--data.cache_dir={tmp_path / 'cache'}")
     cli = CLI([*args, "--trainer.accelerator=cpu"])
     model, metrics = cli.model, cli.trainer.callback_metrics
     assert cli.trainer.global_step == 1

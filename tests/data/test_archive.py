@@ -239,6 +239,18 @@ def test_a_wrong_crc(tmp_path: Path) -> None:
     assert ImageArchive(path).read("b.jpg") == b"others"
 
 
+def test_a_broken_deflate_stream(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zip", {"a.jpg": b"contents" * 100}, zipfile.ZIP_DEFLATED)
+    patch(path, b"a.jpg", len("a.jpg"), b"\xff")
+    assert "Error -3 while decompressing data" in unreadable(path)
+
+
+def test_a_directory_that_points_elsewhere(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zip", {"a.jpg": b"contents"})
+    patch(path, b"PK\x03\x04", 0, b"KP")
+    assert "its header is not where the directory says" in unreadable(path)
+
+
 def test_a_member_that_is_not_there(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zip", FILES)
     with pytest.raises(UserError, match=f"^{path}: has no member faces/x.jpg$"):

@@ -177,7 +177,7 @@ def test_all_broken_images_are_named_and_no_cache_is_left(tmp_path: Path) -> Non
             raise UserError(f"{number}.jpg: broken")
         return picture(number)
 
-    with pytest.raises(BrokenImagesError, match="4 unusable images: .* and 1 more") as caught:
+    with pytest.raises(BrokenImagesError, match=r"4 unusable images: .* and 1 more") as caught:
         prepare_cache(tmp_path / "cache", HEADER, lambda: Contents(fill_from(range(TOTAL), read)))
     assert sorted(caught.value.problems) == sorted(f"{number}.jpg: broken" for number in (7, 507, 1007, 1507))
     assert read_header(tmp_path / "cache") is None

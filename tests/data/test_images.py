@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_each_image_is_in_one_split_and_the_fractions_hold(folder: Path) -> None
     data = prepared(folder, val_fraction=0.2, test_fraction=0.1)
     parts = [numbers(data, split) for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [21, 6, 3]
-    assert sorted(sum(parts, [])) == list(range(30))
+    assert sorted(chain(*parts)) == list(range(30))
     assert data.images("train").pixels.shape[1:] == (3, 16, 24)
     assert data.images("train").labels is None
 
@@ -110,7 +111,7 @@ def test_broken_images_can_be_left_out(folder: Path, capsys: pytest.CaptureFixtu
     spoil(folder)
     data = prepared(folder, skip_broken=True)
     assert "3 images that cannot be read are left out" in capsys.readouterr().out
-    seen = sum((numbers(data, split) for split in ("train", "val", "test")), [])
+    seen = chain(*(numbers(data, split) for split in ("train", "val", "test")))
     assert sorted(seen) == [number for number in range(30) if number not in (3, 4, 5)]
 
 
@@ -130,7 +131,7 @@ def test_a_new_image_makes_the_cache_stale(folder: Path, capsys: pytest.CaptureF
     save(folder / "new.png", 200)
     data = prepared(folder)
     assert "stale" in capsys.readouterr().out
-    assert 200 in sum((numbers(data, split) for split in ("train", "val", "test")), [])
+    assert 200 in chain(*(numbers(data, split) for split in ("train", "val", "test")))
 
 
 def test_no_images_is_said(tmp_path: Path) -> None:
@@ -144,7 +145,13 @@ def test_no_images_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"channels": 2}, {"height": 0}, {"fit": "zoom"}, {"val_fraction": 0.0}, {"val_fraction": 0.6, "test_fraction": 0.6}],
+    [
+        {"channels": 2},
+        {"height": 0},
+        {"fit": "zoom"},
+        {"val_fraction": 0.0},
+        {"val_fraction": 0.6, "test_fraction": 0.6},
+    ],
 )
 def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="ImageFolder"):

@@ -30,7 +30,9 @@ class Cached(CachedImages):
 
     def source(self) -> Source:
         labels = np.arange(N)
-        return Source({}, {"train": 40, "val": 11, "test": 9}, lambda: Contents(lambda i, j: PIXELS[i:j].numpy(), labels))
+        return Source(
+            {}, {"train": 40, "val": 11, "test": 9}, lambda: Contents(lambda i, j: PIXELS[i:j].numpy(), labels)
+        )
 
 
 def batches(folder: Path, resident: Resident) -> list[dict[str, torch.Tensor]]:
@@ -58,7 +60,7 @@ def test_a_mapped_set_is_read_as_it_is_needed_and_others_are_not_mapped(tmp_path
 
 
 def test_what_is_in_no_file_cannot_be_mapped() -> None:
-    with pytest.raises(UserError, match="choose --data.resident=auto, memory or device"):
+    with pytest.raises(UserError, match=r"choose --data\.resident=auto, memory or device"):
         Digits(resident="mmap").images("train")
 
 

@@ -6,6 +6,7 @@ from vae_lightning.data.digits import Digits
 from vae_lightning.data.images import ImageFolder
 from vae_lightning.data.loader import ImageLoader, Images
 from vae_lightning.data.mnist import MNIST, BinarizedMNIST
+from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
 from vae_lightning.data.transforms import Transform
 
@@ -25,6 +26,8 @@ __all__ = [
     "ImageLoader",
     "Images",
     "Omniglot",
+    "ProceduralFaces",
+    "ProceduralSprites",
     "Source",
     "Transform",
 ]

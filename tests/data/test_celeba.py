@@ -1,0 +1,253 @@
+"""CelebA's path from zip, from folder and from the generated layout; the files that it refuses, and why."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vae_lightning.data import CelebA
+from vae_lightning.data.celeba import CROPS
+from vae_lightning.drawing import FACE_ATTRIBUTES, write_celeba_layout
+from vae_lightning.types import UserError
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`folder` and `zip`, the same forty drawn faces in both of CelebA's forms."""
+    root = tmp_path_factory.mktemp("celeba")
+    write_celeba_layout(root / "folder", N)
+    write_celeba_layout(root / "zip", N, archive=True)
+    return root
+
+
+@pytest.fixture
+def folder(layouts: Path, tmp_path: Path) -> Path:
+    """A copy of the folder, to be damaged."""
+    return Path(shutil.copytree(layouts / "folder", tmp_path / "a b ü"))
+
+
+def prepared(data_dir: Path, cache: Path, **settings: Any) -> CelebA:
+    data = CelebA(str(data_dir), cache_dir=str(cache), **{"verify": False, **settings})
+    data.prepare_data()
+    return data
+
+
+def reference(data_dir: Path, name: str, box: tuple[int, int, int, int], size: int = 64) -> torch.Tensor:
+    """The plain way: PIL's crop and resize of one file."""
+    with Image.open(data_dir / "celeba" / "img_align_celeba" / name) as image:
+        small = image.convert("RGB").crop(box).resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
+
+
+def test_the_boxes_are_the_published_ones() -> None:
+    """Squares of the 178 x 218 image: three in its middle, and NVAE's, which is centre148 five pixels lower."""
+    assert CROPS["box148"] == (15, 40, 163, 188)
+    for name, size in (("center148", 148), ("center140", 140), ("center108", 108)):
+        left, upper, right, lower = CROPS[name]
+        assert (right - left, lower - upper) == (size, size)
+        assert (left + right, upper + lower) == (178, 218)
+    assert CROPS["box148"][1] - CROPS["center148"][1] == 5
+
+
+@pytest.mark.parametrize("crop", list(CROPS))
+def test_pixels_are_those_of_the_plain_way(layouts: Path, tmp_path: Path, crop: str) -> None:
+    data = prepared(layouts / "folder", tmp_path, crop=crop)
+    for split, first in (("train", 0), ("val", N * 8 // 10), ("test", N * 9 // 10)):
+        expected = reference(layouts / "folder", f"{first + 1:06d}.jpg", CROPS[crop])
+        assert torch.equal(data.images(split).pixels[0], expected)  # type: ignore[arg-type]
+
+
+def test_zip_and_folder_give_the_same(layouts: Path, tmp_path: Path) -> None:
+    parts = [prepared(layouts / form, tmp_path / form) for form in ("folder", "zip")]
+    for split in ("train", "val", "test"):
+        one, other = (part.images(split) for part in parts)  # type: ignore[arg-type]
+        assert torch.equal(one.pixels, other.pixels)
+        assert one.labels is not None
+        assert other.labels is not None
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_splits_are_those_of_the_partition_and_do_not_overlap(layouts: Path, tmp_path: Path) -> None:
+    data = prepared(layouts / "zip", tmp_path)
+    images = [data.images(split).pixels for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert [len(part) for part in images] == [32, 4, 4]
+    digests = {hashlib.sha256(image.numpy().tobytes()).hexdigest() for part in images for image in part}
+    assert len(digests) == N
+
+
+def test_attributes_are_labels_where_the_file_is(layouts: Path, folder: Path, tmp_path: Path) -> None:
+    batch = next(iter(prepared(layouts / "folder", tmp_path / "1").val_dataloader()))
+    lines = (layouts / "folder" / "celeba" / "list_attr_celeba.txt").read_text().splitlines()
+    assert lines[1].split() == list(FACE_ATTRIBUTES)
+    first = [int(value) for value in lines[2 + 32].split()[1:]]
+    assert (batch["label"][0].int() * 2 - 1).tolist() == first
+    (folder / "celeba" / "list_attr_celeba.txt").unlink()
+    assert "label" not in next(iter(prepared(folder, tmp_path / "2").val_dataloader()))
+
+
+def test_flips_in_training_and_nowhere_else(layouts: Path, tmp_path: Path) -> None:
+    """About half of the training images, others in each epoch; those of val and test never."""
+    data = prepared(layouts / "folder", tmp_path, flip=True, batch_size=N)
+    pixels = data.images("train").pixels.float() / 255
+    flips = []
+    for epoch in range(2):
+        loader = data.train_dataloader()
+        loader.set_epoch(epoch)
+        x = next(iter(loader))["x"][loader._order().argsort()]
+        straight = (x == pixels).flatten(1).all(1)
+        mirrored = (x == pixels.flip(-1)).flatten(1).all(1)
+        assert (straight ^ mirrored).all()
+        flips.append(mirrored)
+    assert 6 <= flips[0].sum() <= 26
+    assert not torch.equal(flips[0], flips[1])
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        assert torch.equal(next(iter(loader))["x"], data.images(split).pixels.float() / 255)  # type: ignore[arg-type]
+
+
+def test_any_size(layouts: Path, tmp_path: Path) -> None:
+    data = prepared(layouts / "folder", tmp_path, size=32)
+    assert data.image_shape == (3, 32, 32)
+    assert torch.equal(
+        data.images("train").pixels[0], reference(layouts / "folder", "000001.jpg", CROPS["center148"], 32)
+    )
+
+
+def test_once_cached_the_files_are_not_needed(folder: Path, tmp_path: Path) -> None:
+    prepared(folder, tmp_path / "cache")
+    shutil.rmtree(folder / "celeba")
+    assert len(prepared(folder, tmp_path / "cache").images("train").pixels) == 32
+    with pytest.raises(UserError, match="not found"):
+        prepared(folder, tmp_path / "cache", crop="center140")
+
+
+def test_a_changed_file_is_noticed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(folder, tmp_path / "cache")
+    image = folder / "celeba" / "img_align_celeba" / "000001.jpg"
+    Image.new("RGB", (178, 218), (255, 0, 0)).save(image)
+    data = prepared(folder, tmp_path / "cache")
+    assert "stale: source changed" in capsys.readouterr().out
+    assert data.images("train").pixels[0, :, 32, 32].tolist()[1:] == [0, 0]
+
+
+def write_zip(data_dir: Path, contents: bytes) -> None:
+    shutil.rmtree(data_dir / "celeba" / "img_align_celeba", ignore_errors=True)
+    (data_dir / "celeba" / "img_align_celeba.zip").write_bytes(contents)
+
+
+def damage_image(data_dir: Path, change: Callable[[Path], None]) -> None:
+    change(data_dir / "celeba" / "img_align_celeba" / "000007.jpg")
+
+
+def as_mode(mode: str) -> Callable[[Path], None]:
+    return lambda path: Image.open(path).convert(mode).save(path)
+
+
+def traversal(data_dir: Path) -> None:
+    shutil.rmtree(data_dir / "celeba" / "img_align_celeba")
+    with zipfile.ZipFile(data_dir / "celeba" / "img_align_celeba.zip", "w") as file:
+        file.writestr("../../000001.jpg", b"x")
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no images": (lambda d: shutil.rmtree(d / "celeba" / "img_align_celeba"), "neither img_align_celeba.zip nor"),
+    "no partition": (
+        lambda d: (d / "celeba" / "list_eval_partition.txt").unlink(),
+        "list_eval_partition.txt not found",
+    ),
+    "partition empty": (
+        lambda d: (d / "celeba" / "list_eval_partition.txt").write_text(""),
+        "line 1: expected the name",
+    ),
+    "partition is html": (
+        lambda d: (d / "celeba" / "list_eval_partition.txt").write_text("<html><body>quota</body></html>"),
+        "line 1: expected the name",
+    ),
+    "quota page for a zip": (lambda d: write_zip(d, b"<!DOCTYPE html><html>Quota exceeded</html>"), "web page"),
+    "empty zip": (lambda d: write_zip(d, b""), "img_align_celeba.zip"),
+    "half a zip": (lambda d: write_zip(d, b"PK\x03\x04" + bytes(100)), "img_align_celeba.zip"),
+    "zip that climbs": (traversal, "img_align_celeba.zip"),
+    "missing jpeg": (lambda d: damage_image(d, Path.unlink), "1 of 40 images are not in it: 000007.jpg"),
+    "truncated jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(p.read_bytes()[:2000])), "000007.jpg"),
+    "empty jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(b"")), "000007.jpg: empty"),
+    "html jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(b"<html>")), "000007.jpg: a web page"),
+    "huge jpeg": (lambda d: damage_image(d, lambda p: Image.new("RGB", (2000, 2000)).save(p)), "expected 178 x 218"),
+}
+
+
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_a_fault_is_one_line_that_names_the_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", no_network)
+    damage, said = FAULTS[fault]
+    damage(folder)
+    with pytest.raises(UserError) as caught:
+        prepared(folder, tmp_path / "cache")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache").rglob("header.json")) == []
+
+
+def no_network(*_: object) -> None:
+    raise RuntimeError("Cannot connect to drive.google.com")
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_a_grey_or_cmyk_jpeg_is_taken_as_rgb(folder: Path, tmp_path: Path, mode: str) -> None:
+    damage_image(folder, as_mode(mode))
+    pixels = prepared(folder, tmp_path / "cache").images("train").pixels[6]
+    assert (pixels.float() - reference(folder, "000007.jpg", CROPS["center148"]).float()).abs().max() == 0
+
+
+def test_what_is_not_celeba_is_refused_unless_told(layouts: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"expected \(162770, 19867, 19962\) images in train, val, test, found \(32, 4, 4\)"
+    ):
+        prepared(layouts / "zip", tmp_path, verify=True)
+
+
+def test_a_wrong_digest_is_refused(layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CelebA, "counts", (32, 4, 4))
+    with pytest.raises(UserError, match=r"img_align_celeba.zip: wrong digest: expected 00d2c5bc"):
+        prepared(layouts / "zip", tmp_path, verify=True)
+
+
+def test_the_failed_download_says_how_to_do_it_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", no_network)
+    with pytest.raises(UserError) as caught:
+        prepared(tmp_path / "nothing", tmp_path / "cache")
+    assert "by hand" in str(caught.value)
+    assert "the download failed: Cannot connect" in str(caught.value)
+    assert not list((tmp_path / "nothing").rglob("*.zip"))
+
+
+def test_a_download_takes_its_place_whole(layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(_: str, root: str, name: str, __: str) -> None:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        shutil.copy(layouts / "zip" / "celeba" / name, Path(root) / name)
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", fetch)
+    data = prepared(tmp_path / "new", tmp_path / "cache")
+    assert len(data.images("train").pixels) == 32
+    assert sorted(path.name for path in (tmp_path / "new" / "celeba").iterdir()) == [
+        "img_align_celeba.zip",
+        "list_attr_celeba.txt",
+        "list_eval_partition.txt",
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"crop": "center100"}, {"size": 0}])
+def test_impossible_settings_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="CelebA"):
+        CelebA(str(tmp_path), **settings)

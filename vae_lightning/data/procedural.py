@@ -1,0 +1,125 @@
+"""Drawn data sets: no download, every factor known; for tests, demonstrations and disentanglement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from vae_lightning.data.base import CachedImages, Resident, Source
+from vae_lightning.data.cache import Contents
+from vae_lightning.data.transforms import Binarisation
+from vae_lightning.drawing import (
+    DRAWING_VERSION,
+    NUM_SPRITES,
+    draw_faces,
+    draw_sprites,
+    face_attributes,
+    sprite_factors,
+)
+from vae_lightning.types import UserError
+
+
+class _Drawn(CachedImages):
+    """`num_images` drawings, nine tenths of them `train`, and as many `val` as `test`."""
+
+    def __init__(self, num_images: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if num_images < 20:
+            raise UserError(f"{type(self).__name__}: num_images is {num_images}; it must be at least 20")
+        self.num_images = num_images
+
+    def settings(self) -> dict[str, Any]:
+        return {"num_images": self.num_images, "drawing": DRAWING_VERSION}
+
+    def source(self) -> Source:
+        held_out = self.num_images // 20
+        splits = {"train": self.num_images - 2 * held_out, "val": held_out, "test": held_out}
+        return Source({}, splits, self.contents)
+
+    def contents(self) -> Contents:
+        """All images, by number, and their labels."""
+        raise NotImplementedError
+
+
+class ProceduralFaces(_Drawn):
+    """Cartoon faces of 3 x 64 x 64 pixels with CelebA's 40 attributes (`label`, uint8 [B, 40]): drawings, not CelebA.
+
+    Face i is a function of i alone. In CelebA's own layout of files: `vae_lightning.drawing.write_celeba_layout`.
+    """
+
+    image_shape = (3, 64, 64)
+
+    def __init__(
+        self,
+        data_dir: str = "data",
+        num_images: int = 12_000,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        flip: bool = False,
+        dequantise: bool = False,
+        resident: Resident = "auto",
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            num_images,
+            data_dir,
+            batch_size,
+            eval_batch_size,
+            flip=flip,
+            dequantise=dequantise,
+            resident=resident,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+
+    def contents(self) -> Contents:
+        def fill(start: int, stop: int) -> np.ndarray:
+            return draw_faces(torch.arange(start, stop))[0].numpy()
+
+        return Contents(fill, face_attributes(torch.arange(self.num_images)).numpy(), num_threads=1)
+
+
+class ProceduralSprites(_Drawn):
+    """White squares, ellipses and hearts on black, 1 x 64 x 64, after dSprites (Matthey et al. 2017), which it is not.
+
+    `label`, int64 [B, 5]: shape (3), scale (6), orientation (40), x (32), y (32). `num_images` of the 737,280,
+    chosen at random, once for all.
+    """
+
+    image_shape = (1, 64, 64)
+
+    def __init__(
+        self,
+        data_dir: str = "data",
+        num_images: int = 40_000,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        binarisation: Binarisation = "none",
+        resident: Resident = "auto",
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            num_images,
+            data_dir,
+            batch_size,
+            eval_batch_size,
+            binarisation,
+            resident=resident,
+            seed=seed,
+            cache_dir=cache_dir,
+        )
+        if num_images > NUM_SPRITES:
+            raise UserError(f"ProceduralSprites: num_images is {num_images}; there are {NUM_SPRITES:,}")
+
+    def contents(self) -> Contents:
+        chosen = np.random.RandomState(0).permutation(NUM_SPRITES)[: self.num_images]  # its stream is frozen
+        factors = sprite_factors(torch.from_numpy(chosen))
+
+        def fill(start: int, stop: int) -> np.ndarray:
+            return draw_sprites(factors[start:stop]).numpy()
+
+        return Contents(fill, factors.numpy(), num_threads=1)
