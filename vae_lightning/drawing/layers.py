@@ -9,7 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vae_lightning.drawing.scene import FAR, Layer, Scene, box, chin, circle, constant, ellipse, glow, turn, wave
+from vae_lightning.drawing.scene import (
+    FAR,
+    Layer,
+    Scene,
+    box,
+    chin,
+    circle,
+    constant,
+    ellipse,
+    face_width,
+    glow,
+    turn,
+    wave,
+)
 
 # -- Behind the head --------------------------------------------------------------------------------------------------
 
@@ -23,7 +36,7 @@ def _backdrop(s: Scene) -> None:
 
 def _back_hair(s: Scene) -> None:
     a, b = s.map("a"), s.map("b")
-    half = _face_width(s) + s.between("hair_volume", 0.07, 0.15)
+    half = face_width(s) + s.between("hair_volume", 0.07, 0.15)
     across = a.abs() + 0.03 * s.on("Wavy_Hair") * wave(2.3 * b + s.between("wave"))
     dome = circle(across / half, (b + 0.1).clamp_(max=0) / s.between("hair_volume", 0.66, 0.74), 1) * half
     end = b - s.between("hair_length", 1.1, 0.62)
@@ -64,26 +77,9 @@ def _necktie(s: Scene) -> None:
 # -- The head ---------------------------------------------------------------------------------------------------------
 
 
-def _face_width(s: Scene) -> Tensor:
-    return s.between("face_width", 0.44, 0.48) + 0.05 * s.on("Chubby") - 0.02 * s.on("Oval_Face")
-
-
-def _outline(s: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """The head's signed distance, and its surface (x, y) on the unit disc: an egg, squarer in the jaw of a man."""
-    a, b, half = s.map("a"), s.map("b"), _face_width(s)
-    male, chubby, oval = s.on("Male"), s.on("Chubby"), s.on("Oval_Face")
-    below = b.clamp(min=0) / chin(s)
-    y = torch.where(b < 0, b * (1 / 0.66), below)
-    taper = 0.14 + 0.1 * oval - 0.06 * male - 0.06 * chubby
-    x = (a - 0.16 * turn(s) * below) / (half * (1 - taper * (below * below).clamp_(max=2)))
-    jaw = 0.14 + 0.5 * male + 0.35 * chubby - 0.1 * oval  # below 1, or a square would be negative
-    square = y * y * torch.where(b < 0, 1, 1 - jaw + jaw * below)
-    return ((x * x + square).sqrt_() - 1) * half, x, y
-
-
 def _ear_frame(s: Scene) -> tuple[Tensor, Tensor]:
     """(out, down) from the middle of the nearer ear; the one that the head turns away hides behind it."""
-    return (s.map("a") + 0.12 * turn(s)).abs() - _face_width(s) - 0.01, s.map("b") - 0.03
+    return (s.map("a") + 0.12 * turn(s)).abs() - face_width(s) - 0.01, s.map("b") - 0.03
 
 
 def _ears(s: Scene) -> None:
@@ -100,11 +96,11 @@ def _double_chin(s: Scene) -> None:
 
 
 def _skin(s: Scene) -> None:
-    distance, x, y = _outline(s)
+    x, y = s.map("ball_x"), s.map("ball_y")
     z = (1 - x * x).sub_(y * y).clamp_(min=0).sqrt_()
     lit = (s.between("light", -0.55, 0.55) * x).add_(0.75 * z).sub_(0.35 * y).clamp_(min=0)[:, None]
     skin = s.colour("skin")
-    s.fill(distance, skin * constant((0.62, 0.52, 0.48), x) + skin * constant((0.46, 0.53, 0.55), x) * lit)
+    s.fill(s.map("head"), skin * constant((0.62, 0.52, 0.48), x) + skin * constant((0.46, 0.53, 0.55), x) * lit)
 
 
 def _complexion(s: Scene) -> None:
@@ -242,17 +238,18 @@ def _front_hair(s: Scene) -> None:
     a, b = s.map("a"), s.map("b")
     volume = s.between("hair_volume", 0.02, 0.12) * (1 - 0.8 * s.on("Wearing_Hat"))
     low = (b + 0.25).clamp_(min=0)  # short hair lies close to the head beside the ears
-    half = _face_width(s) + 0.025 + 0.4 * volume - (1 - s.on("Long_Hair")) * 0.9 * low * low
+    half = face_width(s) + 0.025 + 0.4 * volume - (1 - s.on("Long_Hair")) * 0.9 * low * low
     bumps = 0.025 * s.on("Wavy_Hair") * wave(3.5 * (a.abs() + b) + s.between("wave"))
     shell = ellipse(a, b + 0.08, half, 0.64 + volume) - bumps
-    cap = torch.maximum(shell, s.map("v") - _hairline(s))
+    beside = torch.maximum(-0.015 - s.map("head"), s.map("v"))  # what hair stands out is seen beside the forehead
+    cap = torch.maximum(shell, torch.minimum(s.map("v") - _hairline(s), beside))
     s.darken(0.3 * s.on("Hair") * s.inside(cap - 0.02, 2.5) * s.inside(shell))
     s.fill(cap, s.hair(), s.on("Hair"))
 
 
 def _locks(s: Scene) -> None:
     a, b = s.map("a"), s.map("b")
-    middle = _face_width(s) + s.between("hair_volume", -0.008, 0.032) + 0.12 * b  # flush with the cap where they begin
+    middle = face_width(s) + s.between("hair_volume", -0.008, 0.032) + 0.12 * b  # flush with the cap where they begin
     across = (a - 0.2 * turn(s)).abs() + 0.025 * s.on("Wavy_Hair") * wave(2.3 * b + s.between("wave"))
     ends = torch.maximum(b - s.between("hair_length", 0.95, 0.45) - 0.3 * (across - middle), -0.15 - b)
     s.fill(torch.maximum((across - middle).abs() - 0.06, ends), s.hair())
@@ -263,22 +260,20 @@ def _scalp(s: Scene) -> None:
 
 
 def _sideburns(s: Scene) -> None:
-    distance, _, _ = _outline(s)
     u, v = s.map("u").abs(), s.map("v")
     strip = torch.maximum(0.375 + 0.12 * v.clamp(min=0) - u, torch.maximum(-0.2 - v, v - 0.22))
-    s.fill(torch.maximum(strip, distance), 0.9 * s.hair())
+    s.fill(torch.maximum(strip, s.map("head")), 0.9 * s.hair())
 
 
 def _beard(s: Scene) -> None:
-    distance, _, _ = _outline(s)
-    u, v = s.map("u"), s.map("v")
+    u, v, head = s.map("u"), s.map("v"), s.map("head")
     k = (3 * u.abs() - 0.36).clamp_(0, 1)
     cheek = 0.25 - 0.27 * k * k - v
     shadow = 0.42 * s.on("5_o_Clock_Shadow")
-    s.fill(torch.maximum(cheek, distance), constant((0.17, 0.17, 0.2), u), shadow, soft=3)
-    beard = torch.maximum(cheek, distance - 0.035) + FAR * (1 - s.on("Full_Beard"))
+    s.fill(torch.maximum(cheek, head), constant((0.17, 0.17, 0.2), u), shadow, soft=3)
+    beard = torch.maximum(cheek, head - 0.035) + FAR * (1 - s.on("Full_Beard"))
     tuft = ellipse(u - 0.05 * turn(s), v - 0.53, 0.14, 0.135)
-    goatee = torch.maximum(tuft, distance - 0.03) + FAR * (1 - s.on("Goatee"))
+    goatee = torch.maximum(tuft, head - 0.03) + FAR * (1 - s.on("Goatee"))
     s.fill(torch.minimum(beard, goatee), 0.85 * s.hair(), 0.95, soft=1.5)
 
 
@@ -297,7 +292,7 @@ def _glasses(s: Scene) -> None:
     glare = s.inside((x + 0.6 * y + 0.04).abs() - 0.03, 1.5)
     s.lighten((0.12 + 0.25 * glare) * s.inside(lens))
     bridge = torch.maximum(out + half - 0.01, (y + 0.02).abs() - 0.014)
-    arm = torch.maximum(half - out, torch.maximum((y + 0.03).abs() - 0.014, s.map("a").abs() - _face_width(s)))
+    arm = torch.maximum(half - out, torch.maximum((y + 0.03).abs() - 0.014, s.map("a").abs() - face_width(s)))
     s.fill(torch.minimum(lens.abs() - 0.018, torch.minimum(bridge, arm)), s.colour("glasses"))
 
 
@@ -310,7 +305,7 @@ def _earrings(s: Scene) -> None:
 
 def _hat(s: Scene) -> None:
     """A woollen hat, a cap or a brimmed hat."""
-    a, b, half = s.map("a"), s.map("b"), _face_width(s) + 0.075
+    a, b, half = s.map("a"), s.map("b"), face_width(s) + 0.075
     wool, brimmed = (s.between("hat_kind") < 0.4).float(), (s.between("hat_kind") > 0.72).float()
     bottom = b + 0.31 - 0.25 * a * a * (1 - brimmed)
     crown = torch.maximum(ellipse(a, b + 0.33, half, 0.54) + 0.04 * brimmed, bottom)
@@ -321,7 +316,7 @@ def _hat(s: Scene) -> None:
     s.fill(circle(a, b + 0.91, 0.1), 1.15 * colour, wool, soft=2)
     brim = box(a, b + 0.34 - 0.1 * a * a, half + 0.21, 0.06, 0.06) + FAR * (1 - brimmed)
     visor = ellipse(a - 0.5 * turn(s), b + 0.28, 0.4, 0.1) + FAR * (wool + brimmed)
-    s.darken(0.35 * s.inside(torch.minimum(brim, visor) - 0.05, 3) * s.inside(a.abs() - _face_width(s)))
+    s.darken(0.35 * s.inside(torch.minimum(brim, visor) - 0.05, 3) * s.inside(a.abs() - face_width(s)))
     s.fill(torch.minimum(brim, visor), 0.85 * colour)
 
 

@@ -54,7 +54,8 @@ class Scene:
 
     `maps`, [n, H, W] each: x, y of the frame (1 = half the width of a square picture; y downwards), body_x, body_y of
     the shoulders, a, b of the head (scaled and rolled with it), u, v of the face (on a ball that looks left or right),
-    tone of the hair. `flags` [n, F] in {0, 1}; `style` [n, S] in [0, 1); `colours` [n, C, 3]; `edge`: a pixel's size.
+    head, its signed distance, ball_x, ball_y on it, hair, the tone of its strands. `flags` [n, F] in {0, 1}; `style`
+    [n, S] in [0, 1); `colours` [n, C, 3]; `edge`: a pixel's size.
     A part of a scene is a `window` of rows and columns, of all images or of those at `index`.
     """
 
@@ -155,6 +156,11 @@ def wave(t: Tensor) -> Tensor:
     return t.abs().sub_(0.5).mul_(t).mul_(16)
 
 
+def face_width(s: Scene) -> Tensor:
+    """Half of it."""
+    return s.between("face_width", 0.44, 0.48) + 0.05 * s.on("Chubby") - 0.02 * s.on("Oval_Face")
+
+
 def chin(s: Scene) -> Tensor:
     """How far the chin lies below the middle of the head."""
     return s.between("face_height", 0.58, 0.63) + 0.06 * s.on("Oval_Face") - 0.02 * s.on("Chubby")
@@ -206,6 +212,7 @@ def make_scene(attributes: Tensor, style: Tensor, height: int, width: int) -> Sc
     _set_hidden(scene)
     _set_colours(scene)
     _set_coordinates(scene)
+    _set_head(scene)
     _set_hair(scene)
     return scene
 
@@ -238,6 +245,19 @@ def _set_coordinates(s: Scene) -> None:
 
 def _cos_sin(radians: Tensor) -> tuple[Tensor, Tensor]:
     return radians.double().cos().float(), radians.double().sin().float()
+
+
+def _set_head(s: Scene) -> None:
+    """The head's signed distance, and its surface (x, y) on the unit disc: an egg, squarer in the jaw of a man."""
+    a, b, half = s.map("a"), s.map("b"), face_width(s)
+    male, chubby, oval = s.on("Male"), s.on("Chubby"), s.on("Oval_Face")
+    below = b.clamp(min=0) / chin(s)
+    y = torch.where(b < 0, b * (1 / 0.66), below)
+    taper = 0.14 + 0.1 * oval - 0.06 * male - 0.06 * chubby
+    x = (a - 0.16 * turn(s) * below) / (half * (1 - taper * (below * below).clamp_(max=2)))
+    jaw = 0.14 + 0.5 * male + 0.35 * chubby - 0.1 * oval  # below 1, or a square would be negative
+    square = y * y * torch.where(b < 0, 1, 1 - jaw + jaw * below)
+    s.maps.update({"head": ((x * x + square).sqrt_() - 1) * half, "ball_x": x, "ball_y": y})
 
 
 def _set_hair(s: Scene) -> None:

@@ -1,0 +1,207 @@
+"""Rounds: every contender in turn (A B C, A B C, ...), each in a process of its own, on a terminal of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import pty
+import re
+import select
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fcntl import ioctl
+from pathlib import Path
+from typing import Any, TypeAlias
+
+ROOT = Path(__file__).parent.parent
+OUT, START = "BENCHMARK_OUT", "BENCHMARK_START"  # as benchmarks.timing has them, which imports torch
+TIME_LIMIT_S = 3600
+SETTLE_S = 1  # between processes: a logger's helper may end a moment after its master
+
+Values: TypeAlias = dict[str, float]
+"""What one contender measured in one round."""
+Round: TypeAlias = dict[str, Values]
+"""By contender; one that failed or is not installed is absent."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`command`: what follows the interpreter; `{seed}` in it is the number of the round. `requires`: a package."""
+
+    name: str
+    what: str
+    command: tuple[str, ...]
+    requires: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    value: Callable[[Values], float | None]
+    style: str = ",.0f"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number that must be reached, from each round: at least `must`, or at most where `at_most`; None: recorded.
+
+    `must` may be a function of the rounds' numbers, for a bound that is made of their own noise.
+    """
+
+    what: str
+    value: Callable[[Round], float | None]
+    must: float | Callable[[list[float]], float | None] | None
+    at_most: bool = False
+    style: str = ".2f"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`prepare`: commands run once before the rounds. `base`: whom the column of ratios compares with, by `speed`."""
+
+    name: str
+    title: str
+    contenders: tuple[Contender, ...]
+    columns: tuple[Column, ...]
+    claims: tuple[Claim, ...] = ()
+    notes: tuple[str, ...] = ()
+    prepare: tuple[tuple[str, ...], ...] = ()
+    base: str = ""
+    speed: str = "images_per_second"
+
+
+@dataclass
+class Results:
+    """`rounds[i][contender]` is the record that it wrote; `failures[contender]` the end of what it said."""
+
+    rounds: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def run_suite(suite: Suite, num_rounds: int, only: list[str]) -> Results:
+    """All rounds of a suite. A contender that fails is said and left out; the others go on."""
+    results = Results()
+    chosen = [contender for contender in suite.contenders if not only or contender.name in only]
+    for contender in chosen:
+        if contender.requires and importlib.util.find_spec(contender.requires) is None:
+            results.failures[contender.name] = "not installed"
+    for number, command in enumerate(suite.prepare, start=1):
+        _run_one(results, f"prepare {number}", command, 0)
+    for number in range(num_rounds):
+        results.rounds.append({})
+        for contender in chosen:
+            if contender.name not in results.failures:
+                record = _run_one(results, contender.name, contender.command, number)
+                if record is not None:
+                    results.rounds[-1][contender.name] = record
+                    print(f"{suite.name} {number + 1}/{num_rounds} {contender.name}: {_brief(record)}", flush=True)
+    return results
+
+
+def _run_one(results: Results, name: str, command: tuple[str, ...], seed: int) -> dict[str, Any] | None:
+    try:
+        return run_process([part.replace("{seed}", str(seed)) for part in command])
+    except RuntimeError as error:
+        results.failures[name] = str(error)
+        print(f"{name} failed: {str(error).splitlines()[-1]}", flush=True)
+        return None
+
+
+def _brief(record: dict[str, Any]) -> str:
+    values = measured(record)
+    names = ("images_per_second", "image_us", "seconds", "first_step_s", "elbo", "nll", "all_s", "wall_s")
+    return "  ".join(f"{name} {values[name]:,.1f}" for name in names if name in values)
+
+
+def measured(record: dict[str, Any]) -> Values:
+    """The numbers of a record; `images_per_second` is the median over its epochs, the first (warm-up) left out."""
+    values = {name: float(value) for name, value in record.items() if isinstance(value, (int, float))}
+    rates = [epoch["images"] / epoch["seconds"] for epoch in record.get("epochs", [])[1:]]
+    return {**values, "images_per_second": statistics.median(rates)} if rates else values
+
+
+# -- one process -------------------------------------------------------------------------------------------------------
+
+
+def run_process(command: list[str]) -> dict[str, Any]:
+    """Run `python *command` in an empty folder; its record, and `wall_s`.
+
+    It sees a terminal, so that each contender draws what its user would see; threads are left as PyTorch sets them.
+
+    Raises:
+        RuntimeError: with the last lines that it said, where it fails or outlasts the limit.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        out = Path(folder) / "record.json"
+        terminal, inner = _open_terminal()
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "TERM": "xterm-256color"}
+        since = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env={**env, OUT: str(out), START: str(since)},
+            stdin=subprocess.DEVNULL,
+            stdout=inner,
+            stderr=inner,
+            start_new_session=True,
+        )
+        os.close(inner)
+        try:
+            said = _listen(process, terminal, since + TIME_LIMIT_S)
+        finally:
+            _end(process)
+            os.close(terminal)
+        wall_s = time.monotonic() - since
+        time.sleep(SETTLE_S)
+        if process.returncode != 0:
+            raise RuntimeError(_last_lines(said) or f"exit code {process.returncode}")
+        return {**(json.loads(out.read_text()) if out.is_file() else {}), "wall_s": wall_s}
+
+
+def _open_terminal() -> tuple[int, int]:
+    terminal, inner = pty.openpty()
+    ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    return terminal, inner
+
+
+def _listen(process: subprocess.Popen[bytes], terminal: int, deadline: float) -> bytes:
+    """Empty the terminal until the process ends (a helper of its own may hold the terminal longer); the last 20 kB."""
+    said = b""
+    while time.monotonic() < deadline:
+        ended = process.poll() is not None
+        if select.select([terminal], [], [], 0 if ended else 0.1)[0]:
+            try:
+                said = (said + os.read(terminal, 65536))[-20_000:]
+                continue
+            except OSError:  # on Linux: nobody holds the other end
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        if ended or process.poll() is not None:
+            break
+    return said
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Only where it outlasted its limit, or we were interrupted: end its session, which we started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _last_lines(said: bytes, count: int = 12) -> str:
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode(errors="replace")).replace("\r", "\n")
+    return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-count:])

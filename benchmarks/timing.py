@@ -1,0 +1,119 @@
+"""How each contender is timed: the same marks, whether a plain loop sets them or Lightning's hooks do."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+OUT = "BENCHMARK_OUT"  # the file that a contender writes its record to
+START = "BENCHMARK_START"  # time.monotonic() when its process was started: one clock for all processes of a machine
+
+
+def record(**values: Any) -> None:
+    """Add `values` to this process's record."""
+    path = Path(os.environ[OUT])
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**known, **values}))
+
+
+class Stopwatch:
+    """Marks of one training run.
+
+    `first_step_s`: seconds from the start of the process to the end of the first training step. `epochs`: images, and
+    seconds from the end of the epoch before to the end of this one, less what was paused. The first epoch holds the
+    warm-up; whoever reads the record leaves it out.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+        self.first_step_s: float | None = None
+        self.images = 0
+        self.paused_s = 0.0
+        self.since = self.pause_since = time.perf_counter()
+
+    def start(self) -> None:
+        self.since, self.images, self.paused_s = time.perf_counter(), 0, 0.0
+
+    def step(self, images: int) -> None:
+        self.images += images
+        if self.first_step_s is None:
+            _wait_for_device()
+            self.first_step_s = time.monotonic() - float(os.environ.get(START, "nan"))
+
+    def pause(self) -> None:
+        _wait_for_device()
+        self.pause_since = time.perf_counter()
+
+    def resume(self) -> None:
+        _wait_for_device()
+        self.paused_s += time.perf_counter() - self.pause_since
+
+    def end_epoch(self) -> None:
+        _wait_for_device()
+        seconds = time.perf_counter() - self.since - self.paused_s
+        self.epochs.append({"images": self.images, "seconds": seconds})
+        self.start()
+
+    def write(self) -> None:
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes there, KiB elsewhere
+        record(
+            first_step_s=self.first_step_s,
+            epochs=self.epochs,
+            peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit,
+            threads=torch.get_num_threads(),
+            environment={
+                name: value for name, value in os.environ.items() if name.startswith(("OMP_", "KMP_", "MKL_"))
+            },
+        )
+
+
+def _wait_for_device() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class EpochTimer(pl.Callback):
+    """Sets the marks of a Lightning run, validation paused; on the CLI: --trainer.callbacks+=<the path of this class>.
+
+    Checkpoints and logging are inside: a user waits for them too.
+    """
+
+    def __init__(self) -> None:
+        self.watch = Stopwatch()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.watch.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.watch.step(count_images(batch))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.watch.pause()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.watch.resume()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.watch.end_epoch()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.watch.write()
+
+
+def count_images(batch: Any) -> int:
+    """Of {"x": [..., B, C, H, W]}, of several of these, of (x, labels), or of x alone."""
+    if isinstance(batch, (list, tuple)) and isinstance(batch[0], dict):
+        return sum(map(count_images, batch))
+    x = batch["x"] if isinstance(batch, dict) else batch[0] if isinstance(batch, (list, tuple)) else batch
+    return math.prod(x.shape[:-3])
