@@ -48,7 +48,7 @@ def _share_cores() -> None:
     """On a machine at work with something else, let OpenMP's idle threads sleep: before torch is imported.
 
     Spinning, as is their default, they take the core that the next piece of work waits for: beside one busy process a
-    step on two cores took four times as long, against 1.6 times. On an idle machine spinning is 15 % faster.
+    step on two cores took four times as long, against twice. On an idle machine spinning is 15 % faster.
     """
     cores = os.cpu_count() or 1
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.4 * cores:
