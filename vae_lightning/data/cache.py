@@ -252,7 +252,7 @@ def _fill_chunks(part: Path, header: Header, contents: Contents, done: Mapping[i
     todo = [chunk for chunk in header.chunks if chunk.start not in done]
     finished, problems = {}, []
     with (part / "pixels.u8").open("r+b") as pixels, (part / "journal").open("a") as journal:
-        progress = Progress(f"preparing {part.stem}", len(header), sum(map(len, header.chunks)) - sum(map(len, todo)))
+        progress = Progress(f"preparing {part.stem}", len(header), len(header) - sum(map(len, todo)))
         work = partial(_write_chunk, pixels.fileno(), header, contents.fill)
         with progress:
             for chunk, future in _in_parallel(todo, work, contents.num_threads or num_cores()):

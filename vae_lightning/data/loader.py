@@ -96,6 +96,8 @@ class ImageLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Lazily: epoch and position are asked for at the first batch, when Lightning has settled both."""
         home = self.images.pixels.device
+        if self.images.mapping is not None:  # of the pass before, which would count as there from the start
+            self.images.mapping.madvise(mmap.MADV_DONTNEED)
         self._mapped_before = _resident_file_bytes()
         order = self._order()[self.position() * self.batch_size :].to(home, non_blocking=True)
         gathered: Iterable[tuple[Tensor, Batch]] = map(self._gather, order.split(self.batch_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,9 @@ class _Drawn(CachedImages):
         splits = {"train": self.num_images - 2 * held_out, "val": held_out, "test": held_out}
         return Source({}, splits, self.contents)
 
+    @abstractmethod
     def contents(self) -> Contents:
         """All images, by number, and their labels."""
-        raise NotImplementedError
 
 
 class ProceduralFaces(_Drawn):
