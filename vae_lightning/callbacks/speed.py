@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
-from vae_lightning.types import Network
+from vae_lightning.data import ImageDataModule
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.models.several import SeveralSteps
+from vae_lightning.types import Network, UserError
 
 
 class FastNetworks(pl.Callback):
     """`channels_last`: convolutions hold their weights, and so their images, as [N, H, W, C] in memory: the same
     numbers up to rounding, faster on a GPU's tensor cores and on a CPU. `compile`: each network is compiled in place
     (torch.compile), so that a checkpoint keeps its names; at the first batches that takes up to a minute.
+    `steps_per_call`: so many batches, and steps, in one round of Lightning's loop, for networks so small that the loop
+    costs as much as they do. The weights are the same; checkpoints and validation come between rounds.
     """
 
-    def __init__(self, compile: bool = False, channels_last: bool = True) -> None:
-        self.compile, self.channels_last = compile, channels_last
+    def __init__(self, compile: bool = False, channels_last: bool = True, steps_per_call: int = 1) -> None:
+        if steps_per_call < 1:
+            raise UserError(f"speed: steps_per_call is {steps_per_call}; it must be at least 1")
+        self.compile, self.channels_last, self.steps_per_call = compile, channels_last, steps_per_call
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps_per_call": self.steps_per_call}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A checkpoint counts its epoch's rounds: with rounds of another size it would go on at another image."""
+        saved = state_dict.get("steps_per_call", 1)
+        if saved != self.steps_per_call:
+            raise UserError(f"the checkpoint was written with --speed.steps_per_call={saved}; resume it with the same")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if self.steps_per_call > 1:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            assert isinstance(pl_module, LatentVariableModel)
+            assert isinstance(data, ImageDataModule)
+            pl_module.several = SeveralSteps(pl_module, trainer, self.steps_per_call)
+            data.batches_per_call = self.steps_per_call
+            # counted in calls, where the logging interval is one of steps
+            warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
         for network in pl_module.modules():
             if isinstance(network, Network):
                 if self.channels_last:
                     network.to(memory_format=torch.channels_last)
                 if self.compile:
                     network.compile()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Not before: Lightning reads the schedulers' settings where it believes that it will use them."""
+        pl_module.automatic_optimization = self.steps_per_call == 1
 
 
 class SteadyBar(RichProgressBar):

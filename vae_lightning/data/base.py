@@ -38,6 +38,8 @@ class ImageDataModule(pl.LightningDataModule):
     """
 
     image_shape: Shape
+    batches_per_call = 1
+    """Above 1: the training loader yields lists of so many batches (`--speed.steps_per_call`)."""
 
     def __init__(
         self,
@@ -94,7 +96,9 @@ class ImageDataModule(pl.LightningDataModule):
         return problems
 
     def train_dataloader(self) -> ImageLoader:
-        return self._loader("train", self.batch_size)
+        loader = self._loader("train", self.batch_size)
+        loader.batches_per_call = self.batches_per_call
+        return loader
 
     def val_dataloader(self) -> ImageLoader:
         return self._loader("val", self.eval_batch_size)
@@ -116,7 +120,7 @@ class ImageDataModule(pl.LightningDataModule):
     def _position(self) -> int:
         """Batches of this epoch that the fit has seen: not 0 only where it was resumed in mid-epoch."""
         assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * self.batches_per_call
 
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")

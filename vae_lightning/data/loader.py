@@ -54,7 +54,10 @@ class ImageLoader:
     equally long, so that no rank waits for another. An evaluation loader covers each image once over all ranks.
     Lightning sets the epoch through `sampler.set_epoch`, as it does for a `DataLoader`; `position` says how many
     batches of that epoch have been seen already, so that a fit resumed in mid-epoch goes on at the next one.
+    Above 1, `batches_per_call` has it yield lists of so many batches, the last one of what is left.
     """
+
+    batches_per_call = 1
 
     def __init__(
         self,
@@ -91,22 +94,28 @@ class ImageLoader:
         """See `state_dict`."""
 
     def __len__(self) -> int:
-        return -(-self._num_images() // self.batch_size)
+        return -(-self._num_images() // (self.batch_size * self.batches_per_call))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch] | Iterator[list[Batch]]:
         """Lazily: epoch and position are asked for at the first batch, when Lightning has settled both."""
         home = self.images.pixels.device
         if self.images.mapping is not None:  # of the pass before, which would count as there from the start
             self.images.mapping.madvise(mmap.MADV_DONTNEED)
         self._mapped_before = _resident_file_bytes()
         order = self._order()[self.position() * self.batch_size :].to(home, non_blocking=True)
-        gathered: Iterable[tuple[Tensor, Batch]] = map(self._gather, order.split(self.batch_size))
+        gathered: Iterable[tuple[Tensor, Batch]] = map(
+            self._gather, order.split(self.batch_size * self.batches_per_call)
+        )
         if home != self.device or self.images.mapping is not None:
             gathered = ahead(gathered, depth=2)
         for index, batch in gathered:
             index, batch = self._on_device(index), {name: self._on_device(value) for name, value in batch.items()}
             batch["x"] = self.transform(batch["x"], index, self.seed, self.epoch)
-            yield batch
+            yield batch if self.batches_per_call == 1 else self._split(batch)
+
+    def _split(self, batch: Batch) -> list[Batch]:
+        parts = {name: values.split(self.batch_size) for name, values in batch.items()}
+        return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
     def _num_images(self) -> int:
         """Of this rank."""

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from vae_lightning.distributions import noise_scale
+from vae_lightning.models.several import SeveralSteps
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
@@ -51,6 +52,7 @@ class LatentVariableModel(pl.LightningModule):
         self._stages_checked: set[str] = set()
         self._speed = _Speedometer()
         self._loaded_step = 0
+        self.several: SeveralSteps | None = None  # set where `training_step` is given several batches at once
 
     @abstractmethod
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
@@ -62,15 +64,24 @@ class LatentVariableModel(pl.LightningModule):
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | list[Batch], batch_idx: int) -> Tensor | None:
+        if isinstance(batch, list):
+            assert self.several is not None
+            return self.several(batch, batch_idx)
+        return self.loss_of(batch, batch_idx)[0]
+
+    def loss_of(self, batch: Batch, index: int) -> tuple[Tensor, bool]:
+        """The loss of the epoch's batch number `index`, with that batch's noise; and whether it was logged."""
+        self._reseed(_TRAIN, self.current_epoch, index)
         terms, trace = self._evaluate(batch)
-        loss = terms["loss"].mean()
         interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if interval and (self.global_step + 1) % interval == 0:
+        is_due = bool(interval) and (self.global_step + 1) % interval == 0
+        if is_due:
             speed = {"images_per_second": self._speed.read() * self.trainer.world_size}
             scalars = {**self._scalars(trace), **self.objective.coefficients(self.global_step), **speed}
             self._log("train", terms, scalars)
-        return loss
+        self._speed.images += len(batch["x"])
+        return terms["loss"].mean(), is_due
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         terms, trace = self._evaluate(batch)
@@ -137,14 +148,14 @@ class LatentVariableModel(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         self._speed.restart()
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self._reseed(_TRAIN, self.current_epoch, batch_idx)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self._speed.images += len(batch["x"])
+    def on_train_epoch_end(self) -> None:
+        if self.several is not None:
+            self.several.schedule_on_plateau()
 
     def on_validation_start(self) -> None:
         self._rng_state = torch.get_rng_state()
+        if self.several is not None and self.trainer.state.fn == "fit":
+            self.several.count(self.global_step - 1)
 
     def on_validation_end(self) -> None:
         """A user's own shuffling DataLoader draws its order from here: not from the one state validation ends in."""
@@ -179,6 +190,11 @@ class LatentVariableModel(pl.LightningModule):
         if monitor and monitor.startswith("val/") and self.scheduler_interval == "epoch":
             config["frequency"] = self.trainer.check_val_every_n_epoch or 1  # when there is a new value to read
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.several is not None:  # else Lightning does
+            clip = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+            self.configure_gradient_clipping(optimizer, *clip)
 
     def configure_gradient_clipping(
         self,

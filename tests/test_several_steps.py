@@ -1,0 +1,130 @@
+"""Several steps in one call of `training_step` are the same steps: weights, schedules, log and counts, bit for bit."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.loggers import Logger
+
+from vae_lightning.callbacks import FastNetworks
+from vae_lightning.data import Digits
+from vae_lightning.distributions import ContinuousBernoulli
+from vae_lightning.models import VAE
+from vae_lightning.objectives import ELBO, LinearWarmup
+from vae_lightning.types import UserError
+
+
+class Memory(Logger):
+    """Every metric with its step."""
+
+    name, version = "memory", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[tuple[int, str], float] = {}
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        assert step is not None
+        self.rows |= {(step, name): value for name, value in metrics.items() if "images_per_second" not in name}
+
+
+class Saver(pl.Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+
+
+def fit(
+    steps_per_call: int, folder: Path | None = None, ckpt_path: Path | None = None, scheduler: Any = None, **flags: Any
+) -> tuple[VAE, pl.Trainer, Memory]:
+    """3 epochs of 7 batches: of 200 images each, the last of 66."""
+    pl.seed_everything(0, verbose=False)
+    step_lr = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.7)
+    model = VAE(
+        (1, 8, 8),
+        latent_size=3,
+        likelihood=ContinuousBernoulli,
+        objective=partial(ELBO, beta=LinearWarmup(7)),
+        scheduler=scheduler or step_lr,
+        scheduler_interval="epoch" if scheduler else flags.pop("interval", "step"),
+    )
+    log = Memory()
+    callbacks = [FastNetworks(steps_per_call=steps_per_call), *([Saver(folder)] if folder else [])]
+    options: dict[str, Any] = {"max_epochs": 3, "log_every_n_steps": 3, **flags}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=log,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    trainer.fit(model, datamodule=Digits(batch_size=200), ckpt_path=ckpt_path)
+    return model, trainer, log
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"interval": "epoch"},
+        {"scheduler": partial(ReduceLROnPlateau, monitor="val/elbo", mode="max", patience=0, threshold=1e9)},
+        {"accumulate_grad_batches": 4},
+        {"gradient_clip_val": 0.5},
+        {"max_steps": 8},
+        {"limit_train_batches": 3},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=str,
+)
+def test_several_steps_are_the_same_steps(flags: dict[str, Any]) -> None:
+    one, trainer_of_one, log_of_one = fit(1, **flags)
+    several, trainer, log = fit(3, **flags)
+    assert trainer.global_step == trainer_of_one.global_step
+    assert all(torch.equal(value, several.state_dict()[name]) for name, value in one.state_dict().items())
+    rates = [[group["lr"] for group in t.optimizers[0].param_groups] for t in (trainer_of_one, trainer)]
+    assert rates[0] == rates[1] != [1e-3] or "max_steps" in flags or flags.get("limit_train_batches")
+    assert log.rows == log_of_one.rows
+
+
+def test_log_of_several_intervals_in_a_call() -> None:
+    """Of two logging steps in one call the later one stands, at its own step."""
+    one, several = fit(1)[2].rows, fit(6)[2].rows
+    assert several.items() <= one.items()
+    trained = {step for step, name in several if name.startswith("train")}
+    assert trained == {5, 11, 17, 20}  # of 2, 5; none; 8, 11; none; 14, 17; 20
+
+
+def test_resume_between_calls_is_exact(tmp_path: Path) -> None:
+    whole, _, _ = fit(3, tmp_path)
+    (tmp_path / "resumed").mkdir()
+    middle = tmp_path / "step10.ckpt"  # the 7 steps of the first epoch, and 3 of the next
+    resumed, trainer, _ = fit(3, tmp_path / "resumed", middle)
+    assert trainer.global_step == 21
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    with pytest.raises(UserError, match=r"steps_per_call=3; resume it with the same"):
+        fit(1, None, middle)
+
+
+@pytest.mark.parametrize("flags", [{"limit_train_batches": 4}, {"val_check_interval": 2}], ids=str)
+def test_batches_that_do_not_fill_calls_are_refused(flags: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"not a multiple of 3; choose one, such as [36]"):
+        fit(3, **flags)
+
+
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(UserError, match="steps_per_call is 0; it must be at least 1"):
+        FastNetworks(steps_per_call=0)

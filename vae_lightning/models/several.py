@@ -1,0 +1,84 @@
+"""Several optimizer steps in one call of `training_step`: Lightning's loop is paid for once, and not for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+from lightning.pytorch.core.optimizer import LightningOptimizer
+
+from vae_lightning.types import Batch, UserError
+
+if TYPE_CHECKING:
+    from vae_lightning.models.base import LatentVariableModel
+
+
+class SeveralSteps:
+    """The training of `model` in calls of `steps_per_call` batches, by Lightning's manual optimization.
+
+    Weights, noise, schedules, accumulation, clipping and the log's x-axis are those of one batch a call; checkpoints,
+    validation and the progress bar come between calls. `accumulate`: batches whose gradients make one step.
+    """
+
+    def __init__(self, model: LatentVariableModel, trainer: pl.Trainer, steps_per_call: int) -> None:
+        for name in ("limit_train_batches", "val_check_interval"):
+            setattr(trainer, name, _in_calls(name, getattr(trainer, name), steps_per_call))
+        self.model, self.trainer, self.steps_per_call = model, trainer, steps_per_call
+        self.accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+
+    def __call__(self, batches: Sequence[Batch], call: int) -> None:
+        """Steps on `batches`, the `call`-th group of the epoch; fewer where max_steps is reached."""
+        optimizer = self.model.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        last_call = call + 1 == self.trainer.num_training_batches
+        logged = None
+        for i, batch in enumerate(batches):
+            if self.model.global_step == self.trainer.max_steps:
+                break
+            index = call * self.steps_per_call + i
+            step = self.model.global_step
+            loss, was_logged = self.model.loss_of(batch, index)
+            logged = step if was_logged else logged
+            self.model.manual_backward(loss / self.accumulate)
+            if (index + 1) % self.accumulate == 0 or (last_call and i + 1 == len(batches)):
+                optimizer.step()
+                optimizer.zero_grad()
+                self._schedule("step")
+        if last_call:
+            self._schedule("epoch")  # before the validation, whose checkpoint then has the next epoch's rate
+        self.count(self.model.global_step - 1 if logged is None else logged)
+
+    def count(self, steps: int) -> None:
+        """Tell Lightning how many steps there were before this one: it has counted calls. The x-axis of the log."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = steps
+
+    def _schedule(self, interval: str) -> None:
+        """As Lightning does where the optimization is its own."""
+        for config in self.trainer.lr_scheduler_configs:
+            count = self.trainer.current_epoch + 1 if interval == "epoch" else self.model.global_step
+            if config.interval == interval and count % config.frequency == 0 and not config.reduce_on_plateau:
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    def schedule_on_plateau(self) -> None:
+        """After the epoch's validation."""
+        for config in self.trainer.lr_scheduler_configs:
+            value = self.trainer.callback_metrics.get(str(config.monitor))
+            if (
+                config.reduce_on_plateau
+                and value is not None
+                and not (self.trainer.current_epoch + 1) % config.frequency
+            ):
+                config.scheduler.step(value)  # type: ignore[arg-type]
+
+
+def _in_calls(name: str, batches: float | None, steps_per_call: int) -> float | None:
+    """A Trainer's setting in batches (an int) as one in calls; a fraction of the epoch stays what it is."""
+    if not isinstance(batches, int):
+        return batches
+    if batches % steps_per_call:
+        raise UserError(
+            f"speed.steps_per_call: {name} is {batches} batches, which is not a multiple of {steps_per_call}; "
+            f"choose one, such as {steps_per_call * -(-batches // steps_per_call)}"
+        )
+    return batches // steps_per_call
