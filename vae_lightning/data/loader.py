@@ -96,7 +96,7 @@ class ImageLoader:
     def __len__(self) -> int:
         return -(-self._num_images() // (self.batch_size * self.batches_per_call))
 
-    def __iter__(self) -> Iterator[Batch] | Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Any]:
         """Lazily: epoch and position are asked for at the first batch, when Lightning has settled both."""
         home = self.images.pixels.device
         if self.images.mapping is not None:  # of the pass before, which would count as there from the start

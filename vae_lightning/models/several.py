@@ -72,7 +72,7 @@ class SeveralSteps:
                 config.scheduler.step(value)  # type: ignore[arg-type]
 
 
-def _in_calls(name: str, batches: float | None, steps_per_call: int) -> float | None:
+def _in_calls(name: str, batches: int | float | None, steps_per_call: int) -> int | float | None:
     """A Trainer's setting in batches (an int) as one in calls; a fraction of the epoch stays what it is."""
     if not isinstance(batches, int):
         return batches
