@@ -65,7 +65,9 @@ def test_pixels_are_those_of_the_plain_way(layouts: Path, tmp_path: Path, crop: 
     data = prepared(layouts / "folder", tmp_path, crop=crop)
     for split, first in (("train", 0), ("val", N * 8 // 10), ("test", N * 9 // 10)):
         expected = reference(layouts / "folder", f"{first + 1:06d}.jpg", CROPS[crop])
-        assert torch.equal(data.images(split).pixels[0], expected)  # type: ignore[arg-type]
+        difference = data.images(split).pixels[0].int() - expected.int()  # type: ignore[arg-type]
+        assert difference.abs().max() <= 1
+        assert difference.count_nonzero() < 0.01 * difference.numel()  # of rounding
 
 
 def test_zip_and_folder_give_the_same(layouts: Path, tmp_path: Path) -> None:

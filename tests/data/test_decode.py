@@ -13,10 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageFile
 
 from vae_lightning.data import decode as module
-from vae_lightning.data.decode import FILTER, IMAGE_SUFFIXES, Fit, check_shape, decode, decode_crop
+from vae_lightning.data.decode import (
+    FILTER,
+    IMAGE_SUFFIXES,
+    Fit,
+    _aligned,
+    _jpeg,
+    check_shape,
+    decode,
+    decode_crop,
+)
 from vae_lightning.types import Shape, UserError
 
 NAME = "a folder/fünf.jpg"
@@ -328,12 +338,30 @@ def test_an_extreme_aspect() -> None:
 
 @pytest.mark.parametrize("box", [BOX, (15, 40, 163, 188), (0, 0, 178, 218), (57, 77, 121, 141)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_decode_crop_is_the_plain_way_bit_for_bit(box: tuple[int, int, int, int], mode: str) -> None:
+def test_decode_crop_is_the_plain_way_within_one_level(box: tuple[int, int, int, int], mode: str) -> None:
     contents = encode(photo().convert(mode), "JPEG", quality=95)
     with Image.open(io.BytesIO(contents)) as image:
         plain = np.asarray(image.convert("RGB").crop(box).resize((64, 48), BILINEAR))
     pixels = decode_crop(contents, NAME, box, (3, 48, 64), SIZE)
-    assert np.array_equal(pixels, plain.transpose(2, 0, 1))
+    difference = np.abs(pixels.astype(int) - plain.transpose(2, 0, 1))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01  # of rounding
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_both_decoders_give_the_same_pixels(progressive: bool, subsampling: int) -> None:
+    contents = encode(photo(), "JPEG", quality=80, progressive=progressive, subsampling=subsampling)
+    fast = _jpeg(contents, SIZE)
+    assert fast is not None
+    assert torch.equal(fast, _aligned(contents, "RGB", SIZE))
+
+
+def test_what_is_no_plain_jpeg_is_left_to_pil() -> None:
+    whole = encode(photo(), "JPEG")
+    others = [encode(photo(178, 217), "JPEG"), encode(photo().convert("L"), "JPEG"), encode(photo()), b"", whole[:300]]
+    others += [whole[: len(whole) // 2], encode(photo().convert("CMYK"), "JPEG")]
+    assert [_jpeg(contents, SIZE) for contents in others] == [None] * len(others)
 
 
 def test_nothing_outside_of_the_box_has_a_part_in_it() -> None:

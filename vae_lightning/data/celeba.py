@@ -12,7 +12,7 @@ import numpy as np
 from vae_lightning.data.archive import ImageArchive
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
 from vae_lightning.data.cache import Contents, fill_from
-from vae_lightning.data.decode import FILTER, decode_crop
+from vae_lightning.data.decode import CROP_FILTER, decode_crop
 from vae_lightning.data.files import (
     MissingFileError,
     check_digest,
@@ -89,7 +89,7 @@ class CelebA(CachedImages):
         return folder.with_name(f"{folder.name}-{self.crop}")
 
     def settings(self) -> dict[str, Any]:
-        return {"crop": self.crop, "box": list(CROPS[self.crop]), "filter": FILTER, "verified": self.verify}
+        return {"crop": self.crop, "box": list(CROPS[self.crop]), "filter": CROP_FILTER, "verified": self.verify}
 
     def prepare_data(self) -> None:
         try:

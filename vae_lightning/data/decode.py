@@ -14,7 +14,11 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
+import simplejpeg
+import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
 
 from vae_lightning.types import Shape, UserError
 
@@ -22,7 +26,9 @@ Fit: TypeAlias = Literal["crop", "pad", "stretch"]
 """Where the aspect differs: cut the long side evenly, lay black beside the short side evenly, or distort."""
 
 FILTER = "bilinear, antialiased (PIL)"
-"""How every resize is done. It goes into the headers of caches: another filter makes other pixels, and other FIDs."""
+"""How `decode` resizes. It goes into the headers of caches: another filter makes other pixels, and other FIDs."""
+CROP_FILTER = "bilinear, antialiased (torch)"
+"""How `decode_crop` does."""
 MAX_PIXELS = 100_000_000
 # fmt: off
 IMAGE_SUFFIXES: frozenset[str] = frozenset({
@@ -77,18 +83,19 @@ def decode_crop(
 ) -> np.ndarray:
     """The part `box` (left, upper, right, lower) of an image of `source_size` (W, H) as uint8 [C, H, W] of `shape`.
 
-    For aligned sets. Crop first, then resize, so that nothing outside the box has a part in it: bit for bit
-    `image.convert("RGB").crop(box).resize(...)` in PIL. EXIF's orientation is not applied: a box is one of pixels as
-    they are stored. Refuses what `decode` refuses, and other sizes.
+    For aligned sets. Crop first, then resize, so that nothing outside the box has a part in it. EXIF's orientation is
+    not applied: a box is one of pixels as they are stored. Refuses what `decode` refuses, and other sizes. JPEGs
+    are decoded by simplejpeg, to PIL's pixels, and resized by torch, to PIL's within one grey level: in half the time.
     """
     channels, height, width = shape
-    mode = _MODES[channels]
+    left, upper, right, lower = box
     try:
-        image = _open(contents)
-        if image.size != source_size:
-            found, expected = image.size, source_size
-            raise _ImageError(f"{found[0]} x {found[1]} pixels, expected {expected[0]} x {expected[1]}, as the set has")
-        return _pixels(_resize(_in_mode(image, mode).crop(box), (width, height)), shape)
+        image = _jpeg(contents, source_size) if channels == 3 else None
+        if image is None:
+            image = _aligned(contents, _MODES[channels], source_size)
+        part = image[None, :, upper:lower, left:right]
+        pixels = F.interpolate(part, (height, width), mode="bilinear", antialias=True)[0].numpy()
+        return _without_hidden_colours(pixels)
     except Exception as error:
         raise UserError(f"{name}: {_reason(error, contents)}") from error
 
@@ -114,6 +121,26 @@ def _open(contents: bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _ImageError(f"{image.width} x {image.height} pixels, expected at most {MAX_PIXELS:,}")
     return image
+
+
+def _aligned(contents: bytes, mode: str, size: tuple[int, int]) -> Tensor:
+    """An image of one size (W, H), by PIL: uint8 [C, H, W]."""
+    image = _open(contents)
+    if image.size != size:
+        found = f"{image.width} x {image.height}"
+        raise _ImageError(f"{found} pixels, expected {size[0]} x {size[1]}, as the set has")
+    return torch.from_numpy(np.atleast_3d(np.array(_in_mode(image, mode)))).permute(2, 0, 1)
+
+
+def _jpeg(contents: bytes, size: tuple[int, int]) -> Tensor | None:
+    """A whole colour JPEG of this size (W, H): uint8 [3, H, W]. None for all else, which PIL will judge."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(contents)
+        if (width, height) != size or colours not in ("YCbCr", "RGB"):
+            return None
+        return torch.from_numpy(simplejpeg.decode_jpeg(contents, "RGB")).permute(2, 0, 1)
+    except ValueError:  # broken
+        return None
 
 
 def _silence() -> None:
@@ -198,10 +225,11 @@ def _pixels(image: Image.Image, shape: Shape) -> np.ndarray:
     """uint8 [C, H, W], its own memory."""
     channels, height, width = shape
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
-    pixels = pixels.transpose(2, 0, 1).copy()  # [C, H, W]
-    if channels == 4:
-        pixels *= pixels[3:] > 0  # no hidden colours
-    return pixels
+    return _without_hidden_colours(pixels.transpose(2, 0, 1).copy())  # [C, H, W]
+
+
+def _without_hidden_colours(pixels: np.ndarray) -> np.ndarray:
+    return pixels * (pixels[3:] > 0) if len(pixels) == 4 else pixels
 
 
 def _reason(error: Exception, contents: bytes) -> str:
