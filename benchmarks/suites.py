@@ -64,8 +64,8 @@ _MNIST_NOTES = (
     "as many epochs, so that each has seen as many images when its ELBO is taken.",
     "Test ELBO: 10,000 test images, one z each, by the same code. On grey pixels for `reference`, `plain_lightning` "
     "and `pythae` (cross-entropy with grey values, no likelihood of anything), on pixels thresholded at a half for "
-    "`reference_threshold`, `ours`, `ours_default`, `ours_fast` and the ceilings, on one Bernoulli draw for `ours_dynamic`. Only "
-    "numbers of the same pixels compare.",
+    "`reference_threshold`, `ours`, `ours_default`, `ours_fast` and the ceilings, on one Bernoulli draw for "
+    "`ours_dynamic`. Only numbers of the same pixels compare.",
     "Thresholding stands for the recipe's scaling to [0, 1] in ours, which refuses grey pixels under a Bernoulli: one "
     "comparison a pixel in place of one product.",
     "Each has PyTorch's own threads, its logging and its bar, on a terminal. What torch.compile made in one round lies "
