@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Latent:
         """`closed form` or `sampled`: what `kl` is. The model says it once per run, for the two differ in variance."""
         return "sampled" if self._closed_form_kl() is None else "closed form"
 
+    def pointwise(self) -> Latent | None:
+        """The latent dimension by dimension, `kl` and `log_ratio` [..., *event]; None where q or p is no product."""
+        q, p = factors(self.q), factors(self.p)
+        return None if q is None or p is None else Latent(self.z, q, p)
+
     def _closed_form_kl(self) -> Tensor | None:
         try:
             return kl_divergence(self.q, self.p)
@@ -45,7 +50,10 @@ class Latent:
 
 @dataclass(frozen=True)
 class Trace:
-    """x, p(x|z) and every latent by name. `p_x` has batch shape [K, B] and the event shape of `x` ([B, *event])."""
+    """x, p(x|z) and every latent by name, in the order in which they were drawn.
+
+    `p_x` has batch shape [K, B] and the event shape of `x` ([B, *event]).
+    """
 
     x: Tensor
     p_x: Distribution
@@ -59,6 +67,11 @@ class Trace:
         """KL(q || p) of every latent, averaged over the samples where it depends on them: [B] nats each."""
         shape = self.p_x.batch_shape
         return {name: latent.kl().expand(shape).mean(0) for name, latent in self.latents.items()}
+
+    def kl_by_dimension(self) -> dict[str, Tensor]:
+        """KL(q_d || p_d) of every dimension of the latents whose q and p are products: [B, *event] nats each."""
+        parts = {name: (latent.z.shape, latent.pointwise()) for name, latent in self.latents.items()}
+        return {name: one.kl().expand(shape).mean(0) for name, (shape, one) in parts.items() if one is not None}
 
     def log_weight(self) -> Tensor:
         """log w = log p(x|z) + log p(z) - log q(z|x), with no closed form anywhere: [K, B] nats."""
@@ -74,3 +87,10 @@ class Trace:
         pointwise = getattr(constraint, "base_constraint", constraint)
         bad = self.x[~pointwise.check(self.x).expand(self.x.shape)]
         return bad[0].item() if torch.numel(bad) else None
+
+
+def factors(distribution: Distribution) -> Distribution | None:
+    """q_d of q(z) = prod_d q_d(z_d), with batch shape [..., *event]; None where the dimensions are not independent."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return None if distribution.event_shape else distribution
