@@ -108,6 +108,10 @@ class RBF(Kernel):
 
     width: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise UserError(f"RBF: width is {self.width}; it must be above 0")
+
     def __call__(self, square_distance: Tensor, size: int) -> Tensor:
         return torch.exp(-square_distance / (2 * size * self.width**2))
 
@@ -117,6 +121,10 @@ class IMQ(Kernel):
     """k(x, y) = sum_s 2 D s / (2 D s + |x - y|^2): heavy tails, at several scales s (Tolstikhin et al. 2018)."""
 
     scales: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+    def __post_init__(self) -> None:
+        if not self.scales or not min(self.scales) > 0:
+            raise UserError(f"IMQ: scales is {list(self.scales)}; it needs one or more, each above 0")
 
     def __call__(self, square_distance: Tensor, size: int) -> Tensor:
         widths = [2 * size * scale for scale in self.scales]
@@ -168,15 +176,14 @@ class InfoVAE(Objective):
 
 
 def mmd_terms(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
-    """MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y), unbiased, as [K, B] terms to average; x and y are [K, B, D].
+    """MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y'), over pairs of examples: [K, B] terms to average.
 
-    Gretton et al. 2012 (https://jmlr.org/papers/v13/gretton12a.html), lemma 6.
+    x and y are [K, B, D]. Unbiased, for no example is paired with itself, and so where y belongs to x's example as well
+    (a conditional prior). Gretton et al. 2012 (https://jmlr.org/papers/v13/gretton12a.html), lemma 6.
     """
-    within = _gram(x, x, kernel) + _gram(y, y, kernel)  # [K, B, B]
-    across = _gram(x, y, kernel)
-    num_others = max(x.shape[1] - 1, 1)
-    others = within.sum(2) - within.diagonal(dim1=1, dim2=2)
-    return others / num_others - across.mean(2) - across.mean(1)
+    across = _gram(x, y, kernel)  # [K, B, B]
+    pairs = _gram(x, x, kernel) + _gram(y, y, kernel) - across - across.mT
+    return (pairs.sum(2) - pairs.diagonal(dim1=1, dim2=2)) / max(x.shape[1] - 1, 1)
 
 
 def _gram(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
