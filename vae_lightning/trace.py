@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Latent:
     def pointwise(self) -> Latent | None:
         """The latent dimension by dimension, `kl` and `log_ratio` [..., *event]; None where q or p is no product."""
         q, p = factors(self.q), factors(self.p)
-        return None if q is None or p is None else Latent(self.z, q, p)
+        return None if q is None or p is None else replace(self, q=q, p=p)
 
     def _closed_form_kl(self) -> Tensor | None:
         try:
@@ -50,10 +50,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Trace:
-    """x, p(x|z) and every latent by name, in the order in which they were drawn.
-
-    `p_x` has batch shape [K, B] and the event shape of `x` ([B, *event]).
-    """
+    """x, p(x|z) and every latent by name. `p_x` has batch shape [K, B] and the event shape of `x` ([B, *event])."""
 
     x: Tensor
     p_x: Distribution

@@ -115,8 +115,12 @@ def chain(a: Tensor, b: Tensor, c: Tensor, z: tuple[Tensor, Tensor, Tensor]) -> 
     return [Independent(q, 1) for q in qs]
 
 
-def test_paths_in_a_hierarchy() -> None:
-    """Against the definition: log q with its parameters detached, and live samples, at three levels that depend."""
+@pytest.mark.parametrize("order", ["123", "321", "213"])
+def test_paths_in_a_hierarchy(order: str) -> None:
+    """Against the definition: log q with its parameters detached, and live samples, at three levels that depend.
+
+    In whatever order the trace lists them.
+    """
     parameters = [torch.randn(5, 2, dtype=torch.float64).requires_grad_() for _ in range(3)]
     a, b, c = parameters
     noise = torch.randn(3, 4, 5, 2, dtype=torch.float64)
@@ -125,7 +129,8 @@ def test_paths_in_a_hierarchy() -> None:
     z3 = c * z1 * z2 + (c * z2).exp() * noise[2]
     p = Independent(Normal(torch.zeros(2).double(), 1.0), 1)
     qs = chain(a, b, c, (z1, z2, z3))
-    latents = {name: Latent(z, q, p) for name, z, q in zip("123", (z1, z2, z3), qs, strict=True)}
+    drawn = {name: Latent(z, q, p) for name, z, q in zip("123", (z1, z2, z3), qs, strict=True)}
+    latents = {name: drawn[name] for name in order}
     trace = Trace(torch.zeros(5, 1), Independent(Normal(torch.zeros(4, 5, 1), 1.0), 1), latents)
     weight = torch.rand(4, 5, dtype=torch.float64)
     found = torch.autograd.grad(

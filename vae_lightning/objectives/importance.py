@@ -161,13 +161,17 @@ def through_samples(value: Tensor, trace: Trace) -> Tensor:
     zero = torch.zeros_like(value)
     later: list[Tensor] = []
     slopes: list[Tensor] = []
-    for latent in reversed(list(trace.latents.values())):
-        if not (value.requires_grad and latent.z.requires_grad):  # in validation, say
-            continue
-        slope = _slope([value], latent.z, [torch.ones_like(value)]) - _slope(later, latent.z, slopes)
-        later, slopes = [*later, latent.z], [*slopes, slope]
-        zero = zero + (slope * (latent.z - latent.z.detach())).reshape(*value.shape, -1).sum(-1)
+    for z in _last_drawn_first(trace) if value.requires_grad else []:
+        slope = _slope([value], z, [torch.ones_like(value)]) - _slope(later, z, slopes)
+        later, slopes = [*later, z], [*slopes, slope]
+        zero = zero + (slope * (z - z.detach())).reshape(*value.shape, -1).sum(-1)
     return zero
+
+
+def _last_drawn_first(trace: Trace) -> list[Tensor]:
+    """The samples that have a gradient. Autograd numbers its nodes in the order in which they were made."""
+    samples = [latent.z for latent in trace.latents.values() if latent.z.grad_fn is not None]
+    return sorted(samples, key=lambda z: -z.grad_fn._sequence_nr())  # type: ignore[union-attr]
 
 
 def _slope(values: Sequence[Tensor], z: Tensor, weights: Sequence[Tensor]) -> Tensor:
