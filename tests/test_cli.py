@@ -234,6 +234,33 @@ SLOTS: dict[str, tuple[Sequence[str], str, type, dict[str, Any]]] = {
         objectives.ELBO,
         {"beta": objectives.LinearWarmup(10)},
     ),
+    "bounds": (
+        ["--model.objective=PIWAE", "--model.objective.num_bounds=4", "--model.objective.samples_per_bound=2"],
+        "objective",
+        objectives.PIWAE,
+        {"num_samples": 8, "num_bounds": 4},
+    ),
+    "beta-tc": (
+        ["--model.objective=BetaTC", "--model.objective.dataset_size=1000", "--model.objective.beta=3"],
+        "objective",
+        objectives.BetaTC,
+        {"dataset_size": 1000, "beta": objectives.Constant(3.0)},
+    ),
+    "capacity": (
+        [
+            *("--model.objective=Capacity", "--model.objective.capacity=LinearWarmup"),
+            *("--model.objective.capacity.num_steps=100", "--model.objective.capacity.end=25"),
+        ],
+        "objective",
+        objectives.Capacity,
+        {"capacity": objectives.LinearWarmup(100, end=25.0)},
+    ),
+    "kernel": (
+        ["--model.objective=InfoVAE", "--model.objective.kernel=RBF", "--model.objective.kernel.width=2"],
+        "objective",
+        objectives.InfoVAE,
+        {"kernel": objectives.RBF(2.0)},
+    ),
     "cyclic": (
         ["--model.objective.beta=Cyclic", "--model.objective.beta.period=10"],
         "objective",
@@ -404,6 +431,10 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
         1,
         "_train.*: expected 50000 images, found 12",
     ),
+    # objectives
+    "no-dataset-size": ([*FIT, "--model.objective=BetaTC"], 2, "model.objective: .*required: dataset_size"),
+    "no-goal": ([*FIT, "--model.objective=GECO"], 2, "model.objective: .*required: goal"),
+    "no-bounds": ([*FIT, "--model.objective=MIWAE", "--model.objective.num_bounds=0"], 2, "MIWAE: num_bounds is 0"),
     # checkpoints
     "test-untrained": (TEST, 2, "test needs --ckpt_path"),
     "validate-untrained": (["validate", *TEST[1:]], 2, "validate needs --ckpt_path"),
