@@ -110,7 +110,7 @@ def diagnose(means: Mapping[str, Tensor]) -> list[str]:
         if _dead(kl) > 0 and means[f"kl/{name}"] >= COLLAPSED:
             found.append(
                 f"{_dead(kl)} of {len(kl)} dimensions of {name} are dead (KL below {DEAD} nats an image): they do no "
-                "harm, and a smaller --model.latent_size would do. Remedy, if they are wanted: "
+                "harm, and a smaller latent would do. Remedy, if they are wanted: "
                 "--model.objective=FreeBits --model.objective.per_dimension=true, or a warm-up of beta"
             )
     return found + [line for name, scale in _of("scale", means).items() for line in _saturated(name, scale)]

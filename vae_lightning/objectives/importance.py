@@ -2,7 +2,8 @@
 
 Written with w_k = p(x, z_k) / q(z_k|x), and with v_k = w_k / sum_j w_j. The score of q, d log q(z|x) / d phi at a fixed
 z, has mean zero, so an estimator may drop it (STL) or put a path in its place (DReG). What is left reaches phi through
-the samples alone: `through_samples`. It asks nothing of q but a density at any z, so it serves every family.
+the samples alone: `through_samples`. It asks nothing of q but a density at any z, so it serves every family; of an
+autoregressive flow that density takes a pass for each dimension.
 """
 
 from __future__ import annotations
@@ -107,11 +108,11 @@ class PIWAE(MIWAE):
     """
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
-        log_p, log_q = log_joint(trace), log_posterior(trace)  # [M K, B] each
-        log_w = log_p - log_q
+        log_w, log_p = trace.log_weight(), log_joint(trace)  # [M K, B] each
         v_theta = torch.softmax(log_w.detach(), 0)
         v_phi = torch.softmax(self.groups(log_w.detach()), 1).flatten(0, 1) / self.num_bounds
-        gradient = v_theta * log_p - v_phi * log_q + through_samples((v_phi - v_theta) * log_p, trace)
+        theta_alone = (v_theta - v_phi) * log_p
+        gradient = v_phi * log_w + theta_alone - through_samples(theta_alone, trace)
         iwae = with_gradient(log_mean_exp(log_w), gradient.sum(0))
         miwae = log_mean_exp(self.groups(log_w.detach()), dim=1).mean(0)
         return {"loss": -iwae, "iwae": iwae, "miwae": miwae, **elbo_terms(trace)}
