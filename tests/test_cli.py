@@ -112,7 +112,8 @@ def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
 def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) -> None:
     found = results(trained.folder)
     metrics = found["metrics"]
-    assert {f"test/{name}" for name in (*TERMS, "nll", "nll_stderr")} == set(metrics)
+    beside = ("nll", "nll_stderr", "swap_cost", "dead_dimensions/z")
+    assert {f"test/{name}" for name in (*TERMS, *beside)} == set(metrics)
     assert all(math.isfinite(value) for value in metrics.values())
     assert 0 < metrics["test/nll_stderr"] < 20
     assert metrics["test/nll"] < -metrics["test/elbo"]  # K = 4 is a tighter bound than the ELBO
@@ -233,6 +234,33 @@ SLOTS: dict[str, tuple[Sequence[str], str, type, dict[str, Any]]] = {
         "objective",
         objectives.ELBO,
         {"beta": objectives.LinearWarmup(10)},
+    ),
+    "bounds": (
+        ["--model.objective=PIWAE", "--model.objective.num_bounds=4", "--model.objective.samples_per_bound=2"],
+        "objective",
+        objectives.PIWAE,
+        {"num_samples": 8, "num_bounds": 4},
+    ),
+    "beta-tc": (
+        ["--model.objective=BetaTC", "--model.objective.dataset_size=1000", "--model.objective.beta=3"],
+        "objective",
+        objectives.BetaTC,
+        {"dataset_size": 1000, "beta": objectives.Constant(3.0)},
+    ),
+    "capacity": (
+        [
+            *("--model.objective=Capacity", "--model.objective.capacity=LinearWarmup"),
+            *("--model.objective.capacity.num_steps=100", "--model.objective.capacity.end=25"),
+        ],
+        "objective",
+        objectives.Capacity,
+        {"capacity": objectives.LinearWarmup(100, end=25.0)},
+    ),
+    "kernel": (
+        ["--model.objective=InfoVAE", "--model.objective.kernel=RBF", "--model.objective.kernel.width=2"],
+        "objective",
+        objectives.InfoVAE,
+        {"kernel": objectives.RBF(2.0)},
     ),
     "cyclic": (
         ["--model.objective.beta=Cyclic", "--model.objective.beta.period=10"],
@@ -404,6 +432,10 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
         1,
         "_train.*: expected 50000 images, found 12",
     ),
+    # objectives
+    "no-dataset-size": ([*FIT, "--model.objective=BetaTC"], 2, "model.objective: .*required: dataset_size"),
+    "no-goal": ([*FIT, "--model.objective=GECO"], 2, "model.objective: .*required: goal"),
+    "no-bounds": ([*FIT, "--model.objective=MIWAE", "--model.objective.num_bounds=0"], 2, "MIWAE: num_bounds is 0"),
     # checkpoints
     "test-untrained": (TEST, 2, "test needs --ckpt_path"),
     "validate-untrained": (["validate", *TEST[1:]], 2, "validate needs --ckpt_path"),

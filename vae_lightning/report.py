@@ -11,12 +11,19 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from vae_lightning.metrics import CollapseReport
 from vae_lightning.models import LatentVariableModel
 
 
 def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
     """Folder, headline numbers in nats per image with what they are numbers of, the W&B line, the next command."""
-    rows = [("run", str(folder)), *_numbers(trainer), *_conditions(trainer, config), *_wandb(trainer)]
+    rows = [
+        ("run", str(folder)),
+        *_numbers(trainer),
+        *_latents(trainer),
+        *_conditions(trainer, config),
+        *_wandb(trainer),
+    ]
     best = folder / "checkpoints" / "best.ckpt"
     if best.is_file():
         rows.append(("pictures", str(folder / "images")))
@@ -45,6 +52,16 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
         names = ("elbo", "log_likelihood", "kl")
         rows.append(("", ", ".join(f"{name} {metrics[f'test/{name}'].item():.2f}" for name in names)))
     return rows
+
+
+def _latents(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """Whether the latents are used: what is wrong with them, each with its remedy, or that nothing is."""
+    cost = trainer.callback_metrics.get("test/swap_cost")
+    if cost is None:
+        return []
+    found = [line for c in trainer.callbacks if isinstance(c, CollapseReport) for line in c.findings]  # type: ignore[attr-defined]
+    said = found or [f"all in use; another image's z costs {cost.item():.1f} nats of log p(x|z)"]
+    return [("latents" if line is said[0] else "", line) for line in said]
 
 
 def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Latent:
         """`closed form` or `sampled`: what `kl` is. The model says it once per run, for the two differ in variance."""
         return "sampled" if self._closed_form_kl() is None else "closed form"
 
+    def pointwise(self) -> Latent | None:
+        """The latent dimension by dimension, `kl` and `log_ratio` [..., *event]; None where q or p is no product."""
+        q, p = factors(self.q), factors(self.p)
+        return None if q is None or p is None else replace(self, q=q, p=p)
+
     def _closed_form_kl(self) -> Tensor | None:
         try:
             return kl_divergence(self.q, self.p)
@@ -60,6 +65,11 @@ class Trace:
         shape = self.p_x.batch_shape
         return {name: latent.kl().expand(shape).mean(0) for name, latent in self.latents.items()}
 
+    def kl_by_dimension(self) -> dict[str, Tensor]:
+        """KL(q_d || p_d) of every dimension of the latents whose q and p are products: [B, *event] nats each."""
+        parts = {name: (latent.z.shape, latent.pointwise()) for name, latent in self.latents.items()}
+        return {name: one.kl().expand(shape).mean(0) for name, (shape, one) in parts.items() if one is not None}
+
     def log_weight(self) -> Tensor:
         """log w = log p(x|z) + log p(z) - log q(z|x), with no closed form anywhere: [K, B] nats."""
         log_w = self.log_likelihood()
@@ -74,3 +84,10 @@ class Trace:
         pointwise = getattr(constraint, "base_constraint", constraint)
         bad = self.x[~pointwise.check(self.x).expand(self.x.shape)]
         return bad[0].item() if torch.numel(bad) else None
+
+
+def factors(distribution: Distribution) -> Distribution | None:
+    """q_d of q(z) = prod_d q_d(z_d), with batch shape [..., *event]; None where the dimensions are not independent."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return None if distribution.event_shape else distribution

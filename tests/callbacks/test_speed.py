@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, partialmethod
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +14,9 @@ from vae_lightning.callbacks.speed import SteadyBar
 from vae_lightning.data import Digits
 from vae_lightning.distributions import ContinuousBernoulli
 from vae_lightning.models import VAE
-from vae_lightning.networks import ConvDecoder, ConvEncoder
+from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
+from vae_lightning.objectives import DReG
+from vae_lightning.types import Network
 
 
 def fitted(*callbacks: pl.Callback, epochs: int = 1, **settings: Any) -> VAE:
@@ -59,6 +61,24 @@ def test_compiled_networks_keep_their_names_and_compile_no_size_twice() -> None:
     assert counts[1] == counts[0]
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_an_objective_may_go_back_through_a_compiled_network_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DReG's gradient is the same with compiled networks as without, which torch refuses where buffers are donated."""
+    monkeypatch.setattr(Network, "compile", partialmethod(Network.compile, backend="aot_eager"))  # quick to compile
+    small = partial(MLP, hidden_sizes=(4,))
+    model = VAE((1, 4, 4), 2, encoder=small, decoder=small, objective=DReG)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    slopes = []
+    with torch._functorch.config.patch(donated_buffer=True):  # as it is by default, and afterwards again
+        for setup in (lambda: None, lambda: FastNetworks(compile=True).setup(trainer, model, "fit")):
+            setup()
+            torch.manual_seed(0)
+            trace = model.trace({"x": torch.ones(3, 1, 4, 4)}, model.objective.num_samples)
+            loss = model.objective(trace, 0)["loss"].mean()
+            slopes.append(torch.autograd.grad(loss, list(model.parameters())))
+    torch.testing.assert_close(slopes[1], slopes[0])
 
 
 @pytest.mark.filterwarnings("ignore")  # rich's, of a terminal that is none

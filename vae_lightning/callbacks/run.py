@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from vae_lightning import __version__
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
+from vae_lightning.metrics import CollapseReport
 
 
 class RunFolder(pl.Callback):
@@ -48,6 +49,7 @@ class RunFolder(pl.Callback):
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items() if "test/" in name},
             "units": "nats per image, natural logarithm",
             "nll": config["nll"],
+            "collapse": [line for c in trainer.callbacks if isinstance(c, CollapseReport) for line in c.findings],  # type: ignore[attr-defined]
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "data": {**config["data"], "split": "test", "num_images": len(data.images("test").pixels)},
             "binarisation": data.binarisation,

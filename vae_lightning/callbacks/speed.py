@@ -49,6 +49,8 @@ class FastNetworks(pl.Callback):
             data.batches_per_call = self.steps_per_call
             # counted in calls, where the logging interval is one of steps
             warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
+        if self.compile:  # an objective may go back through a network twice (DReG): the first pass must leave it whole
+            torch._functorch.config.donated_buffer = False
         for network in pl_module.modules():
             if isinstance(network, Network):
                 if self.channels_last:

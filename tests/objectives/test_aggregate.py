@@ -1,0 +1,131 @@
+"""Beta-TC and the MMD against known answers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from tests.models.linear_gaussian import IMAGE_SHAPE, linear_gaussian
+from vae_lightning.objectives import ELBO, IMQ, RBF, BetaTC, InfoVAE, Kernel
+from vae_lightning.objectives.aggregate import mmd_terms
+from vae_lightning.trace import Latent, Trace
+from vae_lightning.types import UserError
+
+X = torch.randn(6, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def trace_of(loc: Tensor, scale: float, num_samples: int = 1) -> Trace:
+    q = Independent(Normal(loc, torch.full_like(loc, scale)), 1)
+    p = Independent(Normal(torch.zeros_like(loc[0]), torch.ones_like(loc[0])), 1)
+    x = torch.zeros(len(loc), 1, dtype=loc.dtype)
+    return Trace(
+        x, Independent(Normal(x.expand(num_samples, -1, -1), 1.0), 1), {"z": Latent(q.rsample((num_samples,)), q, p)}
+    )
+
+
+@pytest.mark.parametrize("dataset_size", [6, 100, 10**6])
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_the_three_terms_add_up_to_the_sampled_kl(dataset_size: int, num_samples: int) -> None:
+    """log q(z|x) - log p(z), sample by sample, whatever q(z) is estimated to be."""
+    model = linear_gaussian(ELBO)
+    trace = model.trace({"x": X}, num_samples)
+    parts = BetaTC(dataset_size).parts(trace)
+    torch.testing.assert_close(sum(parts), trace.latents["z"].log_ratio())
+    terms = BetaTC(dataset_size, beta=5.0, alpha=2.0, gamma=3.0, num_samples=num_samples)(trace, 0)
+    mi, tc, dimensionwise = (part.mean(0) for part in parts)
+    torch.testing.assert_close(terms["loss"], 2 * mi + 5 * tc + 3 * dimensionwise - terms["log_likelihood"])
+
+
+def test_latents_that_are_drawn_apart_are_one() -> None:
+    """Two latents of 2 and 1 dimensions have the terms of one with 3."""
+    whole = trace_of(torch.randn(6, 3, dtype=torch.float64), 0.5, 2)
+    one = whole.latents["z"]
+    cut = {}
+    for name, part in (("a", slice(0, 2)), ("b", slice(2, 3))):
+        q, p = (Independent(Normal(d.mean[..., part], d.stddev[..., part]), 1) for d in (one.q, one.p))
+        cut[name] = Latent(one.z[..., part], q, p)
+    torch.testing.assert_close(BetaTC(50).parts(Trace(whole.x, whole.p_x, cut)), BetaTC(50).parts(whole))
+
+
+def test_with_the_whole_data_set_as_batch_q_z_is_the_mixture_itself() -> None:
+    """Weights 1/N on every posterior: torch's own mixture, in whole and dimension by dimension."""
+    trace = trace_of(torch.randn(6, 3, dtype=torch.float64), 0.4, 5)
+    one = trace.latents["z"]
+    even = Categorical(torch.ones(6, dtype=torch.float64))
+    log_q_z = MixtureSameFamily(even, one.q).log_prob(one.z)
+    by_dimension = [
+        MixtureSameFamily(even, Normal(one.q.mean[:, d], one.q.stddev[:, d])).log_prob(one.z[..., d]) for d in range(3)
+    ]
+    mi, tc, _ = BetaTC(6).parts(trace)
+    torch.testing.assert_close(mi, one.q.log_prob(one.z) - log_q_z)
+    torch.testing.assert_close(tc, log_q_z - torch.stack(by_dimension).sum(0))
+
+
+def test_known_values() -> None:
+    """Narrow posteriors at (+-1, +-1): one of 2 points tells log 2 nats, and its two equal dimensions share log 2."""
+    corners = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
+    mi, tc, _ = BetaTC(2).parts(trace_of(corners, 0.01, 50))
+    torch.testing.assert_close(mi, torch.full_like(mi, math.log(2)))
+    torch.testing.assert_close(tc, torch.full_like(tc, math.log(2)))
+    square = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    mi, tc, _ = BetaTC(4).parts(trace_of(square, 0.01, 50))
+    torch.testing.assert_close(mi, torch.full_like(mi, math.log(4)))
+    torch.testing.assert_close(tc, torch.zeros_like(tc), atol=1e-6, rtol=0)
+
+
+def test_the_estimate_of_q_z_has_the_right_mean() -> None:
+    """Over all pairs of a data set of 5, q(z) estimated from batches of 2 averages to the mixture of all 5."""
+    loc = torch.randn(5, 2, dtype=torch.float64)
+    full = trace_of(loc, 0.7)
+    z = full.latents["z"].z
+    exact = (full.latents["z"].log_ratio() - BetaTC(5).parts(full)[0]).exp()  # q(z) / p(z): [1, 5]
+    for own in range(5):
+        found = []
+        for other in set(range(5)) - {own}:
+            pair = trace_of(loc[[own, other]], 0.7)
+            one = pair.latents["z"]
+            here = Trace(pair.x, pair.p_x, {"z": Latent(z[:, [own, other]], one.q, one.p)})
+            found.append((here.latents["z"].log_ratio() - BetaTC(5).parts(here)[0]).exp()[0, 0])
+        torch.testing.assert_close(torch.stack(found).mean(), exact[0, own])
+
+
+def test_a_batch_above_the_data_set_is_refused() -> None:
+    with pytest.raises(UserError, match="dataset_size is 5, and a batch has 6 images"):
+        BetaTC(5)(trace_of(torch.zeros(6, 2), 1.0), 0)
+
+
+@pytest.mark.parametrize("kernel", [RBF(), RBF(0.5), IMQ(), IMQ((1.0,))])
+def test_kernels_fall_with_distance_and_are_constant_on_the_diagonal(kernel: Kernel) -> None:
+    values = kernel(torch.tensor([0.0, 1.0, 4.0, 100.0]), 3)
+    assert (values.diff() < 0).all()
+    assert values[0] == (1 if isinstance(kernel, RBF) else len(kernel.scales))  # type: ignore[attr-defined]
+    assert values[-1] >= 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 3.0])
+def test_mmd_of_two_normals(shift: float) -> None:
+    """RBF, N(0, I) against N(m, I), D = 2, h = D width^2: 2 (1 + 2/h)^(-D/2) (1 - exp(-|m|^2 / (2 (h + 2))))."""
+    kernel, h = RBF(1.5), 2 * 1.5**2
+    x, y = torch.randn(100, 60, 2, dtype=torch.float64), torch.randn(100, 60, 2, dtype=torch.float64)
+    y[..., 0] += shift
+    found = mmd_terms(x, y, kernel).mean(1)  # 100 estimates
+    exact = 2 / (1 + 2 / h) * (1 - math.exp(-(shift**2) / (2 * (h + 2))))
+    assert abs(found.mean() - exact) < 4 * found.std() / 10
+    assert (found < 0).any() == (shift == 0.0)  # unbiased, so it must fall below zero where the truth is zero
+
+
+def test_the_prior_is_drawn_for_each_example_where_it_differs() -> None:
+    """A conditional prior N(c, 1) with c far apart, and q = p: no distance, where one prior for all would see one."""
+    c = torch.linspace(-50, 50, 40, dtype=torch.float64)[:, None]
+    q = Independent(Normal(c, torch.ones_like(c)), 1)
+    x = torch.zeros(40, 1, dtype=torch.float64)
+    p_x = Independent(Normal(x.expand(20, -1, -1), 1.0), 1)
+    same = InfoVAE(num_samples=20)(Trace(x, p_x, {"z": Latent(q.rsample((20,)), q, q)}), 0)
+    one = Independent(Normal(torch.zeros(1, dtype=torch.float64), 1.0), 1)
+    other = InfoVAE(num_samples=20)(Trace(x, p_x, {"z": Latent(q.rsample((20,)), q, one)}), 0)
+    assert abs(same["mmd"].mean()) < 0.05
+    assert other["mmd"].mean() > 1

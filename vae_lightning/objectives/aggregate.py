@@ -1,0 +1,192 @@
+"""Objectives that look at the aggregate posterior q(z) = 1/N sum_n q(z|x_n), estimated from the batch.
+
+From one rank's batch where there are several: the estimates depend on its size.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vae_lightning.objectives.constrained import kind
+from vae_lightning.objectives.elbo import Objective, elbo_terms
+from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
+from vae_lightning.trace import Latent, Trace, factors
+from vae_lightning.types import UserError
+
+
+class BetaTC(Objective):
+    """loss = alpha I(x; z) + beta TC(z) + gamma sum_d KL(q(z_d) || p(z_d)) - E_q[log p(x|z)].
+
+    The three are the KL's parts under the aggregate posterior: `mutual_information` E log q(z|x) / q(z),
+    `total_correlation` E log q(z) / prod_d q(z_d), `dimensionwise_kl` E log prod_d q(z_d) / p(z), each at the samples,
+    so that their sum is the sampled KL. Chen et al. 2018 (https://arxiv.org/abs/1802.04942). With
+    alpha = gamma = 1 <= beta minus the loss is, up to the error of its estimates, a lower bound of log p(x).
+
+    q(z) is estimated by stratified sampling (their appendix): of the N = `dataset_size` images of the training set, the
+    own has weight 1/N, the others of the batch share the rest. The paper gives the rest unevenly, with the same mean.
+    All latents together are one z; each needs a q that is a product over dimensions and knows x alone.
+    """
+
+    def __init__(
+        self,
+        dataset_size: int,
+        beta: float | Schedule = 6.0,
+        alpha: float = 1.0,
+        gamma: float = 1.0,
+        num_samples: int = 1,
+    ) -> None:
+        super().__init__()
+        at_least("BetaTC", 2, dataset_size=dataset_size)
+        at_least("BetaTC", 1, num_samples=num_samples)
+        at_least("BetaTC", 0, alpha=alpha, gamma=gamma)
+        self.dataset_size, self.alpha, self.gamma, self.num_samples = dataset_size, alpha, gamma, num_samples
+        self.beta = as_schedule(beta)
+
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        mi, tc, dimensionwise = (part.mean(0) for part in self.parts(trace))  # [K, B] -> [B]
+        kl = self.alpha * mi + self.beta(step) * tc + self.gamma * dimensionwise
+        terms = elbo_terms(trace)
+        parts = {"mutual_information": mi, "total_correlation": tc, "dimensionwise_kl": dimensionwise}
+        return {"loss": kl - terms["log_likelihood"], **terms, **parts}
+
+    def parts(self, trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
+        """log q(z|x)/q(z), log q(z)/prod_d q(z_d), log prod_d q(z_d)/p(z), at the samples: [K, B] nats each."""
+        pairs = torch.cat([self._pairs(name, latent, trace) for name, latent in trace.latents.items()], -1)
+        own = pairs.sum(-1)  # log q(z_i|x_j): [K, B, B]
+        log_weight = self._log_weight(own)  # [B, B]
+        log_q_z = torch.logsumexp(own + log_weight, 2)  # [K, B]
+        log_product = torch.logsumexp(pairs + log_weight[..., None], 2).sum(-1)  # [K, B, B, D] -> [K, B]
+        log_q = own.diagonal(dim1=1, dim2=2)
+        log_p = torch.stack([latent.p.log_prob(latent.z) for latent in trace.latents.values()]).sum(0)
+        return log_q - log_q_z, log_q_z - log_product, log_product - log_p
+
+    @staticmethod
+    def _pairs(name: str, latent: Latent, trace: Trace) -> Tensor:
+        """log q(z_id|x_j), of every sample under every example's posterior: [K, B, B, D] nats."""
+        q = factors(latent.q)
+        if q is None:
+            raise UserError(
+                "BetaTC: needs a posterior that is a product over dimensions, such as DiagonalNormal; "
+                f"that of latent {name} is {kind(latent.q)}"
+            )
+        if latent.q.batch_shape != (len(trace.x),):
+            raise UserError(
+                f"BetaTC: the posterior of latent {name} depends on another latent's sample, so it has no aggregate "
+                "over the images alone; use a model whose latents depend on x only, or another objective, such as ELBO"
+            )
+        return q.log_prob(latent.z.unsqueeze(2)).flatten(3)
+
+    def _log_weight(self, own: Tensor) -> Tensor:
+        """log of the share of image j in q(z_i): 1/N for its own image, (1 - 1/N) / (B - 1) for the others."""
+        size, total = own.shape[-1], self.dataset_size
+        if size > total:
+            raise UserError(f"BetaTC: dataset_size is {total}, and a batch has {size} images; give the training set's")
+        rest = math.log1p(-1 / total) - math.log(max(size - 1, 1))
+        weight = torch.full((size, size), rest, dtype=own.dtype, device=own.device)
+        return weight.fill_diagonal_(-math.log(total))
+
+    def coefficients(self, step: int) -> dict[str, float]:
+        return {"alpha": self.alpha, "beta": self.beta(step), "gamma": self.gamma}
+
+
+class Kernel(ABC):
+    """k(x, y) as a function of |x - y|^2 in `size` dimensions, with k(x, x) constant."""
+
+    @abstractmethod
+    def __call__(self, square_distance: Tensor, size: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class RBF(Kernel):
+    """k(x, y) = exp(-|x - y|^2 / (2 D width^2)): a Gaussian as wide as D dimensions of the prior's unit scale."""
+
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise UserError(f"RBF: width is {self.width}; it must be above 0")
+
+    def __call__(self, square_distance: Tensor, size: int) -> Tensor:
+        return torch.exp(-square_distance / (2 * size * self.width**2))
+
+
+@dataclass(frozen=True)
+class IMQ(Kernel):
+    """k(x, y) = sum_s 2 D s / (2 D s + |x - y|^2): heavy tails, at several scales s (Tolstikhin et al. 2018)."""
+
+    scales: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+    def __post_init__(self) -> None:
+        if not self.scales or not min(self.scales) > 0:
+            raise UserError(f"IMQ: scales is {list(self.scales)}; it needs one or more, each above 0")
+
+    def __call__(self, square_distance: Tensor, size: int) -> Tensor:
+        widths = [2 * size * scale for scale in self.scales]
+        return torch.stack([width / (width + square_distance) for width in widths]).sum(0)
+
+
+class InfoVAE(Objective):
+    """loss = kl_weight KL(q(z|x) || p(z)) + mmd_weight MMD^2(q(z), p(z)) - E_q[log p(x|z)].
+
+    InfoVAE (Zhao, Song & Ermon 2019, https://arxiv.org/abs/1706.02262) with kl_weight = 1 - alpha and
+    mmd_weight = alpha + lambda - 1; with kl_weight = 0 the WAE-MMD of Tolstikhin et al. 2018
+    (https://arxiv.org/abs/1711.01558), algorithm 2, its cost being -log p(x|z). With kl_weight >= 1 minus the loss is
+    on average a lower bound of log p(x), else it bounds nothing. `mmd` has no unit: MMD^2 by the unbiased estimate
+    over the batch, summed over latents; it may be negative. The prior must not depend on another latent's sample.
+    """
+
+    def __init__(
+        self,
+        mmd_weight: float = 100.0,
+        kl_weight: float = 0.0,
+        kernel: Callable[[], Kernel] = IMQ,
+        num_samples: int = 1,
+    ) -> None:
+        super().__init__()
+        at_least("InfoVAE", 0, mmd_weight=mmd_weight, kl_weight=kl_weight)
+        at_least("InfoVAE", 1, num_samples=num_samples)
+        self.mmd_weight, self.kl_weight, self.num_samples = mmd_weight, kl_weight, num_samples
+        self.kernel = kernel()
+
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        terms = elbo_terms(trace)
+        parts = [self._mmd(name, latent) for name, latent in trace.latents.items()]
+        mmd = torch.stack(parts).sum(0)
+        loss = self.kl_weight * terms["kl"] + self.mmd_weight * mmd - terms["log_likelihood"]
+        return {"loss": loss, "mmd": mmd, **terms}
+
+    def _mmd(self, name: str, latent: Latent) -> Tensor:
+        if len(latent.p.batch_shape) > 1:
+            raise UserError(
+                f"InfoVAE: the prior of latent {name} depends on another latent's sample, so the batch has no samples "
+                "of it to compare with; use a model whose latents are independent in the prior, or another objective"
+            )
+        missing = latent.z.shape[: 2 - len(latent.p.batch_shape)]  # the prior's batch shape is [] or [B]
+        from_p = latent.p.rsample(missing) if latent.p.has_rsample else latent.p.sample(missing)
+        return mmd_terms(latent.z.flatten(2), from_p.flatten(2), self.kernel).mean(0)
+
+    def coefficients(self, step: int) -> dict[str, float]:
+        return {"kl_weight": self.kl_weight, "mmd_weight": self.mmd_weight}
+
+
+def mmd_terms(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
+    """MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y'), over pairs of examples: [K, B] terms to average.
+
+    x and y are [K, B, D]. Unbiased, for no example is paired with itself, and so where y belongs to x's example as well
+    (a conditional prior). Gretton et al. 2012 (https://jmlr.org/papers/v13/gretton12a.html), lemma 6.
+    """
+    across = _gram(x, y, kernel)  # [K, B, B]
+    pairs = _gram(x, x, kernel) + _gram(y, y, kernel) - across - across.mT
+    return (pairs.sum(2) - pairs.diagonal(dim1=1, dim2=2)) / max(x.shape[1] - 1, 1)
+
+
+def _gram(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
+    """k(x_i, y_j): [K, B, B]."""
+    square_distance = (x[:, :, None] - y[:, None]).square().sum(-1)
+    return kernel(square_distance, x.shape[-1])

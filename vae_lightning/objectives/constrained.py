@@ -1,0 +1,133 @@
+"""Objectives that hold the KL, or the reconstruction, at a wanted value.
+
+Each looks at a mean over the batch: of one rank's batch where there are several, but for GECO's multiplier.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from vae_lightning.objectives.elbo import Objective, elbo_terms
+from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
+from vae_lightning.trace import Trace
+from vae_lightning.types import UserError
+
+
+class FreeBits(Objective):
+    """loss = sum_g max(floor, mean_B KL_g) - E_q[log p(x|z)]: below `floor` nats, more information costs nothing.
+
+    A group g is a latent, or with `per_dimension` each dimension of each latent. Averaged over the batch before the
+    maximum is taken, as in Kingma et al. 2016 (https://arxiv.org/abs/1606.04934). Minus the loss is a lower
+    bound of log p(x), below the ELBO by what is free and not used. `kl_charged` is the sum over g.
+    """
+
+    def __init__(self, floor: float = 0.5, per_dimension: bool = False, num_samples: int = 1) -> None:
+        super().__init__()
+        at_least("FreeBits", 0, floor=floor)
+        at_least("FreeBits", 1, num_samples=num_samples)
+        self.floor, self.per_dimension, self.num_samples = floor, per_dimension, num_samples
+
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        terms = elbo_terms(trace)
+        charged = torch.stack([self._charge(kl) for kl in self._groups(trace).values()]).sum(0)
+        return {"loss": charged - terms["log_likelihood"], "kl_charged": charged, **terms}
+
+    def _groups(self, trace: Trace) -> dict[str, Tensor]:
+        if not self.per_dimension:
+            return trace.kl()
+        for name, latent in trace.latents.items():
+            if latent.pointwise() is None:
+                raise UserError(
+                    f"FreeBits: per_dimension needs a posterior and a prior that are products over dimensions, such as "
+                    f"DiagonalNormal and StandardNormal; latent {name} has {kind(latent.q)} and {kind(latent.p)}"
+                )
+        return trace.kl_by_dimension()
+
+    def _charge(self, kl: Tensor) -> Tensor:
+        """[B, *group] -> [B], with the mean sum_g max(floor, mean_B KL_g)."""
+        flat = kl.reshape(len(kl), -1)  # [B, G]
+        return torch.where(flat.mean(0) > self.floor, flat, self.floor).sum(1)
+
+    def coefficients(self, step: int) -> dict[str, float]:
+        return {"free_nats": self.floor}
+
+
+class Capacity(Objective):
+    """loss = gamma |mean_B KL - C(step)| - E_q[log p(x|z)]: the KL follows a capacity of C nats.
+
+    Burgess et al. 2018 (https://arxiv.org/abs/1804.03599). `capacity` is a number or a schedule, such as
+    LinearWarmup(num_steps=100_000, end=25). Of all latents together. It bounds nothing: `elbo` does.
+    """
+
+    def __init__(self, capacity: float | Schedule = 25.0, gamma: float = 1000.0, num_samples: int = 1) -> None:
+        super().__init__()
+        self.capacity = as_schedule(capacity)
+        at_least("Capacity", 0, gamma=gamma, capacity=self.capacity(0))
+        at_least("Capacity", 1, num_samples=num_samples)
+        self.gamma, self.num_samples = gamma, num_samples
+
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        terms = elbo_terms(trace)
+        excess = terms["kl"] - self.capacity(step)
+        side = excess.detach().mean().sign()  # above or below, as a batch: |mean KL - C| is the mean of side * excess
+        return {"loss": self.gamma * side * excess - terms["log_likelihood"], **terms}
+
+    def coefficients(self, step: int) -> dict[str, float]:
+        return {"capacity": self.capacity(step), "gamma": self.gamma}
+
+
+class GECO(Objective):
+    """loss = KL + multiplier (goal - E_q[log p(x|z)]): the least KL with which log p(x|z) reaches `goal` nats an image.
+
+    Rezende & Viola 2018 (https://arxiv.org/abs/1810.00597), algorithm 1, with the constraint C = goal - log p(x|z) in
+    nats per dimension of x. After each training step multiplier <- multiplier exp(rate mean C), the mean being over
+    batch, ranks and, by `smoothing`, past steps, which start at 0. Ours: C is cut to +-1 and the multiplier kept within
+    1e-6 and 1e6, so that a first step far from the goal does not decide the run. The loss bounds nothing; where the
+    multiplier has come to rest it is an ELBO's with beta = 1 / multiplier, times the multiplier.
+    """
+
+    multiplier: Tensor
+    average: Tensor
+
+    def __init__(self, goal: float, rate: float = 0.1, smoothing: float = 0.99, num_samples: int = 1) -> None:
+        super().__init__()
+        at_least("GECO", 0, rate=rate)
+        at_least("GECO", 1, num_samples=num_samples)
+        if not 0 <= smoothing < 1:
+            raise UserError(f"GECO: smoothing is {smoothing}; it is the weight of the past, from 0 to below 1")
+        self.goal, self.rate, self.smoothing, self.num_samples = goal, rate, smoothing, num_samples
+        self.register_buffer("multiplier", torch.tensor(1.0))
+        self.register_buffer("average", torch.tensor(0.0))
+
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        terms = elbo_terms(trace)
+        shortfall = self.goal - terms["log_likelihood"]
+        loss = terms["kl"] + self.multiplier.clone() * shortfall
+        if self.training and torch.is_grad_enabled():
+            self._update(shortfall.detach().mean() / trace.x[0].numel())
+        return {"loss": loss, **terms}
+
+    @torch.no_grad()
+    def _update(self, shortfall: Tensor) -> None:
+        constraint = mean_over_ranks(shortfall).clamp(-1, 1)
+        self.average.lerp_(constraint.to(self.average.dtype), 1 - self.smoothing)
+        self.multiplier.mul_(torch.exp(self.rate * self.average)).clamp_(1e-6, 1e6)
+
+    def coefficients(self, step: int) -> dict[str, float]:
+        return {"goal": self.goal, "multiplier": self.multiplier.item()}
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a number over the processes of a run, the same on each."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
+def kind(distribution: Distribution) -> str:
+    """What a message calls a distribution: the class within `Independent`."""
+    return type(distribution.base_dist if isinstance(distribution, Independent) else distribution).__name__

@@ -1,0 +1,66 @@
+"""What an objective is, and the first of them. THE ELBO IS HERE."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
+from vae_lightning.trace import Trace
+
+
+class Objective(nn.Module, ABC):
+    """(trace, step) -> terms [B] in nats, `loss` among them. `num_samples` is the K that it wants of a trace."""
+
+    num_samples: int = 1
+
+    @abstractmethod
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]: ...
+
+    def coefficients(self, step: int) -> dict[str, float]:
+        """What the loss is weighted with at this step, for the log."""
+        return {}
+
+
+ObjectiveRecipe: TypeAlias = Callable[[], Objective]
+"""An `Objective` class, or a `functools.partial` of one: called as `recipe()`."""
+
+
+class ELBO(Objective):
+    """loss = beta KL(q(z|x) || p(z)) - E_q[log p(x|z)]; with beta = 1 it is minus the ELBO, a lower bound of log p(x).
+
+    Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114), eq. 3. For beta above 1 minus the loss is still a lower
+    bound (beta-VAE, Higgins et al. 2017), for beta below 1 it bounds nothing; the term `elbo` has beta = 1 always.
+    """
+
+    def __init__(self, beta: float | Schedule = 1.0, num_samples: int = 1) -> None:
+        super().__init__()
+        at_least("ELBO", 1, num_samples=num_samples)
+        self.beta = as_schedule(beta)
+        self.num_samples = num_samples
+
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        terms = elbo_terms(trace)
+        return {"loss": self.beta(step) * terms["kl"] - terms["log_likelihood"], **terms}
+
+    def coefficients(self, step: int) -> dict[str, float]:
+        return {"beta": self.beta(step)}
+
+
+def elbo_terms(trace: Trace) -> dict[str, Tensor]:
+    """ELBO = E_q[log p(x|z)] - sum of KL(q || p) over the latents, and its parts: [B] nats each."""
+    log_likelihood = trace.log_likelihood().mean(0)  # [K, B] -> [B]
+    kls = trace.kl()
+    kl = sum(kls.values(), torch.zeros_like(log_likelihood))
+    parts = {f"kl/{name}": value for name, value in kls.items()}
+    return {"elbo": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl, **parts}
+
+
+def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
+    """log 1/K sum_k e^(log w_k), over the K of one dimension: [K, B] -> [B]."""
+    return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])
