@@ -51,8 +51,9 @@ class FullNormal(_VectorNormal):
     def distribution(self, features: Tensor) -> MultivariateNormal:
         mu, raw, below = features.split([self.size, self.size, self.param_shape[0] - 2 * self.size], dim=-1)
         rows, columns = torch.tril_indices(self.size, self.size, offset=-1, device=features.device)
-        factor = torch.diag_embed(self.sigma(raw)).index_put((..., rows, columns), below)  # [..., D, D]
-        return MultivariateNormal(mu, scale_tril=factor, validate_args=self.validate_args)
+        factor = torch.diag_embed(self.sigma(raw))  # [..., D, D]
+        factor[..., rows, columns] = below
+        return _FullPrecisionFull(mu, scale_tril=factor, validate_args=self.validate_args)
 
 
 class LowRankNormal(_VectorNormal):
@@ -72,7 +73,7 @@ class LowRankNormal(_VectorNormal):
     def distribution(self, features: Tensor) -> LowRankMultivariateNormal:
         mu, raw, flat = features.split([self.size, self.size, self.size * self.rank], dim=-1)
         w = flat.unflatten(-1, (self.size, self.rank))
-        return LowRankMultivariateNormal(mu, w, self.sigma(raw).square(), validate_args=self.validate_args)
+        return _FullPrecisionLowRank(mu, w, self.sigma(raw).square(), validate_args=self.validate_args)
 
 
 class RankOneNormal(_VectorNormal):
@@ -88,6 +89,24 @@ class RankOneNormal(_VectorNormal):
     def distribution(self, features: Tensor) -> RankOneMultivariateNormal:
         mu, raw, u = features.chunk(3, dim=-1)
         return RankOneMultivariateNormal(mu, self.sigma(raw).pow(-2), u, validate_args=self.validate_args)
+
+
+class _FullPrecision(Distribution):
+    """Samples and densities by products of matrices that autocast leaves alone: z is drawn where the model runs."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.autocast(self.mean.device.type, enabled=False):
+            return super().rsample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        with torch.autocast(self.mean.device.type, enabled=False):
+            return super().log_prob(value)
+
+
+class _FullPrecisionFull(_FullPrecision, MultivariateNormal): ...
+
+
+class _FullPrecisionLowRank(_FullPrecision, LowRankMultivariateNormal): ...
 
 
 class RankOneMultivariateNormal(Distribution):
