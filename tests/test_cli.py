@@ -112,7 +112,7 @@ def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
 def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) -> None:
     found = results(trained.folder)
     metrics = found["metrics"]
-    assert {f"test/{name}" for name in (*TERMS, "nll", "nll_stderr")} == set(metrics)
+    assert {f"test/{name}" for name in (*TERMS, "nll", "nll_stderr", "nll_bpd")} == set(metrics)
     assert all(math.isfinite(value) for value in metrics.values())
     assert 0 < metrics["test/nll_stderr"] < 20
     assert metrics["test/nll"] < -metrics["test/elbo"]  # K = 4 is a tighter bound than the ELBO

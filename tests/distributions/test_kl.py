@@ -74,6 +74,10 @@ PAIRS: dict[str, tuple[Callable[[], Distribution], Callable[[], Distribution]]] 
     "diagonal | low rank": (partial(diagonal, 3), partial(member, LOW_RANK)),
     "diagonal | rank one": (partial(diagonal, 3), partial(member, RankOneNormal)),
     "rank one | rank one": (partial(member, RankOneNormal, 3), partial(member, RankOneNormal)),
+    "rank one | full": (partial(member, RankOneNormal, 3), partial(member, FullNormal)),
+    "rank one | low rank": (partial(member, RankOneNormal, 3), partial(member, LOW_RANK)),
+    "full | rank one": (partial(member, FullNormal, 3), partial(member, RankOneNormal)),
+    "low rank | rank one": (partial(member, LOW_RANK, 3), partial(member, RankOneNormal)),
     "full | low rank": (partial(member, FullNormal, 3), partial(member, LOW_RANK)),
     "Laplace | standard normal": (partial(member, Laplace, 3), StandardNormal((D,)).double()),
     "Laplace | Laplace": (partial(member, Laplace, 3), partial(prior, partial(Laplace, scale=1.0))),
@@ -142,7 +146,7 @@ def test_gaussians_equal_dense_algebra(name: str) -> None:
 
 
 def test_the_dense_checks_cover_every_gaussian_pair() -> None:
-    assert len(GAUSSIANS) == 9
+    assert len(GAUSSIANS) == 13
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 1e-6, 1e-3, 1.0, 30.0])
@@ -158,6 +162,8 @@ def test_rank_one_algebra(size: float) -> None:
     expected = MultivariateNormal(loc, precision_matrix=precision)
     pairs: list[tuple[Tensor, Tensor]] = [
         (factor @ factor.mT, covariance),
+        (q.covariance_matrix, covariance),
+        (q.precision_matrix, precision),
         (q.variance, covariance.diagonal(dim1=-2, dim2=-1)),
         (q.log_det_covariance, -torch.linalg.slogdet(precision).logabsdet),
         (q.covariance_times(x), (covariance @ x[..., None])[..., 0]),

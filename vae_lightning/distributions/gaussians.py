@@ -60,7 +60,8 @@ class LowRankNormal(_VectorNormal):
     """N(mu, diag sigma^2 + W W^T), with W [D, rank]: the `rank` directions in which z varies beyond sigma.
 
     The features are mu [D], the raw sigma [D] and W, row by row [D rank]. No direction is narrower than `min_sigma`.
-    Closed-form KL against `StandardNormal` and every other Gaussian. O(D rank^2).
+    Closed-form KL against `StandardNormal` and every other Gaussian. O(D rank^2). At W = 0 its gradient is 0, so a
+    layer that starts there stays there; u of `RankOneNormal` likewise.
     """
 
     def __init__(self, event_shape: Shape, rank: int = 1, min_sigma: float = 1e-3) -> None:
@@ -81,7 +82,8 @@ class RankOneNormal(_VectorNormal):
 
     The features are mu, the raw sigma and u, each [D]. Rezende, Mohamed & Wierstra 2014
     (https://arxiv.org/abs/1401.4082), section 4.3, appendix B. sigma is at least `min_sigma`; along u the standard
-    deviation is smaller, and has no floor. Closed-form KL against `StandardNormal` and every Gaussian; all of it O(D).
+    deviation is smaller, and has no floor. Closed-form KL against `StandardNormal` and every other
+    Gaussian. O(D), but for a KL against a full or a low-rank one.
     """
 
     num_params = 3
@@ -110,7 +112,7 @@ class _FullPrecisionLowRank(_FullPrecision, LowRankMultivariateNormal): ...
 
 
 class RankOneMultivariateNormal(Distribution):
-    """N(mu, C) with C^-1 = diag(d) + u u^T, d > 0; mu, d and u are [..., D], and nothing here is [D, D].
+    """N(mu, C) with C^-1 = diag(d) + u u^T, d > 0; mu, d and u are [..., D].
 
     With a = u^T diag(1/d) u and eta = 1 / (1 + a): C = diag(1/d) - eta (u/d)(u/d)^T, log |C| = log eta - sum log d, and
     C = R R^T for R = diag(d^-1/2) - b (u/d)(u/d^(1/2))^T. The paper's b = (1 - eta^(1/2)) / a is 0/0 at a = 0; since
@@ -163,6 +165,19 @@ class RankOneMultivariateNormal(Distribution):
     def log_det_covariance(self) -> Tensor:
         """log |C| = log eta - sum log d: [...]."""
         return self._eta.squeeze(-1).log() - self.precision_diag.log().sum(-1)
+
+    @property
+    def precision_matrix(self) -> Tensor:
+        """diag(d) + u u^T, for what is dense beside it: [..., D, D]."""
+        u = self.precision_factor
+        return torch.diag_embed(self.precision_diag) + u[..., :, None] * u[..., None, :]
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """C, for what is dense beside it: [..., D, D]."""
+        u_d = self.precision_factor / self.precision_diag
+        outer = self._eta[..., None] * u_d[..., :, None] * u_d[..., None, :]
+        return torch.diag_embed(1 / self.precision_diag) - outer
 
     def covariance_times(self, v: Tensor) -> Tensor:
         """C v, for v [..., D]."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from torch.distributions import (
 from vae_lightning.distributions.gaussians import RankOneMultivariateNormal
 from vae_lightning.distributions.groups import Groups
 from vae_lightning.distributions.sphere import UniformOnSphere, VonMisesFisher
+
+_Correlated: TypeAlias = MultivariateNormal | LowRankMultivariateNormal | RankOneMultivariateNormal
 
 
 def _diagonal(p: Independent) -> Normal:
@@ -45,9 +48,7 @@ def _kl_correlated_diagonal(q: Distribution, p: Independent) -> Tensor:
 @register_kl(Independent, MultivariateNormal)
 @register_kl(Independent, LowRankMultivariateNormal)
 @register_kl(Independent, RankOneMultivariateNormal)
-def _kl_diagonal_correlated(
-    q: Independent, p: MultivariateNormal | LowRankMultivariateNormal | RankOneMultivariateNormal
-) -> Tensor:
+def _kl_diagonal_correlated(q: Independent, p: _Correlated) -> Tensor:
     """1/2 sum_i P_ii s_i^2 - log p(m) - H[q], for q = N(m, diag s^2) and a Gaussian p with precision P."""
     base = _diagonal(q)
     if isinstance(p, RankOneMultivariateNormal):
@@ -62,6 +63,16 @@ def _kl_rank_one(q: RankOneMultivariateNormal, p: RankOneMultivariateNormal) -> 
     """1/2 tr(P C) - log p(mu) - H[q], with tr(P C) = sum d_i C_ii + u^T C u for p's d and u and q's C: O(D)."""
     u = p.precision_factor
     trace = (p.precision_diag * q.variance).sum(-1) + (u * q.covariance_times(u)).sum(-1)
+    return 0.5 * trace - p.log_prob(q.loc) - q.entropy()
+
+
+@register_kl(RankOneMultivariateNormal, MultivariateNormal)
+@register_kl(RankOneMultivariateNormal, LowRankMultivariateNormal)
+@register_kl(MultivariateNormal, RankOneMultivariateNormal)
+@register_kl(LowRankMultivariateNormal, RankOneMultivariateNormal)
+def _kl_rank_one_dense(q: _Correlated, p: _Correlated) -> Tensor:
+    """1/2 tr(P C) - log p(mu) - H[q]: O(D^2)."""
+    trace = (p.precision_matrix * q.covariance_matrix).sum((-2, -1))
     return 0.5 * trace - p.log_prob(q.loc) - q.entropy()
 
 

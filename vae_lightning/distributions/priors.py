@@ -51,7 +51,7 @@ class StandardNormal(Prior):
 
 
 class FamilyPrior(Prior):
-    """p(z) = family(theta), theta = 0, or learned from there: the prior for a posterior of the same family.
+    """p(z) = family(theta), theta = 0, or learned from near there: the prior for a posterior of the same family.
 
     Features of 0 are a family's plainest member: Gamma(1, 1), the uniform Beta, Dirichlet and Categorical, and with
     `family=partial(Laplace, scale=1.0)` a Laplace(0, 1).
@@ -64,7 +64,7 @@ class FamilyPrior(Prior):
         self.family = family(self.event_shape)
         theta = torch.zeros(self.family.param_shape)
         if learn:
-            self.theta = nn.Parameter(theta)
+            self.theta = nn.Parameter(theta.normal_(std=0.01))  # at 0 itself a low rank has no gradient
         else:
             self.register_buffer("theta", theta, persistent=False)
 
