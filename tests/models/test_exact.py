@@ -72,7 +72,6 @@ def test_a_fitted_linear_gaussian_vae_is_probabilistic_pca() -> None:
         nll = -MultivariateNormal(b, covariance).log_prob(x).mean().item()
         elbo = elbo_terms(trace)["elbo"].mean().item()
     optimum = pca_nll(x, 2)
-    print("NLL", nll, elbo, optimum)
     assert optimum - 1e-9 <= nll < optimum + 0.05
     assert -elbo == pytest.approx(nll, abs=0.05)
 

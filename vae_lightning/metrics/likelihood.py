@@ -109,5 +109,5 @@ class MarginalLikelihood(pl.Callback):
 
 
 def _dequantised_levels(trainer: pl.Trainer, split: str) -> int | None:
-    data = getattr(trainer, "datamodule", None)
-    return data.dequantised_levels(split) if hasattr(data, "dequantised_levels") else None
+    levels = getattr(getattr(trainer, "datamodule", None), "dequantised_levels", lambda _: None)
+    return levels(split)
