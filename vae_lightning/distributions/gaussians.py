@@ -137,8 +137,8 @@ class RankOneMultivariateNormal(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RankOneMultivariateNormal:
         shape = (*batch_shape, *self.event_shape)
-        parts = (self.loc, self.precision_diag, self.precision_factor)
-        return RankOneMultivariateNormal(*(part.expand(shape) for part in parts), validate_args=self._validate_args)
+        parts = [part.expand(shape) for part in (self.loc, self.precision_diag, self.precision_factor)]
+        return RankOneMultivariateNormal(parts[0], parts[1], parts[2], validate_args=self._validate_args)
 
     @property
     def _w(self) -> Tensor:

@@ -202,11 +202,12 @@ class _Cosine(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * _cosine_slope(*ctx.saved_tensors, ctx.size), None
+        t, kappa = ctx.saved_tensors
+        return grad * _cosine_slope(t, kappa, ctx.size), None
 
 
 def _sample_cosine(kappa: Tensor, size: int) -> Tensor:
-    """By rejection (Wood 1994, https://doi.org/10.1080/03610919408813161): two in three proposals are kept, or more."""
+    """By rejection (Wood 1994, https://doi.org/10.1080/03610919408813161): about two in three proposals are kept, or more."""
     m = size - 1
     b = m / (2 * kappa + torch.sqrt(4 * kappa.square() + m**2))
     x0 = (1 - b) / (1 + b)

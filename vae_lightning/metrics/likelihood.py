@@ -75,11 +75,11 @@ class MarginalLikelihood(pl.Callback):
 
     @torch.no_grad()
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch | list[Batch], batch_idx: int
     ) -> None:
         if self.bits_per_dimension and trainer.global_step == 0:
             assert isinstance(pl_module, LatentVariableModel)
-            p_x = pl_module.trace(batch).p_x
+            p_x = pl_module.trace(batch[0] if isinstance(batch, list) else batch).p_x
             bits_per_dimension(torch.zeros(()), p_x, _dequantised_levels(trainer, "train"))
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
