@@ -207,7 +207,7 @@ class _Cosine(torch.autograd.Function):
 
 
 def _sample_cosine(kappa: Tensor, size: int) -> Tensor:
-    """By rejection (Wood 1994, https://doi.org/10.1080/03610919408813161): about two in three proposals are kept, or more."""
+    """By rejection: two proposals in three are kept, about (Wood 1994, https://doi.org/10.1080/03610919408813161)."""
     m = size - 1
     b = m / (2 * kappa + torch.sqrt(4 * kappa.square() + m**2))
     x0 = (1 - b) / (1 + b)

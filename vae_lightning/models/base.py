@@ -123,7 +123,8 @@ class LatentVariableModel(pl.LightningModule):
             raise UserError(
                 f"the likelihood {_name(trace.p_x)} gives no probability to a pixel of value {value:.4g}; binarise the "
                 "data (--data.binarisation=dynamic or threshold), or choose a likelihood for grey pixels "
-                "(--model.likelihood=ContinuousBernoulli or DiagonalNormal, or Binomial or DiscretizedLogistic where its levels fit)"
+                "(--model.likelihood=ContinuousBernoulli or DiagonalNormal, or Binomial or DiscretizedLogistic where "
+                "its number of levels fits)"
             )
         for name, latent in trace.latents.items():
             if not share_support(latent.q, latent.p, latent.z):
