@@ -112,7 +112,7 @@ def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
 def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) -> None:
     found = results(trained.folder)
     metrics = found["metrics"]
-    beside = ("nll", "nll_stderr", "swap_cost", "dead_dimensions/z")
+    beside = ("nll", "nll_stderr", "nll_bpd", "swap_cost", "dead_dimensions/z")
     assert {f"test/{name}" for name in (*TERMS, *beside)} == set(metrics)
     assert all(math.isfinite(value) for value in metrics.values())
     assert 0 < metrics["test/nll_stderr"] < 20

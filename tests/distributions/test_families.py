@@ -1,7 +1,11 @@
-"""Laws that every family obeys. To add a family: one row in FAMILIES."""
+"""Laws of the families whose dimensions are independent. To add one: a row in FAMILIES.
+
+Those over vectors that hang together have their rows in test_vector_families.py.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,20 +14,51 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent
 
-from vae_lightning.distributions import Bernoulli, Binomial, ContinuousBernoulli, DiagonalNormal, Family, noise_scale
+from vae_lightning.distributions import (
+    Bernoulli,
+    Beta,
+    Binomial,
+    CategoricalLevels,
+    ContinuousBernoulli,
+    DiagonalNormal,
+    DiscretizedLogistic,
+    Family,
+    Gamma,
+    Laplace,
+    MixtureOfDiscretizedLogistics,
+    StudentT,
+    noise_scale,
+)
 from vae_lightning.types import Shape, UserError
 
 LINE = torch.linspace(-60, 60, 60_001, dtype=torch.float64)
 UNIT = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+HALF_LINE = torch.logspace(-30, 2.5, 60_001, dtype=torch.float64)  # where a density may be infinite at 0
+NEAR_ZERO = torch.logspace(-6, math.log10(0.5), 40_001, dtype=torch.float64)
+OPEN_UNIT = torch.cat([NEAR_ZERO, 1 - NEAR_ZERO[:-1].flip(0)])
+
+
+def levels(count: int) -> Tensor:
+    return torch.arange(count, dtype=torch.float64) / (count - 1)
+
 
 # recipe, the points of its 1-D support, and whether it is a density (integrated) or a mass (summed)
 FAMILIES: dict[str, tuple[Callable[[Shape], Family], Tensor, bool]] = {
     "normal, predicted sigma": (DiagonalNormal, LINE, True),
     "normal, fixed sigma": (partial(DiagonalNormal, sigma=0.3), LINE, True),
     "normal, learned sigma": (partial(DiagonalNormal, sigma=0.3, learn_sigma=True), LINE, True),
+    "Laplace": (partial(Laplace, min_scale=0.2), LINE, True),
+    "Laplace, learned scale": (partial(Laplace, scale=0.5, learn_scale=True), LINE, True),
+    "Student's t": (partial(StudentT, df=8.0), LINE, True),
+    "gamma": (partial(Gamma, min_concentration=0.5), HALF_LINE, True),
+    "beta": (partial(Beta, min_concentration=0.9), OPEN_UNIT, True),
     "Bernoulli": (Bernoulli, torch.tensor([0.0, 1.0], dtype=torch.float64), False),
     "continuous Bernoulli": (ContinuousBernoulli, UNIT, True),
-    "binomial": (partial(Binomial, num_steps=16), torch.arange(17, dtype=torch.float64) / 16, False),
+    "binomial": (partial(Binomial, num_steps=16), levels(17), False),
+    "discretised logistic": (DiscretizedLogistic, levels(256), False),
+    "discretised logistic, two levels": (partial(DiscretizedLogistic, num_levels=2), levels(2), False),
+    "mixture of discretised logistics": (partial(MixtureOfDiscretizedLogistics, num_levels=17), levels(17), False),
+    "categorical over levels": (partial(CategoricalLevels, num_levels=17), levels(17), False),
 }
 ROWS = pytest.mark.parametrize("name", FAMILIES)
 
@@ -169,6 +204,15 @@ def test_a_fixed_sigma_is_no_parameter_and_a_learned_one_is() -> None:
         partial(DiagonalNormal, learn_sigma=True),
         partial(DiagonalNormal, min_sigma=-1.0),
         partial(Binomial, num_steps=0),
+        partial(Laplace, scale=0.0),
+        partial(Laplace, learn_scale=True),
+        partial(StudentT, df=1.0),
+        partial(Gamma, min_concentration=0.0),
+        partial(Beta, min_concentration=1.0),
+        partial(DiscretizedLogistic, num_levels=1),
+        partial(DiscretizedLogistic, min_scale=0.0),
+        partial(MixtureOfDiscretizedLogistics, num_components=0),
+        partial(CategoricalLevels, num_levels=0),
     ],
 )
 def test_impossible_settings_are_refused(recipe: Callable[[Shape], Family]) -> None:

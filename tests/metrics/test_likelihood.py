@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
+from vae_lightning.data import Digits
+from vae_lightning.distributions import Binomial, DiagonalNormal, FamilyRecipe
 from vae_lightning.metrics import MarginalLikelihood, MeanAndError, log_marginal_likelihood
 from vae_lightning.models import VAE
 from vae_lightning.objectives import ELBO
@@ -77,6 +81,35 @@ def test_mean_and_standard_error(sizes: tuple[int, ...]) -> None:
 
 def test_states_stay_in_double_precision() -> None:
     assert MeanAndError().float().total.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "dequantise", "offset"),
+    [
+        (partial(Binomial, num_steps=16), False, 0.0),
+        (DiagonalNormal, True, math.log2(17)),
+        (DiagonalNormal, False, None),
+    ],
+)
+def test_bits_per_dimension_where_they_mean_something(
+    likelihood: FamilyRecipe, dequantise: bool, offset: float | None
+) -> None:
+    """nll / (D log 2) for a mass; with log2 of the number of levels added for dequantised data; else not logged."""
+    model = VAE((1, 8, 8), 2, likelihood=likelihood)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[MarginalLikelihood(num_samples=2)],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+    )
+    trainer.test(model, Digits(dequantise=dequantise), verbose=False)
+    found = trainer.callback_metrics
+    if offset is None:
+        assert "test/nll_bpd" not in found
+    else:
+        expected = found["test/nll"].item() / 64 / math.log(2) + offset
+        assert found["test/nll_bpd"].item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"num_samples": 0}, {"chunk_size": 0}])

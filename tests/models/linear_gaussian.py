@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from vae_lightning.distributions import DiagonalNormal
+from vae_lightning.distributions import DiagonalNormal, FamilyRecipe
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ObjectiveRecipe
@@ -17,7 +17,7 @@ SIGMA = 0.5
 IMAGE_SHAPE, LATENT_SIZE = (1, 2, 3), 2
 
 
-def linear_gaussian(objective: ObjectiveRecipe) -> VAE:
+def linear_gaussian(objective: ObjectiveRecipe, posterior: FamilyRecipe = DiagonalNormal) -> VAE:
     affine = partial(MLP, hidden_sizes=())
     torch.manual_seed(3)
     model = VAE(
@@ -25,7 +25,7 @@ def linear_gaussian(objective: ObjectiveRecipe) -> VAE:
         LATENT_SIZE,
         encoder=affine,
         decoder=affine,
-        posterior=partial(DiagonalNormal, min_sigma=0.0),
+        posterior=partial(posterior, min_sigma=0.0),
         likelihood=partial(DiagonalNormal, sigma=SIGMA, min_sigma=0.0),
         objective=objective,
     ).double()

@@ -84,6 +84,10 @@ class ImageDataModule(pl.LightningDataModule):
         """From bytes to x, in training."""
         return Transform(max_value, self.binarisation, self.flip, self.dequantise)
 
+    def dequantised_levels(self, split: Split) -> int | None:
+        """L where x = (pixel + u) / L, and None where x has no such noise: what bits per dimension are counted with."""
+        return self.images(split).max_value + 1 if self.dequantise else None
+
     def check(self) -> list[str]:
         """What is wrong with the data, a line for each; every file is read. Called after `prepare_data`."""
         problems = []

@@ -1,7 +1,8 @@
 """Families: modules that turn raw features into a distribution. Posteriors and likelihoods are both families.
 
 To add one: subclass `Family`, say how many numbers it wants for each dimension (`num_params`) and build the
-distribution from them. Add a row to the table in `tests/distributions/test_families.py`: every law is checked.
+distribution of one dimension from them (`pointwise`); or, where dimensions depend on each other, override `param_shape`
+and `distribution`. Add a row to the table in `tests/distributions/`: every law is checked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent
+from torch.distributions import Laplace as TorchLaplace
 from torch.distributions import Normal as TorchNormal
+from torch.distributions import StudentT as TorchStudentT
 from torch.nn import functional as F
 
 from vae_lightning.distributions import pixels
@@ -45,9 +48,12 @@ class Family(nn.Module):
 
     def forward(self, features: Tensor) -> Distribution:
         with torch.autocast(features.device.type, enabled=False):
-            full = features if features.dtype == torch.float64 else features.float()
-            params = full.chunk(self.num_params, dim=-len(self.event_shape))  # num_params x [..., *event_shape]
-            return Independent(self.pointwise(*params), len(self.event_shape), validate_args=self.validate_args)
+            return self.distribution(features if features.dtype == torch.float64 else features.float())
+
+    def distribution(self, features: Tensor) -> Distribution:
+        """Of features in full precision: dimensions that are independent, each `pointwise`."""
+        params = features.chunk(self.num_params, dim=-len(self.event_shape))  # num_params x [..., *event_shape]
+        return Independent(self.pointwise(*params), len(self.event_shape), validate_args=self.validate_args)
 
     @abstractmethod
     def pointwise(self, *params: Tensor) -> Distribution:
@@ -58,7 +64,44 @@ FamilyRecipe: TypeAlias = Callable[[Shape], Family]
 """A `Family` class, or a `functools.partial` of one: called as `recipe(event_shape)`."""
 
 
-class DiagonalNormal(Family):
+def positive(raw: Tensor, floor: float) -> Tensor:
+    """floor + softplus(raw + c) with the c that makes it 1 at raw = 0: features of 0 are the plainest member."""
+    return floor + F.softplus(raw + inverse_softplus(1 - floor))
+
+
+def inverse_softplus(value: float) -> float:
+    """The raw number whose softplus is `value`."""
+    return value + math.log(-math.expm1(-value))
+
+
+class _LocationScale(Family):
+    """mu + s eps in each dimension: the features hold mu, and a raw s where it is not one fixed or learned number."""
+
+    raw_sigma: Tensor
+    scale_name: ClassVar[str] = "scale"
+
+    def __init__(self, event_shape: Shape, scale: float | None, learn_scale: bool, min_scale: float) -> None:
+        super().__init__(event_shape)
+        owner, name = type(self).__name__, self.scale_name
+        if min_scale < 0 or (scale is not None and scale <= min_scale):
+            raise UserError(f"{owner}: {name} {scale} must be above min_{name} {min_scale}, and that at least 0")
+        if learn_scale and scale is None:
+            raise UserError(f"{owner}: learn_{name} needs a {name} to start from, such as 0.1")
+        self.num_params = 2 if scale is None else 1
+        self.min_scale = min_scale
+        if scale is not None:
+            raw = torch.tensor(inverse_softplus(scale - min_scale))
+            if learn_scale:
+                self.raw_sigma = nn.Parameter(raw)
+            else:
+                self.register_buffer("raw_sigma", raw, persistent=False)
+
+    def location_and_scale(self, params: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        mu, raw = params if self.num_params == 2 else (params[0], self.raw_sigma.to(params[0].dtype))
+        return mu, (self.min_scale + F.softplus(raw)).expand_as(mu)
+
+
+class DiagonalNormal(_LocationScale):
     """N(mu, diag sigma^2), with sigma predicted, fixed, or learned as one number.
 
     `sigma=None`: the features hold mu and a raw scale for every dimension, sigma = min_sigma + softplus(raw).
@@ -68,30 +111,57 @@ class DiagonalNormal(Family):
     units of the variable, so a likelihood of pixels in [0, 1] wants no more than about 1/255.
     """
 
-    raw_sigma: Tensor
+    scale_name = "sigma"
 
     def __init__(
         self, event_shape: Shape, sigma: float | None = None, learn_sigma: bool = False, min_sigma: float = 1e-3
     ) -> None:
-        super().__init__(event_shape)
-        if min_sigma < 0 or (sigma is not None and sigma <= min_sigma):
-            raise UserError(f"DiagonalNormal: sigma {sigma} must be above min_sigma {min_sigma}, and that at least 0")
-        if learn_sigma and sigma is None:
-            raise UserError("DiagonalNormal: learn_sigma needs a sigma to start from, such as 0.1")
-        self.num_params = 2 if sigma is None else 1
+        super().__init__(event_shape, sigma, learn_sigma, min_sigma)
         self.min_sigma = min_sigma
-        if sigma is not None:
-            rest = sigma - min_sigma
-            raw = torch.tensor(rest + math.log(-math.expm1(-rest)))  # softplus(raw) = rest
-            if learn_sigma:
-                self.raw_sigma = nn.Parameter(raw)
-            else:
-                self.register_buffer("raw_sigma", raw, persistent=False)
 
     def pointwise(self, *params: Tensor) -> TorchNormal:
-        mu, raw = params if self.num_params == 2 else (params[0], self.raw_sigma.to(params[0].dtype))
-        sigma = self.min_sigma + F.softplus(raw)
-        return TorchNormal(mu, sigma.expand_as(mu), validate_args=self.validate_args)
+        return TorchNormal(*self.location_and_scale(params), validate_args=self.validate_args)
+
+
+class Laplace(_LocationScale):
+    """p(x) = e^(-|x - mu| / b) / 2b in each dimension: as a likelihood, the absolute error with its weight stated.
+
+    `scale` is b: predicted, fixed or learned as `DiagonalNormal`'s sigma is, with the same floor. As a posterior it has
+    a closed-form KL against `StandardNormal` and against itself (`FamilyPrior`).
+    """
+
+    def __init__(
+        self, event_shape: Shape, scale: float | None = None, learn_scale: bool = False, min_scale: float = 1e-3
+    ) -> None:
+        super().__init__(event_shape, scale, learn_scale, min_scale)
+
+    def pointwise(self, *params: Tensor) -> TorchLaplace:
+        return TorchLaplace(*self.location_and_scale(params), validate_args=self.validate_args)
+
+
+class StudentT(_LocationScale):
+    """p(x) ~ (1 + ((x - mu) / s)^2 / df)^(-(df + 1) / 2): a Gaussian's shape, with tails that forgive a pixel far off.
+
+    `df` degrees of freedom, fixed and above 1, so that there is a mean; `scale` is s, as in `Laplace`. As a posterior
+    its KL is sampled.
+    """
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        df: float = 4.0,
+        scale: float | None = None,
+        learn_scale: bool = False,
+        min_scale: float = 1e-3,
+    ) -> None:
+        super().__init__(event_shape, scale, learn_scale, min_scale)
+        if not df > 1:
+            raise UserError(f"StudentT: df is {df}; it must be above 1, for at 1 and below there is no mean")
+        self.df = df
+
+    def pointwise(self, *params: Tensor) -> TorchStudentT:
+        mu, scale = self.location_and_scale(params)
+        return TorchStudentT(torch.full_like(mu, self.df), mu, scale, validate_args=self.validate_args)
 
 
 class Bernoulli(Family):

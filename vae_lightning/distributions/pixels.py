@@ -117,6 +117,96 @@ class Binomial(_LogitPixels):
             return torch.binomial(n, torch.sigmoid(self.logits).expand(shape)) / self.num_steps
 
 
+class DiscretizedLogistic(Distribution):
+    """P(x) = F(x + 1/2n) - F(x - 1/2n) for x in {0, 1/n, ..., 1}, F the distribution function of a logistic(mu, s).
+
+    The first bin reaches down to -infinity and the last up to infinity, so the masses of all n + 1 levels add up to 1.
+    Salimans et al. 2017 (https://arxiv.org/abs/1701.05517), section 2.1. Written sigmoid(a) - sigmoid(b) = sigmoid(a)
+    sigmoid(-b) (1 - e^(b - a)), the logarithm is exact in the far tails too, and needs no floor or second formula.
+    """
+
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
+    has_rsample = False
+
+    def __init__(self, num_steps: int, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.num_steps = num_steps
+        self.loc, self.scale = torch.broadcast_tensors(loc, scale)
+        super().__init__(self.loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
+        parts = (self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+        return DiscretizedLogistic(self.num_steps, *parts, validate_args=self._validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return _Levels(self.num_steps)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        k = torch.round(value * self.num_steps)
+        first, last = k == 0, k == self.num_steps
+        middle, width = (k / self.num_steps - self.loc) / self.scale, 1 / (self.num_steps * self.scale)
+        below_upper = F.logsigmoid(middle + width / 2).masked_fill(last, 0)  # log sigmoid(a), and 0 where a is infinite
+        above_lower = F.logsigmoid(width / 2 - middle).masked_fill(first, 0)  # log sigmoid(-b)
+        return below_upper + above_lower + torch.log(-torch.expm1(-width)).masked_fill(first | last, 0)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x] = 1/n sum_k P(x > (k - 1/2) / n), k = 1 .. n: a sum over levels, exact."""
+        total = torch.zeros_like(self.loc)
+        for k in range(1, self.num_steps + 1):
+            total = total + torch.sigmoid((self.loc - (k - 0.5) / self.num_steps) / self.scale)
+        return total / self.num_steps
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """A logistic number, rounded to the nearest level."""
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(min=1e-7, max=1 - 1e-7)
+            x = self.loc + self.scale * torch.logit(u)
+            return torch.round(x * self.num_steps).clamp(0, self.num_steps) / self.num_steps
+
+
+class CategoricalLevels(Distribution):
+    """P(x = k/n) = softmax(logits)_k, k = 0 .. n: any distribution of n + 1 grey levels. Logits are [..., n + 1]."""
+
+    arg_constraints: ClassVar = {"logits": constraints.real_vector}
+    has_rsample = False
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.logits = logits
+        self.num_steps = logits.shape[-1] - 1
+        super().__init__(logits.shape[:-1], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalLevels:
+        return CategoricalLevels(self.logits.expand(*batch_shape, self.num_steps + 1), self._validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
+        return _Levels(self.num_steps)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        k = torch.round(value * self.num_steps).long()
+        k, _ = torch.broadcast_tensors(k, self.logits[..., 0])
+        log_p = self.logits.log_softmax(-1).expand(*k.shape, -1)
+        return log_p.gather(-1, k[..., None]).squeeze(-1)
+
+    @property
+    def mean(self) -> Tensor:
+        levels = torch.linspace(0, 1, self.num_steps + 1, dtype=self.logits.dtype, device=self.logits.device)
+        return (self.logits.softmax(-1) * levels).sum(-1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            k = torch.distributions.Categorical(logits=self.logits, validate_args=False).sample(
+                torch.Size(sample_shape)
+            )
+            return k.to(self.logits) / self.num_steps
+
+
 class _Levels(constraints.Constraint):
     """{0, 1/n, ..., 1}, to float32's rounding."""
 

@@ -8,8 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torchmetrics import Metric
 
+from vae_lightning.distributions import bits_per_dimension, is_mass
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, UserError
 
@@ -57,13 +59,28 @@ class MeanAndError(Metric):
 
 
 class MarginalLikelihood(pl.Callback):
-    """At test: `test/nll` = -log p(x) by `num_samples` importance samples, and its standard error over images."""
+    """At test: `test/nll` = -log p(x) by `num_samples` importance samples, and its standard error over images.
 
-    def __init__(self, num_samples: int = 200, chunk_size: int = 20) -> None:
+    `test/nll_bpd`, in bits per dimension, where they mean something: under a likelihood over grey levels, or for
+    dequantised data. `bits_per_dimension`: true insists on them, and refuses any other likelihood before training.
+    """
+
+    def __init__(self, num_samples: int = 200, chunk_size: int = 20, bits_per_dimension: bool = False) -> None:
         if num_samples < 1 or chunk_size < 1:
             raise UserError(f"nll: num_samples {num_samples} and chunk_size {chunk_size} must be at least 1")
         self.num_samples, self.chunk_size = num_samples, chunk_size
+        self.bits_per_dimension = bits_per_dimension
         self._nll = MeanAndError()
+        self._p_x: Distribution | None = None
+
+    @torch.no_grad()
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch | list[Batch], batch_idx: int
+    ) -> None:
+        if self.bits_per_dimension and trainer.global_step == 0:
+            assert isinstance(pl_module, LatentVariableModel)
+            p_x = pl_module.trace(batch[0] if isinstance(batch, list) else batch).p_x
+            bits_per_dimension(torch.zeros(()), p_x, _dequantised_levels(trainer, "train"))
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._nll = MeanAndError().to(pl_module.device)
@@ -79,7 +96,18 @@ class MarginalLikelihood(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, LatentVariableModel)
         self._nll.update(-log_marginal_likelihood(pl_module, batch, self.num_samples, self.chunk_size))
+        if batch_idx == 0:  # after the samples above, whose noise it would change
+            self._p_x = pl_module.trace(batch).p_x
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         mean, error = self._nll.compute()
-        pl_module.log_dict({"test/nll": mean.float(), "test/nll_stderr": error.float()}, rank_zero_only=False)
+        values = {"test/nll": mean.float(), "test/nll_stderr": error.float()}
+        levels, p_x = _dequantised_levels(trainer, "test"), self._p_x
+        if p_x is not None and (self.bits_per_dimension or is_mass(p_x) or levels is not None):
+            values["test/nll_bpd"] = bits_per_dimension(mean, p_x, levels).float()
+        pl_module.log_dict(values, rank_zero_only=False)
+
+
+def _dequantised_levels(trainer: pl.Trainer, split: str) -> int | None:
+    levels = getattr(getattr(trainer, "datamodule", None), "dequantised_levels", lambda _: None)
+    return levels(split)

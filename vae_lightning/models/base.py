@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from vae_lightning.distributions import noise_scale
+from vae_lightning.distributions import noise_scale, share_support
 from vae_lightning.models.several import SeveralSteps
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
@@ -113,7 +113,7 @@ class LatentVariableModel(pl.LightningModule):
         self._loaded_step = int(checkpoint.get("global_step", 0))
 
     def _check_once(self, trace: Trace) -> None:
-        """At the first batch of a stage: is x possible under p(x|z), and how is each KL computed?"""
+        """At the first batch of a stage: is x possible under p(x|z), z under p(z), and how is each KL computed?"""
         stage = str(self.trainer.state.stage)
         if stage in self._stages_checked:
             return
@@ -123,8 +123,16 @@ class LatentVariableModel(pl.LightningModule):
             raise UserError(
                 f"the likelihood {_name(trace.p_x)} gives no probability to a pixel of value {value:.4g}; binarise the "
                 "data (--data.binarisation=dynamic or threshold), or choose a likelihood for grey pixels "
-                "(--model.likelihood=ContinuousBernoulli or DiagonalNormal, or Binomial where its num_steps fits)"
+                "(--model.likelihood=ContinuousBernoulli or DiagonalNormal, or Binomial or DiscretizedLogistic where "
+                "its number of levels fits)"
             )
+        for name, latent in trace.latents.items():
+            if not share_support(latent.q, latent.p, latent.z):
+                raise UserError(
+                    f"latent {name}: its posterior {_name(latent.q)} and its prior {_name(latent.p)} are not over the "
+                    "same space; give the posterior's own family as the prior (--model.prior=FamilyPrior "
+                    "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size"
+                )
         if len(self._stages_checked) == 1:
             kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
             rank_zero_info(f"likelihood {_name(trace.p_x)}; KL by latent: {kinds}")
@@ -232,6 +240,7 @@ class _Speedometer:
         return rate
 
 
-def _name(p_x: torch.distributions.Distribution) -> str:
-    base = getattr(p_x, "base_dist", p_x)
-    return type(base).__name__
+def _name(p: torch.distributions.Distribution) -> str:
+    for wrapped in ("base_dist", "base"):
+        p = getattr(p, wrapped, p)
+    return type(p).__name__

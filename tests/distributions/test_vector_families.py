@@ -1,0 +1,293 @@
+"""Laws of the families over vectors whose numbers hang together. To add one: a row in FAMILIES."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vae_lightning.distributions import (
+    Categorical,
+    Dirichlet,
+    Family,
+    FullNormal,
+    LowRankNormal,
+    RankOneNormal,
+    RelaxedCategorical,
+    VonMisesFisher,
+)
+from vae_lightning.types import Shape, UserError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points [N, D] of a support and weights [N]: sum_n w_n f(x_n) is the integral, or the sum, of f over it."""
+
+    points: Tensor
+    weights: Tensor
+
+
+def gauss(count: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1]; twice smoothed towards the ends, where a density may be infinite."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    u, w = torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+    for _ in range(2):
+        u, w = u**2 * (3 - 2 * u), w * 6 * u * (1 - u)
+    return u, w
+
+
+def plane() -> Grid:
+    line = torch.linspace(-12, 12, 361, dtype=torch.float64)
+    points = torch.cartesian_prod(line, line)
+    return Grid(points, torch.full((len(points),), (24 / 360) ** 2, dtype=torch.float64))
+
+
+def simplex() -> Grid:
+    """(a, (1 - a) b, (1 - a)(1 - b)): area 1 - a in the first two coordinates."""
+    u, w = gauss(120)
+    a, b = torch.cartesian_prod(u, u).unbind(-1)
+    points = torch.stack([a, (1 - a) * b, (1 - a) * (1 - b)], dim=-1)
+    return Grid(points, torch.cartesian_prod(w, w).prod(-1) * (1 - a))
+
+
+def corners() -> Grid:
+    return Grid(torch.eye(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
+
+
+def circle() -> Grid:
+    angle = torch.arange(360, dtype=torch.float64) * 2 * math.pi / 360
+    return Grid(torch.stack([angle.cos(), angle.sin()], dim=-1), torch.full_like(angle, 2 * math.pi / 360))
+
+
+def ball_surface() -> Grid:
+    """Area elements are d cos(polar) d azimuth."""
+    nodes, weights = np.polynomial.legendre.leggauss(80)
+    around = circle()
+    height = torch.from_numpy(nodes)[:, None]
+    ring = (1 - height**2).sqrt()[..., None] * around.points  # [80, 360, 2]
+    points = torch.cat([ring, height.expand(-1, 360)[..., None]], dim=-1).flatten(0, 1)
+    return Grid(points, torch.outer(torch.from_numpy(weights), around.weights).flatten())
+
+
+# recipe, and the grid over its support in as many dimensions as can be integrated
+FAMILIES: dict[str, tuple[Callable[[Shape], Family], Callable[[], Grid]]] = {
+    "full normal": (FullNormal, plane),
+    "low-rank normal": (LowRankNormal, plane),
+    "rank-2 normal": (partial(LowRankNormal, rank=2), plane),
+    "rank-one normal": (RankOneNormal, plane),
+    "Dirichlet": (partial(Dirichlet, min_concentration=0.5), simplex),
+    "categorical": (Categorical, corners),
+    "relaxed categorical": (partial(RelaxedCategorical, temperature=0.8), simplex),
+    "von Mises-Fisher, circle": (VonMisesFisher, circle),
+    "von Mises-Fisher, sphere": (VonMisesFisher, ball_surface),
+}
+ROWS = pytest.mark.parametrize("name", FAMILIES)
+PATHWISE = pytest.mark.parametrize("name", [name for name in FAMILIES if name != "categorical"])
+GROUPED = pytest.mark.parametrize("kind", [Dirichlet, Categorical, RelaxedCategorical, VonMisesFisher])
+
+
+def make(name: str) -> tuple[Family, Grid]:
+    recipe, grid = FAMILIES[name]
+    points = grid()
+    return recipe((points.points.shape[-1],)), points
+
+
+def features(family: Family, *batch_shape: int, scale: float = 0.7) -> Tensor:
+    return scale * torch.randn(*batch_shape, *family.param_shape, dtype=torch.float64)
+
+
+def z_score(samples: Tensor, expected: Tensor) -> float:
+    """The largest deviation of a mean over the first dimension, in standard errors."""
+    error = samples.std(0) / len(samples) ** 0.5
+    return ((samples.mean(0) - expected).abs() / (error + 1e-9)).max().item()
+
+
+@ROWS
+def test_normalised_with_its_mean_variance_and_entropy(name: str) -> None:
+    """By quadrature over the support: 1, E[z], Var[z] and -E[log p]; those that have no closed form are left out."""
+    family, grid = make(name)
+    p = family(features(family, 3))
+    log_p = p.log_prob(grid.points[:, None])  # [N, 3]
+    mass = log_p.exp() * grid.weights[:, None]
+    torch.testing.assert_close(mass.sum(0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-5)
+    if isinstance(family, RelaxedCategorical):
+        return
+    m1, m2 = (torch.einsum("nb,nd->bd", mass, grid.points**k) for k in (1, 2))
+    torch.testing.assert_close(p.mean, m1, rtol=0, atol=1e-5)
+    torch.testing.assert_close(p.variance, m2 - m1**2, rtol=0, atol=1e-5)
+    torch.testing.assert_close(p.entropy(), -torch.xlogy(mass, log_p.exp()).sum(0), rtol=0, atol=1e-4)
+
+
+@ROWS
+def test_samples_agree_with_the_density(name: str) -> None:
+    """First and second moments, those between dimensions too; every sample lies in the support."""
+    family, grid = make(name)
+    p = family(features(family, 3))
+    mass = p.log_prob(grid.points[:, None]).exp() * grid.weights[:, None]
+    z = p.sample((10_000,))  # [n, 3, D]
+    assert p.support is not None
+    assert p.support.check(z).all()
+    assert z_score(z, torch.einsum("nb,nd->bd", mass, grid.points)) < 4.5
+    products = torch.einsum("nb,nd,ne->bde", mass, grid.points, grid.points)
+    assert z_score(z[..., None] * z[..., None, :], products) < 4.5
+
+
+@PATHWISE
+def test_pathwise_gradient_is_that_of_the_expectation(name: str) -> None:
+    """d/dphi E[f(z)] by `rsample`, within its standard error of the one by quadrature: f has odd and even parts."""
+    family, grid = make(name)
+    raw = features(family)
+    slope = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64)[: grid.points.shape[-1]]
+
+    def f(z: Tensor) -> Tensor:
+        return (z @ slope) + (z @ slope.flip(0)) ** 2 + (3 * z[..., 0]).sin()
+
+    exact_raw = raw.clone().requires_grad_()
+    (family(exact_raw).log_prob(grid.points).exp() * grid.weights * f(grid.points)).sum().backward()
+    copies = raw.expand(10_000, -1).clone().requires_grad_()  # one z each, so that each has its own gradient
+    f(family(copies).rsample()).sum().backward()
+    assert exact_raw.grad is not None
+    assert copies.grad is not None
+    assert exact_raw.grad.abs().max() > 0.05
+    assert z_score(copies.grad, exact_raw.grad) < 4.5
+
+
+@ROWS
+@pytest.mark.parametrize("size", [2, 6])
+def test_shapes(name: str, size: int) -> None:
+    """log_prob is [*sample, *batch], z [*sample, *batch, D]."""
+    family = FAMILIES[name][0]((size,))
+    p = family(features(family, 2, 7))
+    assert (p.batch_shape, p.event_shape) == ((2, 7), (size,))
+    z = p.sample((5,))
+    assert z.shape == (5, 2, 7, size)
+    assert p.log_prob(z).shape == (5, 2, 7)
+    wide = p.expand((4, 2, 7))
+    assert wide.batch_shape == (4, 2, 7)
+    torch.testing.assert_close(wide.log_prob(z[:4]), p.log_prob(z)[:4])
+    assert wide.sample().shape == (4, 2, 7, size)
+
+
+@ROWS
+def test_gradient_reaches_every_feature(name: str) -> None:
+    family = FAMILIES[name][0]((6,))
+    raw = features(family, 8).requires_grad_()
+    p = family(raw)
+    p.log_prob(p.sample()).sum().backward()
+    assert raw.grad is not None
+    assert torch.isfinite(raw.grad).all()
+    assert (raw.grad.abs().sum(0) > 0).all()
+
+
+@ROWS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e3])
+def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) -> None:
+    """float32 throughout; a sample, its log_prob, and the gradient through both, finite at +-1000."""
+    family = FAMILIES[name][0]((4,))
+    (length,) = family.param_shape
+    pattern = torch.tensor([-1.0, 1.0, -0.5, 0.0, 0.5]).repeat(length)
+    raw = (size * pattern[:length]).to(dtype).requires_grad_()
+    Family.validate_args = False  # a simplex of float32 adds up to 1 within 1e-6 only nearly always
+    p = family(raw[None])
+    z = p.rsample((50,)) if p.has_rsample else p.sample((50,))
+    log_prob = p.log_prob(z)
+    assert log_prob.dtype == z.dtype == torch.float32
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(log_prob).all()
+    log_prob.sum().backward()
+    assert raw.grad is not None
+    assert torch.isfinite(raw.grad).all()
+
+
+@GROUPED
+def test_groups_are_independent(kind: type[Family]) -> None:
+    """log p(z) of 3 groups of 2 is the sum of those of each; mean, samples and entropy are side by side."""
+    whole, single = kind((6,), group_size=2), kind((2,))
+    raw = features(whole, 5)
+    parts = raw.chunk(3, dim=-1)
+    p, each = whole(raw), [single(part) for part in parts]
+    z = p.sample()
+    expected = sum(q.log_prob(part) for q, part in zip(each, z.chunk(3, dim=-1), strict=True))
+    torch.testing.assert_close(p.log_prob(z), expected)
+    if kind is not RelaxedCategorical:
+        torch.testing.assert_close(p.mean, torch.cat([q.mean for q in each], dim=-1))
+        torch.testing.assert_close(p.entropy(), sum(q.entropy() for q in each))
+
+
+def test_a_one_hot_sample_has_no_pathwise_gradient() -> None:
+    with pytest.raises(UserError, match=r"no pathwise gradient.*RelaxedCategorical"):
+        Categorical((3,))(torch.zeros(4, 3)).rsample()
+
+
+def test_straight_through_samples_are_one_hot_and_carry_the_gradient_of_the_probabilities() -> None:
+    raw = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    z = Categorical((3,), straight_through=True)(raw).rsample()
+    assert set(z.detach().unique().tolist()) == {0.0, 1.0}
+    z[:, 0].sum().backward()
+    expected = torch.autograd.functional.jacobian(lambda r: r.softmax(-1)[:, 0].sum(), raw.detach())
+    assert raw.grad is not None
+    torch.testing.assert_close(raw.grad, expected)
+
+
+def test_a_cold_relaxation_is_nearly_one_hot_with_the_categorical_frequencies() -> None:
+    logits = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
+    z = RelaxedCategorical((3,), temperature=0.01)(logits).sample((20_000,))
+    hot = (z > 0.99).double()
+    assert hot.sum(-1).mean() > 0.97
+    torch.testing.assert_close(hot.mean(0), logits.softmax(-1), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["full normal", "low-rank normal", "rank-one normal"])
+def test_sigma_has_its_floor(name: str) -> None:
+    """At raw scales of -1000 each conditional standard deviation is `min_sigma`, not 0."""
+    family = FAMILIES[name][0]((2,))
+    raw = torch.zeros(family.param_shape, dtype=torch.float64)
+    raw[2:4] = -1000
+    torch.testing.assert_close(family(raw).stddev, torch.full((2,), 1e-3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "normal" in name])
+def test_density_is_float32_under_autocast(name: str) -> None:
+    """With networks in bfloat16 the density and the samples are those of the rounded features, in float32."""
+    family = FAMILIES[name][0]((6,))
+    raw, z = features(family, 8).bfloat16(), torch.randn(8, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        log_prob = family(raw).log_prob(z)
+        torch.manual_seed(1)
+        sample = family(raw).rsample((5,))
+    exact = family(raw.double()).log_prob(z.double())
+    torch.testing.assert_close(log_prob.double(), exact, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(1)
+    torch.testing.assert_close(sample, family(raw.float()).rsample((5,)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape", "said"),
+    [
+        (FullNormal, (2, 4, 4), r"vectors \[D\].*DiagonalNormal takes any shape"),
+        (RankOneNormal, (1, 4), "vectors"),
+        (partial(FullNormal, min_sigma=-1.0), (4,), "min_sigma is -1.0"),
+        (partial(LowRankNormal, rank=0), (4,), "rank is 0; it must be from 1 to the 4"),
+        (partial(LowRankNormal, rank=5), (4,), "rank is 5"),
+        (partial(Dirichlet, group_size=3), (4,), "group_size is 3.*divide the 4"),
+        (partial(Categorical, group_size=1), (4,), "at least 2"),
+        (Categorical, (1,), "at least 2"),
+        (VonMisesFisher, (2, 4, 4), r"vectors \[D\]"),
+        (partial(Dirichlet, min_concentration=0.0), (4,), "above 0 and below 1"),
+        (partial(RelaxedCategorical, temperature=0.0), (4,), "temperature is 0.0; it must be above 0"),
+        (partial(VonMisesFisher, min_kappa=-1.0), (4,), "min_kappa is -1.0"),
+    ],
+)
+def test_impossible_settings_are_refused_in_one_line(
+    recipe: Callable[[Shape], Family], shape: Shape, said: str
+) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        recipe(shape)
+    assert "\n" not in str(error.value)

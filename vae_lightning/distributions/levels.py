@@ -1,0 +1,116 @@
+"""Likelihoods of pixels with L grey levels 0, 1/(L - 1), ..., 1: each is a probability mass, and adds up to one.
+
+So their nats compare with those of every other mass over the same levels, and turn into bits per dimension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, MixtureSameFamily
+from torch.nn import functional as F
+
+from vae_lightning.distributions import pixels
+from vae_lightning.distributions.families import Family
+from vae_lightning.types import Shape, UserError
+
+
+class _LevelsFamily(Family):
+    """A mass over `num_levels` grey levels, for images whose pixels have as many: 256, for a byte."""
+
+    def __init__(self, event_shape: Shape, num_levels: int = 256) -> None:
+        super().__init__(event_shape)
+        if num_levels < 2:
+            raise UserError(f"{type(self).__name__}: num_levels is {num_levels}; pixels have at least 2 levels")
+        self.num_levels = num_levels
+
+
+class _LogisticFamily(_LevelsFamily):
+    def __init__(self, event_shape: Shape, num_levels: int = 256, min_scale: float = 1e-3) -> None:
+        super().__init__(event_shape, num_levels)
+        if not min_scale > 0:
+            raise UserError(f"{type(self).__name__}: min_scale is {min_scale}; it must be above 0, such as 0.001")
+        self.min_scale = min_scale
+
+    def logistic(self, mu: Tensor, raw_scale: Tensor) -> pixels.DiscretizedLogistic:
+        scale = self.min_scale + F.softplus(raw_scale)
+        return pixels.DiscretizedLogistic(self.num_levels - 1, mu, scale, validate_args=self.validate_args)
+
+
+class DiscretizedLogistic(_LogisticFamily):
+    """P(x) = F(x + 1/2n) - F(x - 1/2n), F of a logistic(mu, s), n = `num_levels` - 1, with open first and last bins.
+
+    Salimans et al. 2017 (https://arxiv.org/abs/1701.05517). The features hold mu - 1/2 and a raw s >= `min_scale` for
+    each dimension; the paper has mu of the red and green channel in those that follow, here they are independent.
+    """
+
+    num_params = 2
+
+    def pointwise(self, *params: Tensor) -> pixels.DiscretizedLogistic:
+        mu, raw_scale = params
+        return self.logistic(0.5 + mu, raw_scale)
+
+
+class MixtureOfDiscretizedLogistics(_LogisticFamily):
+    """P(x) = sum_m pi_m P(x; mu_m, s_m): `num_components` discretised logistics for each dimension.
+
+    The features hold logits of pi, mu and raw s for each component; at features of 0 the means are spread over [0, 1],
+    so that components differ from the start. Each dimension has a mixture of its own: the paper's is one for all
+    channels of a pixel.
+    """
+
+    def __init__(
+        self, event_shape: Shape, num_components: int = 5, num_levels: int = 256, min_scale: float = 1e-3
+    ) -> None:
+        super().__init__(event_shape, num_levels, min_scale)
+        if num_components < 1:
+            raise UserError(f"{type(self).__name__}: num_components is {num_components}; it must be at least 1")
+        self.num_components = num_components
+        self.num_params = 3 * num_components
+
+    def pointwise(self, *params: Tensor) -> MixtureSameFamily:
+        logits, mu, raw_scale = torch.stack(params, dim=-1).chunk(3, dim=-1)  # [..., *event_shape, num_components]
+        spread = (torch.arange(self.num_components, dtype=mu.dtype, device=mu.device) + 0.5) / self.num_components
+        which = Categorical(logits=logits, validate_args=self.validate_args)
+        return MixtureSameFamily(which, self.logistic(mu + spread, raw_scale), validate_args=self.validate_args)
+
+
+class CategoricalLevels(_LevelsFamily):
+    """P(x = k / (L - 1)) = softmax(logits)_k: any distribution over the L = `num_levels` levels of each dimension.
+
+    The features hold L logits for each dimension, so a small L is wanted, or small images.
+    """
+
+    def __init__(self, event_shape: Shape, num_levels: int = 256) -> None:
+        super().__init__(event_shape, num_levels)
+        self.num_params = num_levels
+
+    def pointwise(self, *params: Tensor) -> pixels.CategoricalLevels:
+        return pixels.CategoricalLevels(torch.stack(params, dim=-1), validate_args=self.validate_args)
+
+
+def is_mass(p_x: Distribution) -> bool:
+    """Whether e^log_prob is the probability of x, and not a density."""
+    return p_x.support is not None and p_x.support.is_discrete
+
+
+def bits_per_dimension(nats: Tensor, p_x: Distribution, dequantised_levels: int | None = None) -> Tensor:
+    """-log P(x) / (D log 2) from `nats` = -log p(x), D the numbers in x.
+
+    Where x was dequantised, x = (k + u) / L with L = `dequantised_levels`, a density bounds the mass of the level k:
+    -log P(k) <= E[-log p(x)] + D log L (Theis et al. 2016, https://arxiv.org/abs/1511.01844, eq. 7).
+
+    Raises:
+        UserError: for a density of levels that were not dequantised, which has no bound: bits of it mean nothing.
+    """
+    per_dimension = nats / math.prod(p_x.event_shape) / math.log(2)
+    if is_mass(p_x):
+        return per_dimension
+    if dequantised_levels is None:
+        raise UserError(
+            "bits per dimension: the likelihood is a density, which has none for grey levels; choose one over levels "
+            "(--model.likelihood=DiscretizedLogistic), or dequantise the data (--data.dequantise=true)"
+        )
+    return per_dimension + math.log2(dequantised_levels)
