@@ -20,8 +20,8 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "models": {"distributions", "networks", "noise", "objectives", "recipes", "trace", "types"},
     "data": {"drawing", "noise", "types"},
     "drawing": {"noise", "types"},
-    "metrics": {"models", "types"},
-    "callbacks": {"data", "models", "noise", "types"},
+    "metrics": {"data", "models", "networks", "noise", "trace", "types"},
+    "callbacks": {"data", "metrics", "models", "noise", "types"},
 }
 
 
