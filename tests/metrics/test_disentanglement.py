@@ -22,26 +22,13 @@ NOISE = RANDOM.normal(size=(2000, 3))
 PERFECT = FACTORS + 1e-3 * NOISE
 
 
-def dci_disentanglement(codes: NDArray, factors: NDArray) -> float:
-    return dci(codes, factors).disentanglement
+Score = Callable[[NDArray, NDArray], float | tuple[float, ...]]
+SCORES: list[Score] = [mutual_information_gap, separated_attribute_predictability, factor_vae_score, dci]
 
 
-def dci_completeness(codes: NDArray, factors: NDArray) -> float:
-    return dci(codes, factors).completeness
-
-
-def dci_informativeness(codes: NDArray, factors: NDArray) -> float:
-    return dci(codes, factors).informativeness
-
-
-SCORES: list[Callable[[NDArray, NDArray], float]] = [
-    mutual_information_gap,
-    separated_attribute_predictability,
-    factor_vae_score,
-    dci_disentanglement,
-    dci_completeness,
-    dci_informativeness,
-]
+def of(score: Score, codes: NDArray) -> list[float]:
+    """The score as a list: DCI has three."""
+    return np.atleast_1d(score(codes, FACTORS)).tolist()
 
 
 def turned(codes: NDArray) -> NDArray:
@@ -51,35 +38,33 @@ def turned(codes: NDArray) -> NDArray:
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_a_code_that_is_the_factors_scores_one(score: Callable[[NDArray, NDArray], float]) -> None:
-    assert score(PERFECT, FACTORS) == pytest.approx(1, abs=0.01)
+def test_a_code_that_is_the_factors_scores_one(score: Score) -> None:
+    assert min(of(score, PERFECT)) > 0.99
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_order_sign_and_scale_of_the_dimensions_do_not_matter(score: Callable[[NDArray, NDArray], float]) -> None:
+def test_order_sign_and_scale_of_the_dimensions_do_not_matter(score: Score) -> None:
     blurred = FACTORS + 0.5 * NOISE
-    assert 0 < score(blurred, FACTORS) < 1 or score is factor_vae_score
+    assert 0 < min(of(score, blurred)) < 1 or score is factor_vae_score
     other = blurred[:, [2, 0, 1]] * [1.0, -100.0, 0.01] + 7
-    assert score(other, FACTORS) == pytest.approx(score(blurred, FACTORS), abs=0.02)
+    assert of(score, other) == pytest.approx(of(score, blurred), abs=0.02)
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_noise_scores_nothing(score: Callable[[NDArray, NDArray], float]) -> None:
+def test_noise_scores_nothing(score: Score) -> None:
     """But for chance, which is one third of the FactorVAE score's votes."""
     least = 1 / 3 if score is factor_vae_score else 0
-    assert score(NOISE, FACTORS) == pytest.approx(least, abs=0.08)
+    assert of(score, NOISE) == pytest.approx([least] * (3 if score is dci else 1), abs=0.08)
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_a_dimension_of_noise_beside_a_perfect_code_changes_nothing(
-    score: Callable[[NDArray, NDArray], float],
-) -> None:
-    assert score(np.concatenate([PERFECT, NOISE[:, :1]], 1), FACTORS) == pytest.approx(1, abs=0.02)
+def test_a_dimension_of_noise_beside_a_perfect_code_changes_nothing(score: Score) -> None:
+    assert min(of(score, np.concatenate([PERFECT, NOISE[:, :1]], 1))) > 0.98
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_a_dimension_that_is_constant_changes_nothing(score: Callable[[NDArray, NDArray], float]) -> None:
-    assert score(np.concatenate([PERFECT, np.zeros((2000, 1))], 1), FACTORS) == pytest.approx(1, abs=0.02)
+def test_a_dimension_that_is_constant_changes_nothing(score: Score) -> None:
+    assert min(of(score, np.concatenate([PERFECT, np.zeros((2000, 1))], 1))) > 0.98
 
 
 def test_a_factor_that_two_dimensions_hold_has_no_gap() -> None:
@@ -131,6 +116,6 @@ def test_more_values_than_bins() -> None:
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_a_code_that_never_moves_scores_nothing(score: Callable[[NDArray, NDArray], float]) -> None:
+def test_a_code_that_never_moves_scores_nothing(score: Score) -> None:
     least = 1 / 3 if score is factor_vae_score else 0
-    assert score(np.zeros((2000, 2)), FACTORS) == pytest.approx(least, abs=1e-9)
+    assert of(score, np.zeros((2000, 2))) == pytest.approx([least] * (3 if score is dci else 1), abs=1e-9)

@@ -41,7 +41,7 @@ class ImageDataModule(pl.LightningDataModule):
     batches_per_call = 1
     """Above 1: the training loader yields lists of so many batches (`--speed.steps_per_call`)."""
     factors: ClassVar[Mapping[str, int]] = {}
-    """Where `label` [B, F] holds the factors that an image was made from: their names, by column, and numbers of values."""
+    """Where `label` [B, F] is the factors that an image was made from: their names and numbers of values, by column."""
 
     def __init__(
         self,

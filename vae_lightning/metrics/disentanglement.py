@@ -28,8 +28,8 @@ def mutual_information_gap(codes: Codes, factors: Factors, num_bins: int = 20) -
 
     Chen et al. 2018 (https://arxiv.org/abs/1802.04942), eq. 6; with the means of q(z|x) in `num_bins` bins of equal
     width, as Locatello et al. 2019 (https://arxiv.org/abs/1811.12359) have it. So a factor of more than `num_bins`
-    values cannot score 1; and the plug-in estimate of I is too high by about (bins - 1) (values - 1) / 2 N nats, which
-    cancels in the gap.
+    values cannot score 1. And the plug-in estimate of I is too high by up to (bins - 1) (values - 1) / 2 N nats, most
+    where there is little: a small N makes every gap too small.
     """
     binned = np.stack([_bins(code, num_bins) for code in codes.T], 1)
     gaps = []
@@ -64,8 +64,8 @@ def dci(codes: Codes, factors: Factors, num_trees: int = 30) -> DCI:
     Eastwood & Williams 2018 (https://openreview.net/forum?id=By-7dz-AZ): the entropies, of the rows and columns of R
     scaled to sum to one, have base F and D, and rows weigh by their sums (each column sums to one). R is the importance
     of features in scikit-learn's random forests, of `num_trees` trees that choose among all dimensions at each split.
-    Informativeness is the mean accuracy, above that of always saying the commonest value and over what was to be gained,
-    on every other image, which the forests have not seen.
+    Informativeness: what the forests gain over always saying the commonest value, of what there is to gain, in accuracy
+    on every other image, which they have not seen; the mean over the factors.
     """
     from sklearn.ensemble import RandomForestClassifier  # here: a second of imports
 
@@ -147,13 +147,10 @@ class Disentanglement(Evaluator):
     images drawn for the purpose, so that the FactorVAE score has groups as large as the test set allows.
     """
 
-    units: ClassVar[Mapping[str, str]] = {
-        name: "1 at best"
-        for name in (
-            *("mig", "sap", "factor_vae_score"),
-            *("dci_disentanglement", "dci_completeness", "dci_informativeness"),
-        )
-    }
+    units: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("mig", "sap", "factor_vae_score", "dci_disentanglement", "dci_completeness", "dci_informativeness"),
+        "1 at best",
+    )
     min_images = 200
 
     def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:

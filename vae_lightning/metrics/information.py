@@ -88,7 +88,7 @@ class _Seen(NamedTuple):
 
 
 def log_aggregate(posteriors: Iterable[Distribution], z: Tensor, num_images: int) -> Tensor:
-    """log q(z_i) = log 1/N sum_n q(z_i|x_n) of points z [M, *event]: float64 [M], the sum over the batches of all ranks."""
+    """log q(z_i) = log 1/N sum_n q(z_i|x_n) of points z [M, *event]: float64 [M]; the sum is over the ranks too."""
     log_sum = torch.full((len(z),), -math.inf, dtype=torch.float64, device=z.device)
     for q in posteriors:
         step = max(1, _NUMBERS_AT_ONCE // (q.batch_shape.numel() * q.event_shape.numel()))

@@ -17,7 +17,7 @@ from vae_lightning.types import Batch
 
 
 class Reconstruction(Evaluator):
-    """PSNR = -10 log10 |x - E[x|z]|^2 / pixels, in dB, and SSIM (Wang et al. 2004), with z ~ q(z|x), averaged over images.
+    """PSNR = -10 log10 |x - E[x|z]|^2 / pixels, in dB, and SSIM (Wang et al. 2004), z ~ q(z|x), averaged over images.
 
     By torchmetrics, image by image, for pixels in [0, 1]. Against x as the model sees it: for a binarised x, the
     binarised one. SSIM has torchmetrics' Gaussian window of 11 x 11 pixels: a smaller image has no SSIM.
