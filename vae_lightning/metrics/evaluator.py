@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -87,7 +88,7 @@ def mean_draws(latent: Latent) -> Tensor:
     """
     mean, conditional = closed_form_mean(latent.q), len(latent.q.batch_shape) > 1
     if mean is None:
-        draws = latent.z if conditional else latent.q.sample((_DRAWS,))
+        draws = latent.z if conditional else copy(latent.q).sample((_DRAWS,))  # a copy: some remember their last sample
     else:
         draws = mean if conditional else mean[None]
     return draws.flatten(2)

@@ -57,10 +57,13 @@ class Information(Evaluator):
 
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
         self._seen: dict[str, list[_Seen]] = {}
+        self._fits: dict[str, bool] = {}
 
     def update(self, trace: Trace, batch: Batch) -> None:
         for name, latent in trace.latents.items():
-            if self._misfit(latent) is None:
+            if name not in self._fits:  # asked once: it evaluates q at every pair of images
+                self._fits[name] = self._misfit(latent) is None
+            if self._fits[name]:
                 z = latent.z[0]
                 self._seen.setdefault(name, []).append(_Seen(z, latent.q.log_prob(z), latent.q, latent.p))
 
