@@ -31,6 +31,7 @@ SETTINGS = {  # what else a test says of a data set
     "BinarizedMNIST": ["--data.verify=false"],
     "CelebA": ["--data.verify=false"],
     "ProceduralFaces": ["--data.num_images=40"],
+    "ProceduralSprites": ["--data.num_images=40"],
 }
 
 

@@ -17,6 +17,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from torch.distributions.transforms import SigmoidTransform
 
 from tests.helpers import REPOSITORY, clean_environment
+from tests.metrics.test_frechet import Fixed, InFirstPixels
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
 from vae_lightning.data import Digits, ImageDataModule, ProceduralSprites
 from vae_lightning.distributions import Binomial as Likelihood
@@ -328,6 +329,13 @@ def join(store: str, rank: int) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 
 
+class Still(VAE):
+    """Its samples are all alike, so that no noise tells one rank's share from another's."""
+
+    def sample(self, n: int) -> Tensor:
+        return torch.full((n, 1, 8, 8), 0.25)
+
+
 def over_images(rank: int, world_size: int) -> dict[str, Any]:
     """Every metric on this rank's share of 41 images, in batches of 8, with samples that belong to the images."""
     generator = torch.Generator().manual_seed(3)
@@ -343,7 +351,9 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
         latent = Latent(z[:, index], normal(mean[index], 0.5), standard(2))
         for metric in metrics:
             metric.update(Trace(x[index], p_x, {"z": latent}), {"x": x[index], "label": factors[index]})
-    return {name: value for metric in metrics for name, value in metric.compute().items()}
+    frechet = InFirstPixels()
+    frechet.begin(Still((1, 8, 8), latent_size=2), Fixed((255 * x[:, :, :8, :8]).byte()))
+    return {name: value for metric in [*metrics, frechet] for name, value in metric.compute().items()}
 
 
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -104,7 +105,7 @@ class FrechetDistance(_Frechet):
 class FID(_Frechet):
     """`fid`: in the 2,048 features of the Inception network of the FID's authors, from a file that the user has.
 
-    `weights`: `pt_inception-2015-12-05-6726825d.pth` of torch-fidelity, which has to be installed. Nothing is
+    `weights`: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity, which has to be installed. Nothing is
     downloaded. Grey images are given to it as three equal channels.
     """
 
@@ -118,7 +119,9 @@ class FID(_Frechet):
         if find_spec("torch_fidelity") is None:
             return "torch-fidelity is not installed (pip install torch-fidelity)"
         if not Path(self.weights).is_file():
-            return f"there is no file {self.weights}; it wants torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
+            return (
+                f"there is no file {self.weights}; wanted: weights-inception-2015-12-05-6726825d.pth"
+            )
         return super().misfit(trace, data)
 
     def distance(self, data: ImageDataModule) -> FrechetInceptionDistance:
@@ -131,7 +134,9 @@ class FID(_Frechet):
 
     def compute(self) -> dict[str, Finding]:
         value, count = self.measure()
-        return {"fid": value, "fid_extractor": self.weights, "fid_images": f"{count} of each"}
+        path = Path(self.weights)
+        extractor = f"{path.name}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+        return {"fid": value, "fid_extractor": extractor, "fid_images": f"{count} of each"}
 
 
 class _Double(nn.Module):
