@@ -9,7 +9,7 @@ READY := .venv/.ready
 export UV_LINK_MODE := copy
 export UV_NO_PROGRESS := 1
 
-.PHONY: help setup train test check benchmark format lock clean
+.PHONY: help setup train test check benchmark results format lock clean
 help: ## Show this help
 	@echo 'make TARGET; what stands in brackets is optional'
 	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile
@@ -43,6 +43,9 @@ check: $(READY) ## Lint, format check, types
 benchmark: $(READY) ## Measure speed beside the peers; idle cores, an hour  [DATA_DIR=folder with MNIST] [ARGS="mnist --rounds 3"]
 	@uv=$$(command -v uv || echo $(BIN)/uv); "$$uv" pip install --python $(BIN)/python --quiet -e '.[bench]'
 	@$(BIN)/python -m benchmarks $(if $(DATA_DIR),--data-dir="$(DATA_DIR)") $(ARGS)
+
+results: $(READY) ## Write docs/results.md from finished runs  [DATA_DIR=folder with MNIST] [ARGS="--run static-vae"]
+	@$(BIN)/python -m benchmarks.papers $(if $(DATA_DIR),--data-dir="$(DATA_DIR)") $(ARGS)
 
 format: $(READY) ## Format the code and mend what the linter can
 	@$(BIN)/ruff check --fix .

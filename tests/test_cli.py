@@ -112,12 +112,20 @@ def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
 def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) -> None:
     found = results(trained.folder)
     metrics = found["metrics"]
-    beside = ("nll", "nll_stderr", "nll_bpd", "swap_cost", "dead_dimensions/z")
-    assert {f"test/{name}" for name in (*TERMS, *beside)} == set(metrics)
+    beside = ("rate", "distortion", "psnr", "mutual_information/z", "aggregate_gap/z")
+    names = (*TERMS, "nll", "nll_stderr", "nll_bpd", "nll_ess", "active_units/z", "swap_cost", "dead_dimensions/z")
+    assert {f"test/{name}" for name in (*names, *beside, *(f"{name}_stderr" for name in beside))} == set(metrics)
     assert all(math.isfinite(value) for value in metrics.values())
     assert 0 < metrics["test/nll_stderr"] < 20
     assert metrics["test/nll"] < -metrics["test/elbo"]  # K = 4 is a tighter bound than the ELBO
     assert found["nll"]["num_samples"] == 4
+    assert 1 <= metrics["test/nll_ess"] <= 4
+    assert len(found["details"]["kl_per_dimension/z"]) == 8
+    assert "factors" in found["left_out"]["Disentanglement"]
+    assert found["units"]["psnr"] == "dB"
+    assert found["evaluation"]["num_samples"] == 4
+    assert found["seconds"].keys() == {"fit", "test"}
+    assert "core" in found["machine"]
     assert found["data"]["num_images"] == 355
     assert found["model"]["init_args"]["likelihood"]["class_path"].endswith("Binomial")
     assert Path(found["checkpoint"]).samefile(trained.folder / "checkpoints" / "best.ckpt")
@@ -339,7 +347,7 @@ def test_the_printed_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_runs_config_is_the_one_it_was_started_with(trained: TrainedRun, capsys: pytest.CaptureFixture[str]) -> None:
     kept = yaml.safe_load((trained.folder / "config.yaml").read_text())
     asked = yaml.safe_load(print_config(capsys, "-c", DIGITS, "--trainer.max_epochs=2", *EPOCHS))
-    for section in ("model", "data", "trainer", "pictures", "checkpoint", "nll", "seed_everything"):
+    for section in ("model", "data", "trainer", "pictures", "checkpoint", "nll", "evaluation", "seed_everything"):
         assert kept[section] == asked[section]
     reread = yaml.safe_load(print_config(capsys, "-c", str(trained.folder / "config.yaml")))
     assert {name: reread[name] for name in kept} == kept

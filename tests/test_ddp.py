@@ -60,10 +60,14 @@ def test_two_processes_report_what_one_reports(two: Path, monkeypatch: pytest.Mo
     assert one["data"]["num_images"] == both["data"]["num_images"] == 355
     here, there = one["metrics"], both["metrics"]
     assert here.keys() == there.keys()
-    for name in ("test/kl", "test/kl/z"):
+    for name in ("test/kl", "test/kl/z", "test/rate", "test/rate_stderr", "test/active_units/z"):
         assert there[name] == pytest.approx(here[name], abs=1e-4)
+    for name in ("kl_per_dimension/z", "variance_of_means/z"):
+        assert both["details"][name] == pytest.approx(one["details"][name], abs=1e-5)
     assert there["test/nll_stderr"] == pytest.approx(here["test/nll_stderr"], rel=0.1)
     assert there["test/elbo"] == pytest.approx(there["test/log_likelihood"] - there["test/kl"], abs=1e-3)
+    for name in ("test/psnr", "test/mutual_information/z", "test/aggregate_gap/z"):
+        assert abs(there[name] - here[name]) < 4 * here[f"{name}_stderr"]
     for name in ("test/nll", "test/elbo", "test/log_likelihood"):
         assert abs(there[name] - here[name]) < 2 * here["test/nll_stderr"]  # the same images, other noise
 

@@ -20,7 +20,7 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "models": {"distributions", "networks", "noise", "objectives", "recipes", "trace", "types"},
     "data": {"drawing", "noise", "types"},
     "drawing": {"noise", "types"},
-    "metrics": {"distributions", "models", "trace", "types"},
+    "metrics": {"data", "distributions", "models", "networks", "noise", "trace", "types"},
     "callbacks": {"data", "metrics", "models", "noise", "types"},
 }
 

@@ -26,7 +26,7 @@ from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.errors import Parser, check_configs, one_line
 from vae_lightning.loggers import MetricsCSV, start_wandb, wandb_is_offline
-from vae_lightning.metrics import CollapseReport, MarginalLikelihood
+from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.report import summary
 from vae_lightning.types import UserError
@@ -79,6 +79,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(FastNetworks, "speed")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(MarginalLikelihood, "nll")
+        parser.add_lightning_class_args(Evaluation, "evaluation")
         parser.add_lightning_class_args(CollapseReport, "collapse")
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)

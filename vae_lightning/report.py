@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
-from vae_lightning.metrics import CollapseReport
+from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
 from vae_lightning.models import LatentVariableModel
 
 
@@ -51,6 +51,14 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
     if "test/elbo" in metrics:
         names = ("elbo", "log_likelihood", "kl")
         rows.append(("", ", ".join(f"{name} {metrics[f'test/{name}'].item():.2f}" for name in names)))
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Evaluation) and callback.numbers:
+            said = [
+                f"{name} {value:.3g}"
+                for name, value in callback.numbers.items()
+                if not name.endswith("_stderr") and name not in RateDistortion.units  # which are kl and log_likelihood
+            ]
+            rows.append(("", ", ".join(said)))
     return rows
 
 

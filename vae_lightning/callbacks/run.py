@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from lightning.pytorch.loggers import WandbLogger
 from vae_lightning import __version__
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
-from vae_lightning.metrics import CollapseReport
+from vae_lightning.metrics import CollapseReport, Evaluation
+
+_UNITS = {"default": "nats per image, natural logarithm", "nll_ess": "samples, of nll.num_samples"}
 
 
 class RunFolder(pl.Callback):
@@ -27,6 +31,17 @@ class RunFolder(pl.Callback):
 
     def __init__(self, config: str) -> None:
         self.config = config
+        self._since = 0.0
+        self._seconds: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds["fit"] = round(time.monotonic() - self._since, 1)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -37,6 +52,7 @@ class RunFolder(pl.Callback):
                 logger.experiment.config.update(yaml.safe_load(self.config), allow_val_change=True)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seconds["test"] = round(time.monotonic() - self._since, 1)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             text = json.dumps(self._results(trainer), indent=2)
             write_whole(Path(trainer.default_root_dir) / "results.json", text.encode() + b"\n")
@@ -45,11 +61,15 @@ class RunFolder(pl.Callback):
         config = yaml.safe_load(self.config)
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, ImageDataModule)
+        evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), Evaluation()).results()  # type: ignore[attr-defined]
         return {
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items() if "test/" in name},
-            "units": "nats per image, natural logarithm",
+            "units": {**_UNITS, **evaluation["units"]},
             "nll": config["nll"],
             "collapse": [line for c in trainer.callbacks if isinstance(c, CollapseReport) for line in c.findings],  # type: ignore[attr-defined]
+            "evaluation": config["evaluation"],
+            "details": evaluation["details"],
+            "left_out": evaluation["left_out"],
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "data": {**config["data"], "split": "test", "num_images": len(data.images("test").pixels)},
             "binarisation": data.binarisation,
@@ -57,8 +77,20 @@ class RunFolder(pl.Callback):
             "seed": config["seed_everything"],
             "precision": str(trainer.precision),
             "devices": trainer.world_size,
+            "machine": machine(trainer.strategy.root_device),
+            "seconds": self._seconds,
             "versions": {"vae_lightning": __version__, "torch": torch.__version__, "lightning": pl.__version__},
         }
+
+
+def machine(device: torch.device) -> str:
+    """What the numbers' seconds are seconds of: the GPU's name, or the processor's, and how many cores there are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {cores} CPU cores"
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    names = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {cores} cores"
 
 
 class ProgressLines(pl.Callback):

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import lightning.pytorch as pl
 import torch
@@ -40,6 +40,8 @@ class ImageDataModule(pl.LightningDataModule):
     image_shape: Shape
     batches_per_call = 1
     """Above 1: the training loader yields lists of so many batches (`--speed.steps_per_call`)."""
+    factors: ClassVar[Mapping[str, int]] = {}
+    """Where `label` [B, F] is the factors that an image was made from: their names and numbers of values, by column."""
 
     def __init__(
         self,

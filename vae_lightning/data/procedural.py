@@ -14,6 +14,7 @@ from vae_lightning.data.transforms import Binarisation
 from vae_lightning.drawing import (
     DRAWING_VERSION,
     NUM_SPRITES,
+    SPRITE_FACTORS,
     draw_faces,
     draw_sprites,
     face_attributes,
@@ -91,6 +92,7 @@ class ProceduralSprites(_Drawn):
     """
 
     image_shape = (1, 64, 64)
+    factors = SPRITE_FACTORS
 
     def __init__(
         self,

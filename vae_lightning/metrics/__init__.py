@@ -1,6 +1,27 @@
 """Numbers about a trained model, from `trace` and `sample` alone: so they serve every model."""
 
 from vae_lightning.metrics.collapse import CollapseReport
+from vae_lightning.metrics.disentanglement import Disentanglement
+from vae_lightning.metrics.evaluation import Evaluation
+from vae_lightning.metrics.evaluator import Evaluator
+from vae_lightning.metrics.frechet import FID, FrechetDistance
+from vae_lightning.metrics.information import Information
+from vae_lightning.metrics.latents import LatentUnits, RateDistortion
 from vae_lightning.metrics.likelihood import MarginalLikelihood, MeanAndError, log_marginal_likelihood
+from vae_lightning.metrics.reconstruction import Reconstruction
 
-__all__ = ["CollapseReport", "MarginalLikelihood", "MeanAndError", "log_marginal_likelihood"]
+__all__ = [
+    "FID",
+    "CollapseReport",
+    "Disentanglement",
+    "Evaluation",
+    "Evaluator",
+    "FrechetDistance",
+    "Information",
+    "LatentUnits",
+    "MarginalLikelihood",
+    "MeanAndError",
+    "RateDistortion",
+    "Reconstruction",
+    "log_marginal_likelihood",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -13,40 +13,62 @@ from torchmetrics import Metric
 
 from vae_lightning.distributions import bits_per_dimension, is_mass
 from vae_lightning.models import LatentVariableModel
-from vae_lightning.types import Batch, UserError
+from vae_lightning.types import Batch, Shape, UserError
+
+
+class ImportanceEstimate(NamedTuple):
+    """`log_p`, in nats, and `effective_samples`, how many of the K samples the weights leave: float64 [B] each."""
+
+    log_p: Tensor
+    effective_samples: Tensor
 
 
 @torch.no_grad()
-def log_marginal_likelihood(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_size: int = 20) -> Tensor:
-    """log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x), K = `num_samples`: float64 [B] nats.
+def importance_estimate(
+    model: LatentVariableModel, batch: Batch, num_samples: int, chunk_size: int = 20
+) -> ImportanceEstimate:
+    """log 1/K sum_k w_k and (sum_k w_k)^2 / sum_k w_k^2, with w_k = p(x, z_k) / q(z_k|x), z_k ~ q(z|x).
 
-    On average a lower bound of log p(x), tighter as K grows (Burda et al. 2016). Streamed: the memory is that of
-    `chunk_size` samples, whatever K is. Sums are in float64, each weight in the model's own full precision.
+    The first is on average a lower bound of log p(x), tighter as K = `num_samples` grows (Burda et al. 2016). The
+    second, Kong's effective sample size (1992), lies between 1, where one sample outweighs all others and the bound is
+    loose, and K, where q(z|x) is the posterior. Streamed in log space: the memory is that of `chunk_size` samples,
+    whatever K is. Sums are in float64, each weight in the model's own full precision.
     """
     log_sum = torch.full((len(batch["x"]),), -math.inf, dtype=torch.float64, device=batch["x"].device)
+    log_squares = log_sum
     for start in range(0, num_samples, chunk_size):
-        log_w = model.trace(batch, min(chunk_size, num_samples - start)).log_weight()  # [chunk, B]
-        log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w.double(), dim=0))
-    return log_sum - math.log(num_samples)
+        log_w = model.trace(batch, min(chunk_size, num_samples - start)).log_weight().double()  # [chunk, B]
+        log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w, dim=0))
+        log_squares = torch.logaddexp(log_squares, torch.logsumexp(2 * log_w, dim=0))
+    return ImportanceEstimate(log_sum - math.log(num_samples), torch.exp(2 * log_sum - log_squares))
+
+
+def log_marginal_likelihood(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_size: int = 20) -> Tensor:
+    """log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x), K = `num_samples`: float64 [B] nats."""
+    return importance_estimate(model, batch, num_samples, chunk_size).log_p
 
 
 class MeanAndError(Metric):
-    """Mean and standard error over examples, exact over any number of batches and ranks (sums in float64)."""
+    """Mean and standard error over examples, exact over any number of batches and ranks (sums in float64).
+
+    The values of a batch are [B, *shape]; mean and error have that shape.
+    """
 
     full_state_update = False
     count: Tensor
     total: Tensor
     squares: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape = ()) -> None:
         super().__init__()
-        for name in ("count", "total", "squares"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name, size in (("count", ()), ("total", shape), ("squares", shape)):
+            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, values: Tensor) -> None:
-        self.count += values.numel()
-        self.total += values.sum()
-        self.squares += values.square().sum()
+        values = values.double()
+        self.count += len(values)
+        self.total += values.sum(0)
+        self.squares += values.square().sum(0)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         mean = self.total / self.count
@@ -61,6 +83,8 @@ class MeanAndError(Metric):
 class MarginalLikelihood(pl.Callback):
     """At test: `test/nll` = -log p(x) by `num_samples` importance samples, and its standard error over images.
 
+    `test/nll_ess`: the effective sample size of these K, averaged over images. Near 1, more samples lower the number.
+
     `test/nll_bpd`, in bits per dimension, where they mean something: under a likelihood over grey levels, or for
     dequantised data. `bits_per_dimension`: true insists on them, and refuses any other likelihood before training.
     """
@@ -70,7 +94,7 @@ class MarginalLikelihood(pl.Callback):
             raise UserError(f"nll: num_samples {num_samples} and chunk_size {chunk_size} must be at least 1")
         self.num_samples, self.chunk_size = num_samples, chunk_size
         self.bits_per_dimension = bits_per_dimension
-        self._nll = MeanAndError()
+        self._nll, self._ess = MeanAndError(), MeanAndError()
         self._p_x: Distribution | None = None
 
     @torch.no_grad()
@@ -83,7 +107,7 @@ class MarginalLikelihood(pl.Callback):
             bits_per_dimension(torch.zeros(()), p_x, _dequantised_levels(trainer, "train"))
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._nll = MeanAndError().to(pl_module.device)
+        self._nll, self._ess = MeanAndError().to(pl_module.device), MeanAndError().to(pl_module.device)
 
     def on_test_batch_end(
         self,
@@ -95,17 +119,20 @@ class MarginalLikelihood(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, LatentVariableModel)
-        self._nll.update(-log_marginal_likelihood(pl_module, batch, self.num_samples, self.chunk_size))
+        found = importance_estimate(pl_module, batch, self.num_samples, self.chunk_size)
+        self._nll.update(-found.log_p)
+        self._ess.update(found.effective_samples)
         if batch_idx == 0:  # after the samples above, whose noise it would change
             self._p_x = pl_module.trace(batch).p_x
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         mean, error = self._nll.compute()
-        values = {"test/nll": mean.float(), "test/nll_stderr": error.float()}
+        ess, _ = self._ess.compute()
+        values = {"test/nll": mean, "test/nll_stderr": error, "test/nll_ess": ess}
         levels, p_x = _dequantised_levels(trainer, "test"), self._p_x
         if p_x is not None and (self.bits_per_dimension or is_mass(p_x) or levels is not None):
-            values["test/nll_bpd"] = bits_per_dimension(mean, p_x, levels).float()
-        pl_module.log_dict(values, rank_zero_only=False)
+            values["test/nll_bpd"] = bits_per_dimension(mean, p_x, levels)
+        pl_module.log_dict({name: value.float() for name, value in values.items()}, rank_zero_only=False)
 
 
 def _dequantised_levels(trainer: pl.Trainer, split: str) -> int | None:

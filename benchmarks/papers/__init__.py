@@ -1,0 +1,1 @@
+"""Numbers beside the papers: which runs, what was published, what came of them. Not imported by the package."""

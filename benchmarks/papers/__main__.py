@@ -1,0 +1,106 @@
+"""`make results`: docs/results.md, and the README's table, from the newest finished run of each row.
+
+Without flags it looks for finished runs in <runs-dir>/papers/<row>/, keeps what they found in docs/results.json, and
+writes the pages anew. With --run it makes the runs of a row first; with --record it takes one that was made elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.papers.page import BEGIN, END, page, put_between_marks, short_table
+from benchmarks.papers.rows import Kept, Row, RowError, collect, read_kept, read_rows, record_of
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def parse(args: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.papers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--run", nargs="+", default=[], metavar="ROW", help="make the runs of these rows first: train, then test")
+    add("--record", nargs="+", default=[], metavar="ROW=RUN", help="take RUN, a finished run's folder, for ROW")
+    add("--list", action="store_true", help="say the rows and their commands; write nothing")
+    add("--data-dir", help="where MNIST is; default: what the configs say")
+    add("--runs-dir", type=Path, default=Path("runs"), help="runs are made and looked for in <runs-dir>/papers/<row>")
+    add("--args", default="", help="more flags for --run, such as --args=--trainer.devices=1")
+    add("--rows", type=Path, default=Path(__file__).parent / "rows.yaml")
+    add("--docs", type=Path, default=ROOT / "docs", help="has results.json and results.md")
+    add("--readme", type=Path, default=ROOT / "README.md", help=f"its table is between {BEGIN} and {END}")
+    return parser.parse_args(args)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    given = parse(args)
+    try:
+        rows = read_rows(given.rows)
+        wanted = [_known(name, rows) for name in given.run]
+        if given.list:
+            print("\n".join(f"{name:<28}{row.command}" for name, row in rows.items()))
+            return 0
+        failed = [row.name for row in wanted if not run(row, given)]
+        kept = read_kept(given.docs / "results.json")
+        for name, row in rows.items():
+            kept[name] = collect(row, given.runs_dir, kept.get(name, []))
+        for entry in given.record:
+            name, _, folder = entry.partition("=")
+            _replace(kept, _known(name, rows), Path(folder))
+        write(rows, {name: kept[name] for name in rows if kept[name]}, given.docs, given.readme)
+    except RowError as error:
+        print(f"results: error: {error}", file=sys.stderr)
+        return 2
+    for name in failed:
+        print(f"results: {name}: a run of it failed; what it said stands above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _known(name: str, rows: dict[str, Row]) -> Row:
+    if name not in rows:
+        raise RowError(f"unknown row {name!r}; known: {', '.join(rows)}")
+    return rows[name]
+
+
+def run(row: Row, given: argparse.Namespace) -> bool:
+    """`vae-lightning train` for each seed of the row, one after the other; False where one failed."""
+    if not (ROOT / row.config).is_file():
+        raise RowError(f"{row.name}: there is no {row.config}")
+    for seed in row.seeds:
+        where = [f"--runs_dir={given.runs_dir}", f"--experiment=papers/{row.name}", f"--seed_everything={seed}"]
+        where += [f"--data.data_dir={given.data_dir}"] if given.data_dir else []
+        command = [sys.executable, "-m", "vae_lightning", "train", *row.arguments, *where, *given.args.split()]
+        print(" ".join(command[1:]), flush=True)
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
+            return False
+    return True
+
+
+def _replace(kept: Kept, row: Row, folder: Path) -> None:
+    record = record_of(row, folder)
+    if record["seed"] not in row.seeds:
+        raise RowError(f"{folder}: has the seed {record['seed']}, and {row.name} those of {list(row.seeds)}")
+    others = [one for one in kept[row.name] if one["seed"] != record["seed"]]
+    kept[row.name] = sorted([*others, record], key=lambda one: row.seeds.index(one["seed"]))
+
+
+def write(rows: dict[str, Row], kept: Kept, docs: Path, readme: Path) -> None:
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "results.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (docs / "results.md").write_text(page(rows, kept, ROOT))
+    print(docs / "results.md")
+    text = readme.read_text() if readme.is_file() else ""
+    changed = put_between_marks(text, short_table(rows, kept, ROOT))
+    if changed is None:
+        print(f"{readme}: has no place for the table: put it between {BEGIN} and {END}")
+    elif changed != text:
+        readme.write_text(changed)
+        print(readme)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The table as Markdown: all of it in docs/results.md, its figures between two marks in the README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.papers.rows import Figure, Kept, Record, Row, figure, judged
+
+BEGIN, END = "<!-- results: written by make results -->", "<!-- end of results -->"
+HEAD = """\
+# Numbers beside the papers
+
+Written by `make results` from the results of finished runs, which are kept in [results.json](results.json); the rows
+are those of [rows.yaml](../benchmarks/papers/rows.yaml). `make results ARGS="--run ROW"` makes the runs of a row first.
+
+Nats per image on the official test split, lower is better, but for the MIG, which is 1 at best. -log p(x) is estimated
+by K importance samples: an upper bound, on average; beside it, how many of the K were effective. The standard error is
+over test images, or over seeds where there are several; two runs saw the same images, so the error of the gap between
+them is stated too large. Static and dynamic binarisation are different test sets. A published figure was read where its
+source says, which is not always the paper.
+"""
+
+
+def page(rows: Mapping[str, Row], kept: Kept, root: Path) -> str:
+    titles = ["row", "what", "measured", "published", "must reach", "reached"]
+    table = [titles, *([f"`{name}`", *_cells(row, rows, kept, root)] for name, row in rows.items())]
+    parts = [HEAD, _table(table), "## Commands", *(_commands(row, kept.get(name, [])) for name, row in rows.items())]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _cells(row: Row, rows: Mapping[str, Row], kept: Kept, root: Path) -> list[str]:
+    bounds = ", ".join(f"{_words(bound)} {value}" for bound, value in row.must.items()) or "best effort"
+    published = row.published + (f" [{row.source}]" if row.source else "")
+    return [row.title, measured(row, kept.get(row.name, []), root), published, bounds, judged(row, rows, kept)]
+
+
+def _words(bound: str) -> str:
+    return bound.replace("_", " ")
+
+
+def measured(row: Row, records: Sequence[Record], root: Path) -> str:
+    """The figure with what it means nothing without, or `not run` and why."""
+    found = figure(row, records)
+    if found is None:
+        return f"not run: {_reason(row, records, root)}"
+    conditions = []
+    if row.metric == "test/nll":
+        conditions.append(f"K = {records[0]['nll']['num_samples']:,}")
+        elbo = figure(row, records, "test/elbo")
+        conditions += [f"ELBO {elbo.value:.2f}"] if elbo else []
+        ess = figure(row, records, "test/nll_ess")
+        conditions += [f"{ess.value:.0f} effective"] if ess else []
+    conditions += [f"seeds {', '.join(map(str, row.seeds))}"] if len(row.seeds) > 1 else []
+    return said(found) + (f" ({'; '.join(conditions)})" if conditions else "")
+
+
+def said(found: Figure) -> str:
+    """89.73 ± 0.21; more digits for what is small."""
+    digits = 2 if abs(found.value) >= 10 else 3
+    error = "" if math.isnan(found.error) else f" ± {found.error:.{digits}f}"
+    return f"{found.value:.{digits}f}{error}"
+
+
+def _reason(row: Row, records: Sequence[Record], root: Path) -> str:
+    if row.not_run:
+        return row.not_run
+    if not (root / row.config).is_file():
+        return f"there is no {row.config}"
+    done = [record["seed"] for record in records]
+    return f"seeds {done} of {list(row.seeds)} are done" if done else "no run of it has been finished"
+
+
+def _commands(row: Row, records: Sequence[Record]) -> str:
+    lines = [f"### {row.name}", "", "```sh", records[0]["command"] if records else row.command, "```"]
+    if records and records[0]["command"] != row.command:
+        lines += ["", f"The row has changed since; it is now `{row.command}`."]
+    return "\n".join([*lines, *(f"\n- {_facts(record)}" for record in records)])
+
+
+def _facts(record: Record) -> str:
+    """What the figure depends on besides the command, and what it took."""
+    seconds, versions = record["seconds"], record["versions"]
+    times = [f"{_time(seconds[part])} to {part}" for part in ("fit", "test") if part in seconds]
+    facts = f"seed {record['seed']}, binarisation {record['binarisation']}, {record['precision']}"
+    return f"{facts}; {', '.join(times)}; {record['machine']}; torch {versions['torch']}; run {record['run']}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def short_table(rows: Mapping[str, Row], kept: Kept, root: Path) -> str:
+    """For the README: the rows that have a figure."""
+    done = [row for row in rows.values() if figure(row, kept.get(row.name, []))]
+    lines = [[row.title, measured(row, kept[row.name], root), row.published or "-", f"`{row.name}`"] for row in done]
+    return _table([["what", "measured", "published", "row"], *lines]) if done else "No row has been run yet."
+
+
+def put_between_marks(text: str, table: str) -> str | None:
+    """The text with the table between the two marks; None where it has no such place."""
+    before, found, rest = text.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}" if found and ended else None
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """The first row is the head."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])

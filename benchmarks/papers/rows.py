@@ -1,0 +1,147 @@
+"""A row of the table: what is run, what was published, and the results of its runs that are kept in the repository."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+Record: TypeAlias = dict[str, Any]
+"""What is kept of a run's results.json."""
+Kept: TypeAlias = dict[str, list[Record]]
+"""The records of each row, one for each seed."""
+
+BOUNDS = ("at_most", "at_least", "below", "above")
+KEPT = (
+    *("metrics", "nll", "evaluation", "left_out", "binarisation", "data", "model", "seed", "precision", "devices"),
+    *("machine", "seconds", "versions"),
+)
+
+
+class RowError(ValueError):
+    """What is wrong with the rows or a run, in one line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """See the head of rows.yaml."""
+
+    name: str
+    title: str
+    config: str
+    flags: str = ""
+    metric: str = "test/nll"
+    published: str = ""
+    source: str = ""
+    must: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = (0,)
+    not_run: str = ""
+
+    @property
+    def command(self) -> str:
+        """What a reader types."""
+        flags = " ".join(self.flags.split())
+        return f"make train CONFIG={self.config}" + (f' ARGS="{flags}"' if flags else "")
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["-c", self.config, *shlex.split(self.flags)]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of a row, and its standard error: over images, or over seeds where there are several."""
+
+    value: float
+    error: float
+
+
+def read_rows(path: Path) -> dict[str, Row]:
+    known = {one.name for one in fields(Row)} - {"name"}
+    rows = {}
+    for name, said in yaml.safe_load(path.read_text()).items():
+        unknown, missing = said.keys() - known, {"title", "config"} - said.keys()
+        if unknown or missing:
+            wrong = f"{sorted(unknown)[0]!r} is no part of a row" if unknown else f"{sorted(missing)[0]!r} is missing"
+            raise RowError(f"{path}: {name}: {wrong}; the parts are {', '.join(sorted(known))}")
+        rows[name] = Row(name, **said)
+    for row in rows.values():
+        for bound, value in row.must.items():
+            fits = value in rows if bound in ("below", "above") else isinstance(value, (int, float))
+            if bound not in BOUNDS or not fits or len(row.must) > 1:
+                wants = "at_most or at_least and a number, or below or above and a row"
+                raise RowError(f"{path}: {row.name}: must is {dict(row.must)}; it wants one of {wants}")
+    return rows
+
+
+# -- runs and what is kept of them ------------------------------------------------------------------------------------
+
+
+def collect(row: Row, runs: Path, kept: Sequence[Record]) -> list[Record]:
+    """For each seed the newest finished run in `runs`/papers/<row>, else what was kept; in the order of the seeds."""
+    found = {record["seed"]: record for record in kept}
+    folders = sorted(path.parent for path in (runs / "papers" / row.name).glob("*/results.json"))
+    for folder in folders:  # named by the time: the newest comes last
+        record = record_of(row, folder)
+        if found.get(record["seed"], {}).get("run", "") < record["run"]:
+            found[record["seed"]] = record
+    return [found[seed] for seed in row.seeds if seed in found]
+
+
+def record_of(row: Row, folder: Path) -> Record:
+    """What is kept of a run: nothing that holds for one machine's folders alone."""
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        record = {name: results[name] for name in KEPT}
+        if row.metric not in record["metrics"]:
+            raise RowError(f"{folder}/results.json: has no {row.metric}, which is the figure of {row.name}")
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, RowError):
+            raise
+        raise RowError(f"{folder}/results.json: no results of a finished run ({error})") from error
+    settings = record["data"].get("init_args", {})
+    places = ("data_dir", "cache_dir")
+    record["data"]["init_args"] = {name: value for name, value in settings.items() if name not in places}
+    return {"run": folder.resolve().name, "command": row.command, **record}
+
+
+def read_kept(path: Path) -> Kept:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def figure(row: Row, records: Sequence[Record], metric: str | None = None) -> Figure | None:
+    """Of a metric, by default the row's own; None where a seed of the row has not been run, or had no such metric."""
+    name = metric or row.metric
+    if len(records) < len(row.seeds) or any(name not in record["metrics"] for record in records):
+        return None
+    values = [record["metrics"][name] for record in records]
+    if len(values) > 1:
+        return Figure(statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values)))
+    return Figure(values[0], records[0]["metrics"].get(f"{name}_stderr", math.nan))
+
+
+def judged(row: Row, rows: Mapping[str, Row], kept: Kept) -> str:
+    """`met` or `MISSED`, by how much where it is against another row; empty where nothing can be said."""
+    mine = figure(row, kept.get(row.name, []))
+    if mine is None or not row.must:
+        return ""
+    ((bound, value),) = row.must.items()
+    if bound in ("at_most", "at_least"):
+        return "met" if (mine.value <= value if bound == "at_most" else mine.value >= value) else "MISSED"
+    other = figure(rows[value], kept.get(value, []))
+    if other is None:
+        return f"{value} has not been run"
+    gap = (other.value - mine.value) * (1 if bound == "below" else -1)
+    error = math.hypot(mine.error, other.error)
+    digits = 2 if abs(gap) >= 0.1 else 3
+    return f"{'met' if gap > 0 else 'MISSED'}: {gap:.{digits}f} ± {error:.{digits}f} {bound} {value}"

@@ -1,0 +1,121 @@
+"""Disentanglement scores where the answer is known: a code that is the factors, turned, repeated, mixed, or noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vae_lightning.metrics.disentanglement import (
+    dci,
+    factor_vae_score,
+    mutual_information_gap,
+    separated_attribute_predictability,
+)
+
+RANDOM = np.random.default_rng(0)
+SIZES = (3, 6, 10)
+FACTORS = np.stack([RANDOM.integers(size, size=2000) for size in SIZES], 1)
+NOISE = RANDOM.normal(size=(2000, 3))
+PERFECT = FACTORS + 1e-3 * NOISE
+
+
+Score = Callable[[NDArray, NDArray], float | tuple[float, ...]]
+SCORES: list[Score] = [mutual_information_gap, separated_attribute_predictability, factor_vae_score, dci]
+
+
+def of(score: Score, codes: NDArray) -> list[float]:
+    """The score as a list: DCI has three."""
+    return np.atleast_1d(score(codes, FACTORS)).tolist()
+
+
+def turned(codes: NDArray) -> NDArray:
+    """The first two dimensions, of equal variance, turned by 45 degrees."""
+    a, b = ((code - code.mean()) / code.std() for code in codes.T[:2])
+    return np.stack([a + b, a - b, codes[:, 2]], 1)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_code_that_is_the_factors_scores_one(score: Score) -> None:
+    assert min(of(score, PERFECT)) > 0.99
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_order_sign_and_scale_of_the_dimensions_do_not_matter(score: Score) -> None:
+    blurred = FACTORS + 0.5 * NOISE
+    assert 0 < min(of(score, blurred)) < 1 or score is factor_vae_score
+    other = blurred[:, [2, 0, 1]] * [1.0, -100.0, 0.01] + 7
+    assert of(score, other) == pytest.approx(of(score, blurred), abs=0.02)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_noise_scores_nothing(score: Score) -> None:
+    """But for chance, which is one third of the FactorVAE score's votes."""
+    least = 1 / 3 if score is factor_vae_score else 0
+    assert of(score, NOISE) == pytest.approx([least] * (3 if score is dci else 1), abs=0.08)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_dimension_of_noise_beside_a_perfect_code_changes_nothing(score: Score) -> None:
+    assert min(of(score, np.concatenate([PERFECT, NOISE[:, :1]], 1))) > 0.98
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_dimension_that_is_constant_changes_nothing(score: Score) -> None:
+    assert min(of(score, np.concatenate([PERFECT, np.zeros((2000, 1))], 1))) > 0.98
+
+
+def test_a_factor_that_two_dimensions_hold_has_no_gap() -> None:
+    """MIG and SAP lose that factor's third; a dimension still holds one factor, but the factor is not in one."""
+    codes = np.concatenate([PERFECT, FACTORS[:, :1] + 1e-3 * NOISE[:, 1:2]], 1)
+    assert mutual_information_gap(codes, FACTORS) == pytest.approx(2 / 3, abs=0.01)
+    assert separated_attribute_predictability(codes, FACTORS) == pytest.approx(2 / 3, abs=0.01)
+    assert factor_vae_score(codes, FACTORS) == pytest.approx(1, abs=0.01)
+    found = dci(codes, FACTORS)
+    assert found.disentanglement > 0.98
+    assert found.completeness < 0.9
+    assert found.informativeness > 0.98
+
+
+def test_a_turned_code_says_as_much_and_is_disentangled_no_more() -> None:
+    """Two factors in two dimensions alike: their gaps are 0, a third is left; what can be predicted stays."""
+    codes = turned(PERFECT)
+    assert mutual_information_gap(codes, FACTORS) == pytest.approx(1 / 3, abs=0.05)
+    assert separated_attribute_predictability(codes, FACTORS) == pytest.approx(1 / 3, abs=0.03)
+    found = dci(codes, FACTORS)
+    assert found.disentanglement < 0.8
+    assert found.completeness < 0.8
+    assert found.informativeness > 0.9
+
+
+def test_two_factors_in_one_dimension() -> None:
+    """A dimension that holds two factors is entangled, though each factor is in one dimension: 1 - log 2 / log 3."""
+    codes = np.stack([FACTORS[:, 0] + 3 * FACTORS[:, 1], FACTORS[:, 2]], 1) + 1e-3 * NOISE[:, :2]
+    found = dci(codes, FACTORS)
+    assert found.completeness > 0.98
+    assert found.disentanglement == pytest.approx((2 * (1 - np.log(2) / np.log(3)) + 1) / 3, abs=0.01)
+    assert factor_vae_score(codes, FACTORS) < 0.9
+
+
+def test_mutual_information_gap_by_hand() -> None:
+    """One bit of a factor of two bits in one dimension, nothing in the other: a gap of one half."""
+    factor = np.arange(400) % 4
+    codes = np.stack([factor // 2, (np.arange(400) // 4) % 2], 1).astype(float)
+    assert mutual_information_gap(codes, factor[:, None]) == pytest.approx(0.5, abs=1e-9)
+
+
+def test_more_values_than_bins() -> None:
+    """20 bins cannot tell 40 values apart: the score of a perfect code is log 20 / log 40."""
+    factor = np.arange(4000) % 40
+    codes = np.stack([factor + 0.5, RANDOM.normal(size=4000)], 1)
+    gap = np.log(20) / np.log(40)
+    assert mutual_information_gap(codes, factor[:, None]) == pytest.approx(gap, abs=0.05)  # the noise's plug-in bias
+    assert mutual_information_gap(codes[:, :1], factor[:, None]) == pytest.approx(gap, abs=1e-6)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_code_that_never_moves_scores_nothing(score: Score) -> None:
+    least = 1 / 3 if score is factor_vae_score else 0
+    assert of(score, np.zeros((2000, 2))) == pytest.approx([least] * (3 if score is dci else 1), abs=1e-9)

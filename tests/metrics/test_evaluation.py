@@ -1,0 +1,372 @@
+"""What stands beside the NLL at test: each number against the model whose answer is known, over batches and ranks."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT, TransformedDistribution
+from torch.distributions.transforms import SigmoidTransform
+
+from tests.helpers import REPOSITORY, clean_environment
+from tests.metrics.test_frechet import Fixed, InFirstPixels
+from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
+from vae_lightning.data import Digits, ImageDataModule, ProceduralSprites
+from vae_lightning.distributions import Binomial as Likelihood
+from vae_lightning.metrics import (
+    Disentanglement,
+    Evaluation,
+    Evaluator,
+    Information,
+    LatentUnits,
+    RateDistortion,
+    Reconstruction,
+)
+from vae_lightning.metrics.latents import kl_per_dimension
+from vae_lightning.metrics.likelihood import importance_estimate
+from vae_lightning.models import VAE
+from vae_lightning.objectives import ELBO
+from vae_lightning.trace import Latent, Trace
+from vae_lightning.types import UserError
+
+X = torch.randn(40, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+MODEL = VAE((1, 8, 8), latent_size=2)
+
+
+def trace_of(q: Distribution, p: Distribution | None = None, num_samples: int = 1, x: Tensor | None = None) -> Trace:
+    """A trace with one latent, z; its x and p(x|z) are of no matter unless given."""
+    z = q.sample((num_samples,))
+    x = torch.zeros(z.shape[1], 1, 2, 2) if x is None else x
+    p_x = Independent(Normal(torch.zeros(num_samples, *x.shape), 1.0), 3)
+    return Trace(x, p_x, {"z": Latent(z, q, standard(z.shape[-1]) if p is None else p)})
+
+
+def found(metric: Evaluator, *traces: Trace, data: ImageDataModule | None = None) -> dict[str, Any]:
+    assert metric.misfit(traces[0], data) is None
+    metric.begin(MODEL, data)
+    for trace in traces:
+        metric.update(trace, {"x": trace.x})
+    return metric.compute()
+
+
+def normal(mean: Tensor, scale: float = 1.0) -> Independent:
+    """q(z|x), batch [B] or [K, B], event [D]."""
+    return Independent(Normal(mean, scale), 1)
+
+
+def standard(size: int) -> Independent:
+    return normal(torch.zeros(size, dtype=torch.float64))
+
+
+# -- the effective sample size ----------------------------------------------------------------------------------------
+
+
+def test_every_sample_is_effective_at_the_exact_posterior() -> None:
+    model = linear_gaussian(ELBO)
+    set_exact_posterior(model)
+    effective = importance_estimate(model, {"x": X}, 30, chunk_size=7).effective_samples
+    torch.testing.assert_close(effective, torch.full_like(effective, 30), rtol=1e-6, atol=0)
+
+
+def test_effective_samples_are_those_of_the_weights() -> None:
+    """The same noise in one piece, by the formula; and far weights do not underflow."""
+    model = linear_gaussian(ELBO)
+    for x in (X, 100 * X):
+        torch.manual_seed(5)
+        streamed = importance_estimate(model, {"x": x}, 50, chunk_size=50).effective_samples
+        torch.manual_seed(5)
+        w = torch.softmax(model.trace({"x": x}, 50).log_weight(), 0)
+        torch.testing.assert_close(streamed, 1 / w.square().sum(0))
+        assert streamed.min() >= 1 - 1e-9
+        assert streamed.max() <= 50 + 1e-9
+
+
+# -- rate, distortion, units ------------------------------------------------------------------------------------------
+
+
+def test_rate_and_distortion_at_the_exact_posterior() -> None:
+    """R + D = -log p(x) there, on average; the standard error covers the difference."""
+    model = linear_gaussian(ELBO)
+    set_exact_posterior(model)
+    numbers = found(RateDistortion(), *(model.trace({"x": x}, 200) for x in X.split([17, 23])))
+    expected = -exact_log_p(model, X).mean().item()
+    assert numbers["rate"] + numbers["distortion"] == pytest.approx(expected, abs=0.05)
+    spread = model.trace({"x": X}).kl()["z"].std().item() / math.sqrt(len(X))
+    assert numbers["rate_stderr"] == pytest.approx(spread, rel=1e-6)
+
+
+def test_kl_of_each_dimension_adds_up_to_the_latents() -> None:
+    q = normal(torch.randn(5, 3, dtype=torch.float64), 0.3)
+    trace = trace_of(q, standard(3), num_samples=4)
+    latent = trace.latents["z"]
+    each = kl_per_dimension(latent)
+    assert each is not None
+    torch.testing.assert_close(each.sum(1), latent.kl())
+    by_hand = 0.5 * (0.3**2 + q.mean**2 - 1) - math.log(0.3)
+    torch.testing.assert_close(each, by_hand)
+
+
+def test_kl_of_each_dimension_is_sampled_where_it_has_no_closed_form() -> None:
+    heavy = Independent(StudentT(5.0, torch.zeros(3)), 1)
+    latent = trace_of(normal(torch.zeros(2, 3)), heavy, num_samples=4).latents["z"]
+    assert latent.kl_estimator == "sampled"
+    each = kl_per_dimension(latent)
+    assert each is not None
+    torch.testing.assert_close(each.sum(1), latent.log_ratio().mean(0))
+
+
+def test_a_density_that_does_not_factorise_has_no_kl_for_each_dimension() -> None:
+    q = MultivariateNormal(torch.zeros(4, 2), torch.eye(2))
+    assert kl_per_dimension(trace_of(q).latents["z"]) is None
+    assert "kl_per_dimension/z" not in found(LatentUnits(), trace_of(q))
+
+
+@pytest.mark.parametrize("sizes", [[600], [1, 250, 349]])
+def test_active_units(sizes: list[int]) -> None:
+    """Means that vary by 1, by a little more than 0.01 and by less, and by nothing around a large value."""
+    means = torch.randn(600, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    means = (means - means.mean(0)) / means.std(0, unbiased=False)
+    means = means * torch.tensor([1.0, 0.0101**0.5, 0.0099**0.5, 0.0]) + torch.tensor([0.0, 0.0, 0.0, 1e3])
+    numbers = found(LatentUnits(), *(trace_of(normal(part, 0.5)) for part in means.split(sizes)))
+    assert numbers["active_units/z"] == 2
+    assert numbers["variance_of_means/z"] == pytest.approx([1, 0.0101, 0.0099, 0], abs=1e-8)
+
+
+def test_units_of_a_flow_are_counted_by_samples_without_bias() -> None:
+    """A q without a mean: E_q[z] is estimated, and the noise of the estimate does not count as activity."""
+
+    class NoMean(TransformedDistribution):
+        arg_constraints = {}  # noqa: RUF012 - as torch has it
+
+    means = torch.cat([torch.zeros(4000, 1), torch.randn(4000, 1)], 1)
+    q = NoMean(normal(means, 1.0), [torch.distributions.transforms.AffineTransform(0.0, 2.0)])
+    numbers = found(LatentUnits(), trace_of(q))
+    assert numbers["variance_of_means/z"][0] == pytest.approx(0, abs=0.01)  # 4 / 64 = 0.06 with the noise
+    assert numbers["variance_of_means/z"][1] == pytest.approx(4 * means[:, 1].var().item(), rel=0.02)
+    assert numbers["active_units/z"] == 1
+
+
+def test_a_latent_below_another_is_averaged_over_it() -> None:
+    """q(z|x, z') has a mean for each sample of z': the units are those of the mean over them."""
+    x = torch.randn(2000, 1)
+    above = torch.randn(8, 2000, 1)
+    q = normal(torch.cat([x + above, above], -1), 0.1)
+    numbers = found(LatentUnits(), Trace(torch.zeros(2000, 1, 2, 2), *parts(q)))
+    assert numbers["active_units/z"] == 1
+    assert numbers["variance_of_means/z"] == pytest.approx([x.var().item(), 0], abs=0.03)
+
+
+def parts(q: Distribution) -> tuple[Distribution, dict[str, Latent]]:
+    """p(x|z) and the latents of a trace whose q depends on an earlier sample: batch [K, B]."""
+    p_x = Independent(Normal(torch.zeros(*q.batch_shape, 1, 2, 2), 1.0), 3)
+    return p_x, {"z": Latent(q.sample(), q, standard(2))}
+
+
+# -- information ------------------------------------------------------------------------------------------------------
+
+
+def test_information_adds_up_to_the_rate_at_the_same_samples() -> None:
+    trace = trace_of(normal(torch.randn(50, 2, dtype=torch.float64), 0.5), standard(2))
+    numbers = found(Information(50), trace)
+    rate = trace.latents["z"].log_ratio().mean().item()
+    assert numbers["mutual_information/z"] + numbers["aggregate_gap/z"] == pytest.approx(rate, abs=1e-9)
+
+
+def test_codes_far_apart_name_their_image() -> None:
+    """I(x;z) = log N where no two posteriors meet; where all are one, z says nothing, and the gap is the whole rate."""
+    apart = found(Information(), trace_of(normal(1e3 * torch.arange(30.0)[:, None])))
+    assert apart["mutual_information/z"] == pytest.approx(math.log(30), abs=1e-5)
+    alike = found(Information(), trace_of(normal(torch.full((30, 1), 2.0))))
+    assert alike["mutual_information/z"] == pytest.approx(0, abs=1e-6)
+    assert alike["aggregate_gap/z"] == pytest.approx(2.0, abs=4 * alike["aggregate_gap/z_stderr"])
+    assert alike["aggregate_gap/z_stderr"] == pytest.approx(2 / math.sqrt(30), rel=0.3)
+
+
+def test_information_of_gaussians_is_known() -> None:
+    """x ~ N(0, 1), z|x ~ N(x, s^2): I = 1/2 log(1 + 1/s^2), q(z) = N(0, 1 + s^2), and its KL to N(0, 1)."""
+    means = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(4000) + 0.5) / 4000)[:, None].double()
+    s = 0.8
+    numbers = found(Information(4000), *(trace_of(normal(part, s)) for part in means.split(1500)))
+    assert numbers["mutual_information/z"] == pytest.approx(0.5 * math.log(1 + s**-2), abs=0.03)
+    assert numbers["aggregate_gap/z"] == pytest.approx(0.5 * (s**2 - math.log(1 + s**2)), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("q", "said"),
+    [
+        (TransformedDistribution(normal(torch.zeros(2, 3)), SigmoidTransform()), "flow"),
+        (Independent(Normal(torch.zeros(1, 2, 3), 1.0), 1), "another latent"),
+    ],
+)
+def test_information_is_left_out_where_the_aggregate_cannot_be_had(q: Distribution, said: str) -> None:
+    z = q.sample((1,)) if len(q.batch_shape) == 1 else q.sample()
+    trace = Trace(torch.zeros(2, 1, 2, 2), normal(torch.zeros(1, 2, 3)), {"z": Latent(z, q, standard(3))})
+    assert said in (Information().misfit(trace, None) or "")
+
+
+# -- reconstructions --------------------------------------------------------------------------------------------------
+
+
+def test_psnr_and_ssim_of_known_errors() -> None:
+    """An error of 0.1 everywhere is 20 dB; SSIM is 1 for the image itself."""
+    x = torch.rand(3, 1, 16, 16)
+    mean = torch.stack([x[0], x[1] + 0.1, x[2] + 0.01])
+    trace = Trace(x, Independent(Normal(mean[None], 1.0), 3), {})
+    numbers = found(Reconstruction(), Trace(x[1:], Independent(Normal(mean[None, 1:], 1.0), 3), {}))
+    assert numbers["psnr"] == pytest.approx((20 + 40) / 2, abs=1e-3)
+    assert numbers["psnr_stderr"] == pytest.approx(10, abs=1e-3)
+    assert found(Reconstruction(), Trace(x[:1], Independent(Normal(mean[None, :1], 1.0), 3), {}))["ssim"] == 1
+    assert found(Reconstruction(), trace)["ssim"] < 1
+
+
+def test_small_images_have_no_ssim() -> None:
+    x = torch.rand(3, 1, 10, 16)
+    assert found(Reconstruction(), Trace(x, Independent(Normal(x[None] + 0.1, 1.0), 3), {})).keys() == {
+        "psnr",
+        "psnr_stderr",
+    }
+
+
+# -- disentanglement --------------------------------------------------------------------------------------------------
+
+
+def test_the_sprites_own_factors_score_one(tmp_path: Path) -> None:
+    """Codes that are the factors, by the data module's own batches. MIG: 20 bins cannot tell 40 or 32 values apart."""
+    data = ProceduralSprites(str(tmp_path), num_images=6000, eval_batch_size=170)
+    data.prepare_data()
+    metric = Disentanglement()
+    metric.begin(MODEL, data)
+    for batch in data.test_dataloader():
+        assert batch["label"].shape[1] == len(data.factors) == 5
+        trace = trace_of(normal(batch["label"].double(), 1e-3), x=batch["x"])
+        assert metric.misfit(trace, data) is None
+        metric.update(trace, batch)
+    scores = metric.compute()
+    assert min(scores["sap"], scores["factor_vae_score"]) > 0.98
+    assert min(scores["dci_disentanglement"], scores["dci_completeness"]) > 0.8
+    assert scores["mig"] > 0.6  # 300 images: see the bias that its docstring states
+
+
+# -- how they hang together -------------------------------------------------------------------------------------------
+
+
+def run_test(evaluation: Evaluation, eval_batch_size: int = 500) -> dict[str, float]:
+    data = Digits(eval_batch_size=eval_batch_size)
+    torch.manual_seed(0)
+    model = VAE(data.image_shape, latent_size=3, likelihood=partial(Likelihood, num_steps=16))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[evaluation],
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+    )
+    trainer.test(model, datamodule=data, verbose=False)
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_numbers_do_not_depend_on_the_batch_size() -> None:
+    """What has no noise in it, to rounding; the rest to its standard error."""
+    whole, cut = Evaluation(), Evaluation()
+    a, b = run_test(whole), run_test(cut, eval_batch_size=100)
+    assert a.keys() == b.keys()
+    assert {"test/rate", "test/active_units/z", "test/psnr", "test/mutual_information/z"} <= a.keys()
+    for name in ("test/rate", "test/rate_stderr", "test/active_units/z"):
+        assert a[name] == pytest.approx(b[name], abs=1e-5)
+    for name in ("kl_per_dimension/z", "variance_of_means/z"):
+        assert whole.found[name] == pytest.approx(cut.found[name], abs=1e-6)
+    for name in ("test/distortion", "test/psnr", "test/mutual_information/z", "test/aggregate_gap/z"):
+        assert abs(a[name] - b[name]) < 4 * a[f"{name}_stderr"] + 1e-5
+    assert a["test/rate"] == pytest.approx(a["test/kl"], abs=1e-4)
+    assert a["test/rate"] == pytest.approx(sum(whole.found["kl_per_dimension/z"]), abs=1e-4)  # type: ignore[arg-type]
+    assert "factors" in whole.left_out["Disentanglement"]
+    assert whole.results()["units"]["psnr"] == "dB"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.parametrize("evaluation", [Evaluation([Disentanglement()]), Evaluation(also=[Disentanglement()])])
+def test_what_is_asked_for_and_does_not_apply_is_refused(evaluation: Evaluation) -> None:
+    with pytest.raises(UserError, match="Disentanglement does not apply: the factors of Digits are not known"):
+        run_test(evaluation)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_no_metrics_are_none() -> None:
+    evaluation = Evaluation(metrics=[])
+    assert "test/rate" not in run_test(evaluation)
+    assert evaluation.numbers == {}
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="num_samples is 0"):
+        Evaluation(num_samples=0)
+    with pytest.raises(UserError, match="num_points is 1"):
+        Information(num_points=1)
+
+
+# -- ranks ------------------------------------------------------------------------------------------------------------
+
+RANK_ONE = """
+import sys, torch
+from tests.metrics.test_evaluation import join, over_images
+join(sys.argv[1], rank=1)
+over_images(1, 2)
+"""
+
+
+def join(store: str, rank: int) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+
+
+class Still(VAE):
+    """Its samples are all alike, so that no noise tells one rank's share from another's."""
+
+    def sample(self, n: int) -> Tensor:
+        return torch.full((n, 1, 8, 8), 0.25)
+
+
+def over_images(rank: int, world_size: int) -> dict[str, Any]:
+    """Every metric on this rank's share of 41 images, in batches of 8, with samples that belong to the images."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(41, 1, 12, 12, generator=generator, dtype=torch.float64)
+    mean = torch.randn(41, 2, generator=generator, dtype=torch.float64)
+    z = mean + 0.5 * torch.randn(1, 41, 2, generator=generator, dtype=torch.float64)
+    factors = torch.stack([torch.arange(41) % 3, torch.arange(41) % 4], 1)
+    metrics = [RateDistortion(), LatentUnits(), Information(20), Reconstruction(), Disentanglement()]
+    for metric in metrics:
+        metric.begin(MODEL, None)
+    for index in torch.arange(rank, 41, world_size).split(8):
+        p_x = Independent(Normal((0.9 * x[index] + 0.01 * z[:, index].sum(-1)[..., None, None, None]), 1.0), 3)
+        latent = Latent(z[:, index], normal(mean[index], 0.5), standard(2))
+        for metric in metrics:
+            metric.update(Trace(x[index], p_x, {"z": latent}), {"x": x[index], "label": factors[index]})
+    frechet = InFirstPixels()
+    frechet.begin(Still((1, 8, 8), latent_size=2), Fixed((255 * x[:, :, :8, :8]).byte()))
+    return {name: value for metric in [*metrics, frechet] for name, value in metric.compute().items()}
+
+
+def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
+    """41 images: 21 on one rank, 20 on the other, the last batches of 5 and 4. This process is rank 0."""
+    one, store = over_images(0, 1), str(tmp_path / "store")
+    env = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
+    other = subprocess.Popen([sys.executable, "-W", "ignore", "-c", RANK_ONE, store], env=env)
+    join(store, rank=0)
+    try:
+        two = over_images(0, 2)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert other.wait(timeout=60) == 0
+    assert two.keys() == one.keys()
+    for name, value in one.items():
+        assert two[name] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-9)), name

@@ -1,0 +1,181 @@
+"""Does each latent dimension hold one factor of variation? Scores of codes [N, D] against known factors [N, F].
+
+`codes`: float, the posterior means; `factors`: integers, the index of each factor's value. All scores lie in [0, 1],
+1 at best, and depend on neither the order nor the scale of the dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vae_lightning.data import ImageDataModule
+from vae_lightning.metrics.evaluator import Evaluator, Finding, in_order, mean_draws
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.trace import Trace
+from vae_lightning.types import Batch
+
+Codes = NDArray[np.floating]
+Factors = NDArray[np.integer]
+
+
+def mutual_information_gap(codes: Codes, factors: Factors, num_bins: int = 20) -> float:
+    """MIG = 1/F sum_k (I(z_a; v_k) - I(z_b; v_k)) / H(v_k), a and b the two dimensions that say most of factor k.
+
+    Chen et al. 2018 (https://arxiv.org/abs/1802.04942), eq. 6; with the means of q(z|x) in `num_bins` bins of equal
+    width, as Locatello et al. 2019 (https://arxiv.org/abs/1811.12359) have it. So a factor of more than `num_bins`
+    values cannot score 1. And the plug-in estimate of I is too high by up to (bins - 1) (values - 1) / 2 N nats, most
+    where there is little: a small N makes every gap too small.
+    """
+    binned = np.stack([_bins(code, num_bins) for code in codes.T], 1)
+    gaps = []
+    for factor in factors.T:
+        information = sorted((_information(code, factor) for code in binned.T), reverse=True)
+        gaps.append(_gap(information) / _information(factor, factor))  # I(v; v) = H(v)
+    return float(np.mean(gaps))
+
+
+def separated_attribute_predictability(codes: Codes, factors: Factors) -> float:
+    """SAP = 1/F sum_k (R^2_a - R^2_b), R^2_d that of the linear regression of factor k on dimension d alone.
+
+    Kumar et al. 2018 (https://arxiv.org/abs/1711.00848), section 3. Every factor is taken as ordered, its index as its
+    value, also one that has no order (a shape), for which the source takes the accuracy of a classifier.
+    """
+    standard_codes, standard_factors = _standardise(codes), _standardise(factors)
+    r_squared = (standard_codes.T @ standard_factors / len(codes)) ** 2  # [D, F]
+    return float(np.mean([_gap(sorted(column, reverse=True)) for column in r_squared.T]))
+
+
+class DCI(NamedTuple):
+    """Disentanglement (a dimension holds one factor), completeness (a factor is held by one dimension), accuracy."""
+
+    disentanglement: float
+    completeness: float
+    informativeness: float
+
+
+def dci(codes: Codes, factors: Factors, num_trees: int = 30) -> DCI:
+    """From R [D, F], how much dimension d matters in predicting factor k: 1 - H(rows), 1 - H(columns), accuracy.
+
+    Eastwood & Williams 2018 (https://openreview.net/forum?id=By-7dz-AZ): the entropies, of the rows and columns of R
+    scaled to sum to one, have base F and D, and rows weigh by their sums (each column sums to one). R is the importance
+    of features in scikit-learn's random forests, of `num_trees` trees that choose among all dimensions at each split.
+    Informativeness: what the forests gain over always saying the commonest value, of what there is to gain, in accuracy
+    on every other image, which they have not seen; the mean over the factors.
+    """
+    from sklearn.ensemble import RandomForestClassifier  # here: a second of imports
+
+    train, test = slice(0, None, 2), slice(1, None, 2)
+    importance, gained = [], []
+    for factor in factors.T:
+        forest = RandomForestClassifier(num_trees, max_features=None, min_samples_leaf=2, random_state=0)
+        forest.fit(codes[train], factor[train])
+        importance.append(forest.feature_importances_)
+        chance = np.bincount(factor[test]).max() / len(factor[test])
+        gained.append((forest.score(codes[test], factor[test]) - chance) / max(1 - chance, 1e-12))
+    r = np.stack(importance, 1)  # [D, F]
+    rows = 1 - _entropy(r, axis=1)
+    disentanglement = float(np.sum(rows * r.sum(1)) / max(r.sum(), 1e-12))
+    return DCI(disentanglement, float(np.mean(1 - _entropy(r, axis=0))), max(0.0, float(np.mean(gained))))
+
+
+def factor_vae_score(
+    codes: Codes, factors: Factors, num_votes: int = 800, group_size: int = 64, seed: int = 0
+) -> float:
+    """Accuracy of the majority vote: which factor is fixed, from the dimension that varies least in a group of images?
+
+    Kim & Mnih 2018 (https://arxiv.org/abs/1802.05983), section 4 and appendix B. Each vote: a factor at random, a value
+    of it, up to `group_size` images that have it; the dimension of the smallest variance, each scaled by its standard
+    deviation over all images. `num_votes` votes make the table, as many others are predicted. Chance is 1/F.
+    """
+    moving = codes[:, codes.std(0) > 0]
+    if moving.shape[1] == 0:
+        return 1 / factors.shape[1]
+    scaled, random = moving / moving.std(0), np.random.default_rng(seed)
+    votes = np.zeros((2, moving.shape[1], factors.shape[1]))
+    for vote in range(2 * num_votes):
+        k = random.integers(factors.shape[1])
+        group = np.flatnonzero(factors[:, k] == random.choice(factors[:, k]))
+        group = random.permutation(group)[:group_size]
+        votes[vote % 2, scaled[group].var(0).argmin(), k] += len(group) > 1
+    guess = votes[0].argmax(1)  # [D]
+    return float(votes[1][np.arange(len(guess)), guess].sum() / votes[1].sum())
+
+
+def _bins(code: NDArray, num_bins: int) -> NDArray[np.integer]:
+    """The bin of each value: `num_bins` of equal width between the least and the greatest."""
+    edges = np.linspace(code.min(), code.max(), num_bins + 1)
+    return np.digitize(code, edges[1:-1])
+
+
+def _information(a: NDArray[np.integer], b: NDArray[np.integer]) -> float:
+    """I(a; b) of two columns of small integers, in nats."""
+    joint = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(joint, (a, b), 1 / len(a))
+    independent = joint.sum(1, keepdims=True) * joint.sum(0)
+    there = joint > 0
+    return float(np.sum(joint[there] * np.log(joint[there] / independent[there])))
+
+
+def _entropy(r: NDArray, axis: int) -> NDArray:
+    """H of r scaled to sum to one along the axis, to the base of its length; 1 where all is zero."""
+    size, total = r.shape[axis], r.sum(axis, keepdims=True)
+    p = np.divide(r, total, out=np.full_like(r, 1 / size), where=total > 0)
+    return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis) / np.log(max(size, 2))
+
+
+def _standardise(values: NDArray) -> NDArray:
+    """Mean 0, variance 1 in each column; a constant column becomes 0."""
+    centred = values - values.mean(0)
+    deviation = centred.std(0)
+    return np.divide(centred, deviation, out=np.zeros_like(centred, dtype=float), where=deviation > 1e-12)
+
+
+def _gap(descending: list[float]) -> float:
+    """Between the first two; a single dimension has no second."""
+    return descending[0] - (descending[1] if len(descending) > 1 else 0.0)
+
+
+class Disentanglement(Evaluator):
+    """MIG, SAP, DCI and the FactorVAE score of E_q[z|x], all latents side by side, over the test images.
+
+    For data whose factors of variation are known: `data.factors` names the columns of `label`. From a sample, not from
+    images drawn for the purpose, so that the FactorVAE score has groups as large as the test set allows.
+    """
+
+    units: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("mig", "sap", "factor_vae_score", "dci_disentanglement", "dci_completeness", "dci_informativeness"),
+        "1 at best",
+    )
+    min_images = 200
+
+    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        if data is None or not data.factors:
+            name = "the data" if data is None else type(data).__name__
+            return f"the factors of {name} are not known (those of ProceduralSprites are)"
+        if len(data.images("test").pixels) < self.min_images:
+            return f"there are {len(data.images('test').pixels)} test images; it needs {self.min_images}"
+        return None if trace.latents else "the model has no latents"
+
+    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+        self._codes: list[torch.Tensor] = []
+        self._factors: list[torch.Tensor] = []
+
+    def update(self, trace: Trace, batch: Batch) -> None:
+        self._codes.append(torch.cat([mean_draws(latent).mean(0) for latent in trace.latents.values()], 1))
+        self._factors.append(batch["label"])
+
+    def compute(self) -> dict[str, Finding]:
+        codes = in_order(torch.cat(self._codes)).double().cpu().numpy()
+        factors = in_order(torch.cat(self._factors)).cpu().numpy()
+        found = {
+            "mig": mutual_information_gap(codes, factors),
+            "sap": separated_attribute_predictability(codes, factors),
+            "factor_vae_score": factor_vae_score(codes, factors),
+        }
+        scores = dci(codes, factors)._asdict()
+        return {**found, **{f"dci_{name}": score for name, score in scores.items()}}

@@ -1,0 +1,91 @@
+"""The evaluation at test: which metrics there are, which apply, and what they found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+
+from vae_lightning.data import ImageDataModule
+from vae_lightning.metrics.disentanglement import Disentanglement
+from vae_lightning.metrics.evaluator import Evaluator, Finding
+from vae_lightning.metrics.information import Information
+from vae_lightning.metrics.latents import LatentUnits, RateDistortion
+from vae_lightning.metrics.reconstruction import Reconstruction
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.types import Batch, UserError
+
+DEFAULT: tuple[type[Evaluator], ...] = (RateDistortion, LatentUnits, Information, Reconstruction, Disentanglement)
+
+
+class Evaluation(pl.Callback):
+    """At test: numbers beside the ELBO and the NLL, each from the model's traces and samples alone.
+
+    `metrics`: those that are wanted; null is each of RateDistortion, LatentUnits, Information, Reconstruction and
+    Disentanglement that applies to the model and the data. `also`: more of them, such as FrechetDistance. One that is
+    asked for and does not apply ends the test. `num_samples`: of the latents, for each image.
+    """
+
+    def __init__(
+        self, metrics: list[Evaluator] | None = None, also: list[Evaluator] | None = None, num_samples: int = 4
+    ) -> None:
+        if num_samples < 1:
+            raise UserError(f"evaluation: num_samples is {num_samples}; it must be at least 1")
+        self.metrics, self.also, self.num_samples = metrics, also or [], num_samples
+        self.found: dict[str, Finding] = {}
+        self.left_out: dict[str, str] = {}
+        self._running: list[Evaluator] = []
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What the last test found that is a number."""
+        return {name: value for name, value in self.found.items() if isinstance(value, (int, float))}
+
+    def results(self) -> dict[str, Any]:
+        """For results.json: what is no single number, what each is measured in, and what was left out and why."""
+        units = {name: unit for metric in self._running for name, unit in metric.units.items()}
+        details = {name: value for name, value in self.found.items() if name not in self.numbers}
+        return {"details": details, "units": units, "left_out": self.left_out}
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:
+            assert isinstance(pl_module, LatentVariableModel)
+            self._begin(pl_module, getattr(trainer, "datamodule", None), batch)
+
+    def _begin(self, model: LatentVariableModel, data: ImageDataModule | None, batch: Batch) -> None:
+        """Before any work is done: what applies? Asked of two images."""
+        self.found, self.left_out, self._running = {}, {}, []
+        trace = model.trace({name: value[:2] for name, value in batch.items()}, self.num_samples)
+        wanted = [metric() for metric in DEFAULT] if self.metrics is None else self.metrics
+        for metric in [*wanted, *self.also]:
+            name, reason = type(metric).__name__, metric.misfit(trace, data)
+            if reason is None:
+                metric.begin(model, data)
+                self._running.append(metric)
+            elif self.metrics is None and metric not in self.also:
+                self.left_out[name] = reason
+            else:
+                raise UserError(f"evaluation: {name} does not apply: {reason}")
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._running:
+            assert isinstance(pl_module, LatentVariableModel)
+            trace = pl_module.trace(batch, self.num_samples)
+            for metric in self._running:
+                metric.update(trace, batch)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for metric in self._running:
+            self.found |= metric.compute()
+        numbers = {f"test/{name}": float(value) for name, value in self.numbers.items()}
+        pl_module.log_dict(numbers, rank_zero_only=False)

@@ -1,0 +1,94 @@
+"""What an evaluation metric is: it sees the traces of the test set, and says a few numbers and what they are in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from copy import copy
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from vae_lightning.data import ImageDataModule
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.trace import Latent, Trace
+from vae_lightning.types import Batch
+
+Finding: TypeAlias = float | list[float] | str
+"""A number is logged as `test/<name>`; a list or a text stands in results.json alone, under `details`."""
+
+_DRAWS = 64
+
+
+class Evaluator(ABC):
+    """traces of the test set -> findings by name. To add one: subclass it, and name it in `evaluation.py` or a YAML.
+
+    `begin` is called once a test, on every rank, before its first batch; `compute` once after the last, on every rank,
+    and returns the same on each. `units` by the first part of a finding's name (`psnr`, not `psnr_stderr`).
+    """
+
+    units: ClassVar[Mapping[str, str]]
+
+    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        """Why this does not apply to the model or the data, as the end of a sentence; None where it does.
+
+        `trace`: of two test images.
+        """
+        return None
+
+    @abstractmethod
+    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+        """Forget what was before."""
+
+    def update(self, trace: Trace, batch: Batch) -> None:  # noqa: B027 - one that looks at samples alone needs none
+        """Look at a batch of test images."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Finding]: ...
+
+
+def in_order(values: Tensor) -> Tensor:
+    """The rows of all ranks, [n of this rank, ...] to [N, ...], in the order that one rank would have seen.
+
+    Rank r of W evaluates the images r, r + W, r + 2 W, ... (see `ImageLoader`).
+    """
+    parts = from_all_ranks(values)
+    place = [torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)]
+    return torch.cat(parts)[torch.cat(place).argsort().to(values.device)]
+
+
+def from_all_ranks(values: Tensor) -> list[Tensor]:
+    """This tensor of each rank, rank by rank; their first dimensions may differ."""
+    return [values] if rank_and_world_size()[1] == 1 else list(gather_all_tensors(values))
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """0 and 1 where there is one process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def closed_form_mean(q: Distribution) -> Tensor | None:
+    """E_q[z] where the distribution knows it: a flow does not."""
+    try:
+        return q.mean
+    except NotImplementedError:
+        return None
+
+
+def mean_draws(latent: Latent) -> Tensor:
+    """[S, B, D] of which the mean over S estimates E_q[z|x] without bias, with z flattened; S = 1 where that is exact.
+
+    A q that depends on an earlier sample has one mean for each of the trace's K samples; a q without a mean in closed
+    form is sampled 64 times more.
+    """
+    mean, conditional = closed_form_mean(latent.q), len(latent.q.batch_shape) > 1
+    if mean is None:
+        draws = latent.z if conditional else copy(latent.q).sample((_DRAWS,))  # a copy: some remember their last sample
+    else:
+        draws = mean if conditional else mean[None]
+    return draws.flatten(2)

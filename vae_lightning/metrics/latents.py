@@ -1,0 +1,130 @@
+"""How much a code carries: the rate, the distortion, and what each latent dimension has of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence
+
+from vae_lightning.data import ImageDataModule
+from vae_lightning.metrics.evaluator import Evaluator, Finding, mean_draws
+from vae_lightning.metrics.likelihood import MeanAndError
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.trace import Latent, Trace
+from vae_lightning.types import Batch
+
+
+class RateDistortion(Evaluator):
+    """R = E_x KL(q(z|x) || p(z)) and D = -E_x E_q log p(x|z), in nats per image: -ELBO = R + D.
+
+    Alemi et al. 2018, "Fixing a broken ELBO" (https://arxiv.org/abs/1711.00464). `test/kl` and minus
+    `test/log_likelihood` by samples of their own, with standard errors over images.
+    """
+
+    units: ClassVar[Mapping[str, str]] = {"rate": "nats per image", "distortion": "nats per image"}
+
+    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+        self._rate, self._distortion = MeanAndError().to(model.device), MeanAndError().to(model.device)
+
+    def update(self, trace: Trace, batch: Batch) -> None:
+        self._distortion.update(-trace.log_likelihood().mean(0))
+        self._rate.update(torch.stack(list(trace.kl().values())).sum(0))
+
+    def compute(self) -> dict[str, Finding]:
+        return {**named("rate", self._rate), **named("distortion", self._distortion)}
+
+    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        return None if trace.latents else "the model has no latents"
+
+
+class LatentUnits(Evaluator):
+    """`active_units/<latent>`: how many dimensions have Var_x(E_q[z|x]) > 0.01, over the test images.
+
+    Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519), section 5.2. In the details: that variance,
+    and the KL of each dimension, in nats per image, where q and p both factorise over the dimensions (in closed form,
+    or at the sample). Of a density that does not factorise only the sum exists, which is `test/kl/<latent>`.
+    """
+
+    units: ClassVar[Mapping[str, str]] = {
+        "active_units": "dimensions",
+        "variance_of_means": "squared units of the latent",
+        "kl_per_dimension": "nats per image",
+    }
+    threshold = 0.01
+
+    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        return None if trace.latents else "the model has no latents"
+
+    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+        device = model.device
+        self._means: dict[str, Moments] = defaultdict(lambda: Moments(device))
+        self._kls: dict[str, Moments] = defaultdict(lambda: Moments(device))
+
+    def update(self, trace: Trace, batch: Batch) -> None:
+        for name, latent in trace.latents.items():
+            draws = mean_draws(latent).double()  # [S, B, D]
+            mean = draws.mean(0)
+            # the square of a mean of S draws is too large by their variance over S
+            square = mean.square() - (draws.var(0) / len(draws) if len(draws) > 1 else 0)
+            self._means[name].update(torch.stack((mean, square), 1))  # [B, 2, D]
+            kl = kl_per_dimension(latent)
+            if kl is not None:
+                self._kls[name].update(kl)
+
+    def compute(self) -> dict[str, Finding]:
+        found: dict[str, Finding] = {}
+        for name, moments in self._means.items():
+            mean, square = moments.compute()
+            variance = square - mean.square()
+            found[f"active_units/{name}"] = float((variance > self.threshold).sum())
+            found[f"variance_of_means/{name}"] = variance.tolist()
+        for name, moments in self._kls.items():
+            found[f"kl_per_dimension/{name}"] = moments.compute().tolist()
+        return found
+
+
+def kl_per_dimension(latent: Latent) -> Tensor | None:
+    """KL(q(z_d|x) || p(z_d)) for each dimension d: [B, D] nats, or None where q or p does not factorise.
+
+    In closed form where torch has one, else log q - log p at the sample; averaged over the K samples.
+    """
+    q, p = factorised(latent.q), factorised(latent.p)
+    if q is None or p is None:
+        return None
+    try:
+        kl = kl_divergence(q, p)
+    except NotImplementedError:
+        kl = q.log_prob(latent.z) - p.log_prob(latent.z)
+    return kl.expand(latent.z.shape).mean(0).flatten(1)  # [K, B, *event] -> [B, D]
+
+
+def factorised(distribution: Distribution) -> Distribution | None:
+    """The distributions of the single dimensions, as one with no event shape; None where they are not independent."""
+    base = distribution.base_dist if isinstance(distribution, Independent) else None
+    return base if base is not None and base.event_shape == () else None
+
+
+class Moments:
+    """The mean over examples of values [B, *shape], whatever their shape: that of the first batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._metric = device, None
+
+    def update(self, values: Tensor) -> None:
+        if self._metric is None:
+            self._metric = MeanAndError(tuple(values.shape[1:])).to(self._device)
+        self._metric.update(values)
+
+    def compute(self) -> Tensor:
+        assert self._metric is not None
+        return self._metric.compute()[0]
+
+
+def named(name: str, metric: MeanAndError) -> dict[str, Finding]:
+    """`name` and `name_stderr`, its standard error over examples."""
+    mean, error = metric.compute()
+    return {name: mean.item(), f"{name}_stderr": error.item()}

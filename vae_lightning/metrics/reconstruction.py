@@ -1,0 +1,44 @@
+"""How close a reconstruction comes to its image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from vae_lightning.data import ImageDataModule
+from vae_lightning.metrics.evaluator import Evaluator, Finding
+from vae_lightning.metrics.latents import named
+from vae_lightning.metrics.likelihood import MeanAndError
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.trace import Trace
+from vae_lightning.types import Batch
+
+
+class Reconstruction(Evaluator):
+    """PSNR = -10 log10 |x - E[x|z]|^2 / pixels, in dB, and SSIM (Wang et al. 2004), z ~ q(z|x), averaged over images.
+
+    By torchmetrics, image by image, for pixels in [0, 1]. Against x as the model sees it: for a binarised x, the
+    binarised one. SSIM has torchmetrics' Gaussian window of 11 x 11 pixels: a smaller image has no SSIM.
+    """
+
+    units: ClassVar[Mapping[str, str]] = {"psnr": "dB", "ssim": "1 at best"}
+
+    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        return None if trace.x.dim() == 4 else f"x is no image [C, H, W]: it is {list(trace.x.shape[1:])}"
+
+    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+        self._psnr, self._ssim = MeanAndError().to(model.device), MeanAndError().to(model.device)
+        self._has_ssim = False
+
+    def update(self, trace: Trace, batch: Batch) -> None:
+        mean = trace.p_x.mean[0]  # [B, C, H, W]
+        ranges = {"data_range": 1.0, "reduction": "none"}
+        self._psnr.update(peak_signal_noise_ratio(mean, trace.x, dim=(1, 2, 3), **ranges))
+        self._has_ssim = min(trace.x.shape[2:]) >= 11
+        if self._has_ssim:
+            self._ssim.update(structural_similarity_index_measure(mean, trace.x, **ranges))
+
+    def compute(self) -> dict[str, Finding]:
+        return {**named("psnr", self._psnr), **(named("ssim", self._ssim) if self._has_ssim else {})}
