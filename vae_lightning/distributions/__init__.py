@@ -9,17 +9,22 @@ from vae_lightning.distributions.families import (
     FamilyRecipe,
     noise_scale,
 )
+from vae_lightning.distributions.flows import IAF, LinearIAF, NeuralSplineFlow, RealNVP
 from vae_lightning.distributions.priors import Prior, PriorRecipe, StandardNormal
 
 __all__ = [
+    "IAF",
     "Bernoulli",
     "Binomial",
     "ContinuousBernoulli",
     "DiagonalNormal",
     "Family",
     "FamilyRecipe",
+    "LinearIAF",
+    "NeuralSplineFlow",
     "Prior",
     "PriorRecipe",
+    "RealNVP",
     "StandardNormal",
     "noise_scale",
 ]
