@@ -78,7 +78,8 @@ def _wrong_class(key: str, name: str | None) -> str:
         return ""
     if base is None:
         return f"{name} cannot be imported, and is no file"
-    names = sorted(cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("vae_lightning."))
+    ours = (cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("vae_lightning."))
+    names = sorted(name for name in ours if not name.startswith("_"))
     return f"{name} is no {base.__name__} that can be imported; there are {', '.join(names)}"
 
 

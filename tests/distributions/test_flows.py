@@ -200,7 +200,7 @@ def as_multivariate(q: Distribution) -> MultivariateNormal:
 
 @pytest.mark.parametrize("rho", [0.5, 0.9, 0.99])
 def test_linear_iaf_closes_the_gap_of_the_mean_field(rho: float) -> None:
-    """The best diagonal q misses a posterior of correlation rho by -log(1 - rho^2) / 2 nats, the best linear IAF by 0."""
+    """The best diagonal q misses a posterior of correlation rho by -log(1 - rho^2) / 2 nats, a linear IAF by 0."""
     p = MultivariateNormal(torch.tensor([0.5, -1.0]).double(), torch.tensor([[1.0, rho], [rho, 1.0]]).double())
     gap = -0.5 * math.log(1 - rho**2)
     assert best_kl(DiagonalNormal((2,), min_sigma=0.0).double(), p) == pytest.approx(gap, abs=1e-2)
@@ -218,7 +218,7 @@ def test_a_flow_that_cannot_invert_says_so_and_has_the_density_of_its_own_sample
     """No inverse is taken of an own sample; of any other point, a changed sample among them, one line is said."""
     base = Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
     IAF((2,))  # whatever flow has been built before
-    q = Flowed(base, lambda context: _OneWay(0.0, 2.0, event_dim=1))
+    q = Flowed(base, lambda _: _OneWay(0.0, 2.0, event_dim=1))
     z = q.rsample((4,))
     torch.testing.assert_close(q.log_prob(z), Independent(Normal(torch.zeros(3), 2 * torch.ones(3)), 1).log_prob(z))
     with pytest.raises(UserError, match="not its own sample") as refusal:

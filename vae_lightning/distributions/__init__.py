@@ -10,7 +10,16 @@ from vae_lightning.distributions.families import (
     noise_scale,
 )
 from vae_lightning.distributions.flows import IAF, LinearIAF, NeuralSplineFlow, RealNVP
-from vae_lightning.distributions.priors import Prior, PriorRecipe, StandardNormal
+from vae_lightning.distributions.priors import (
+    FlowPrior,
+    LearnedNormal,
+    MixtureOfFullNormals,
+    MixtureOfNormals,
+    Prior,
+    PriorRecipe,
+    StandardNormal,
+    VampPrior,
+)
 
 __all__ = [
     "IAF",
@@ -20,11 +29,16 @@ __all__ = [
     "DiagonalNormal",
     "Family",
     "FamilyRecipe",
+    "FlowPrior",
+    "LearnedNormal",
     "LinearIAF",
+    "MixtureOfFullNormals",
+    "MixtureOfNormals",
     "NeuralSplineFlow",
     "Prior",
     "PriorRecipe",
     "RealNVP",
     "StandardNormal",
+    "VampPrior",
     "noise_scale",
 ]

@@ -136,7 +136,7 @@ class IAF(_Flow):
     Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), algorithm 1, from z ~ N(mu(x), diag sigma(x)^2), `num_steps`
     times, in reversed order each time: log q falls by sum log g. `hidden_sizes` are those of each step's MADE (Germain
     et al. 2015), `gate_bias` is added to s, so that a step starts near the identity. Deviation: g has the floor
-    `min_gate`, so that each step can be inverted. Sampling takes one pass; the density elsewhere one for each dimension.
+    `min_gate`, so that each step can be inverted. Sampling takes one pass, the density elsewhere one a dimension.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class IAF(_Flow):
         activation: Callable[[], nn.Module] = nn.ELU,
     ) -> None:
         super().__init__(event_shape, context_size, min_sigma)
-        _check_sizes("IAF", num_steps, hidden_sizes)
+        check_sizes("IAF", num_steps, hidden_sizes)
         if not 0 < min_gate < 1:
             raise UserError(f"IAF: min_gate is {min_gate}; it is a floor of the gate, between 0 and 1")
         size = self.event_shape[0]
@@ -244,7 +244,7 @@ class RealNVP(_Flow):
         min_sigma: float = 1e-3,
     ) -> None:
         super().__init__(event_shape, context_size, min_sigma)
-        _check_sizes("RealNVP", num_steps, hidden_sizes)
+        check_sizes("RealNVP", num_steps, hidden_sizes)
         sizes = {"transforms": num_steps, "hidden_features": tuple(hidden_sizes), "passes": 2}
         self.flow = load_zuko().flows.MAF(self.event_shape[0], context_size, **sizes).transform
 
@@ -265,14 +265,14 @@ class NeuralSplineFlow(_Flow):
         min_sigma: float = 1e-3,
     ) -> None:
         super().__init__(event_shape, context_size, min_sigma)
-        _check_sizes("NeuralSplineFlow", num_steps, hidden_sizes)
+        check_sizes("NeuralSplineFlow", num_steps, hidden_sizes)
         if num_bins < 2:
             raise UserError(f"NeuralSplineFlow: num_bins is {num_bins}; it must be at least 2")
         sizes = {"transforms": num_steps, "hidden_features": tuple(hidden_sizes), "passes": 2, "bins": num_bins}
         self.flow = load_zuko().flows.NSF(self.event_shape[0], context_size, **sizes).transform
 
 
-def _check_sizes(owner: str, num_steps: int, hidden_sizes: Sequence[int]) -> None:
+def check_sizes(owner: str, num_steps: int, hidden_sizes: Sequence[int]) -> None:
     if num_steps < 1:
         raise UserError(f"{owner}: num_steps is {num_steps}; it must be at least 1")
     if not hidden_sizes or min(hidden_sizes) < 1:
