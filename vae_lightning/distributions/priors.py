@@ -57,7 +57,7 @@ class Prior(nn.Module):
         parameters = list(self.parameters())
         if not parameters:
             raise UserError(f"{type(self).__name__} has no parameter to fit; choose MixtureOfFullNormals or FlowPrior")
-        optimizer = torch.optim.Adam(parameters, lr=3e-3)
+        optimizer = torch.optim.Adam(parameters, lr=5e-3)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.fit_steps)
         for _ in range(self.fit_steps):
             rows = torch.randint(len(z), (min(512, len(z)),), device=z.device)
