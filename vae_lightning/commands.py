@@ -101,12 +101,15 @@ def _fit_prior(args: list[str]) -> None:
     data.setup("fit")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     reseed(model.device, seed)
-    train = encode(model, data.train_dataloader(), "the training set")
+    num_images = len(data.images("train").pixels)
+    train = encode(model, data.train_dataloader(), "the training set", max(1, 20_000 // max(1, num_images)))
     held_out = encode(model, data.val_dataloader(), "the validation set")
     prior = fit_prior(recipe, train)
     said = report(model.cpu(), prior, held_out)
     file = save_prior(prior, recipe, path)
-    print(f"prior       {file}\nfitted to   {len(train.z):,} encoded training images\n{said}", flush=True)
+    count, num_samples = train.z.shape[:2]
+    print(f"prior       {file}")
+    print(f"fitted to   {count:,} training images, {num_samples} samples of q(z|x) each\n{said}", flush=True)
 
 
 def _best(checkpoint: Path) -> Path:

@@ -30,22 +30,22 @@ from vae_lightning.types import Batch, UserError
 
 @dataclass(frozen=True)
 class Encoded:
-    """Of N images: `z` ~ q(z|x) [N, *event], one each, and the ELBO at it [N], in nats, closed forms not used."""
+    """Of N images: `z` ~ q(z|x) [N, K, *event], and the ELBO at each [N, K], in nats, closed forms not used."""
 
     z: Tensor
     elbo: Tensor
 
 
 @torch.no_grad()
-def encode(model: LatentVariableModel, batches: Iterable[Batch], what: str = "the data set") -> Encoded:
-    """Run the model on every batch, wherever the model is; `what` names the images where there are none."""
+def encode(model: LatentVariableModel, batches: Iterable[Batch], what: str, num_samples: int = 1) -> Encoded:
+    """Run the model on every batch, wherever the model is, K = `num_samples`; `what` the images are, where none are."""
     found = []
     for batch in batches:
-        trace = model.trace({name: values.to(model.device) for name, values in batch.items()})
+        trace = model.trace({name: values.to(model.device) for name, values in batch.items()}, num_samples)
         if len(trace.latents) != 1:
             raise _no_single_latent(model)
         (latent,) = trace.latents.values()
-        found.append((latent.z[0].cpu(), trace.log_weight()[0].cpu()))
+        found.append((latent.z.transpose(0, 1).cpu(), trace.log_weight().T.cpu()))  # [B, K, *event], [B, K]
     if not found:
         raise UserError(f"{what} has no images: there is nothing to fit a prior to")
     z, elbo = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -69,9 +69,10 @@ def _no_single_latent(model: LatentVariableModel) -> UserError:
 
 
 def fit_prior(recipe: PriorRecipe, train: Encoded) -> Prior:
-    """A prior of `recipe`, fitted to z ~ q(z|x) over the training set."""
-    prior = recipe(tuple(train.z.shape[1:]))
-    prior.fit(train.z)
+    """A prior of `recipe`, fitted to z ~ q(z|x) over the training set; a tenth of the images says when to stop."""
+    prior = recipe(tuple(train.z.shape[2:]))
+    tenth = -(-len(train.z) // 10)
+    prior.fit(train.z[tenth:].flatten(0, 1), train.z[:tenth].flatten(0, 1))
     return prior.eval().requires_grad_(False)
 
 
@@ -82,19 +83,22 @@ def report(model: LatentVariableModel, fitted: Prior, held_out: Encoded) -> str:
     All three on the CPU.
     """
     own = own_prior(model)
-    z = held_out.z
+    z = held_out.z  # [N, K, D]
     densities = {type(own).__name__: own().log_prob(z), f"fitted {type(fitted).__name__}": fitted().log_prob(z)}
     if not isinstance(own, StandardNormal):
         densities = {"N(0, I)": StandardNormal(own.event_shape)().log_prob(z), **densities}
     gain = fitted().log_prob(z) - own().log_prob(z)
     lines = [f"validation  log p(z) {_said(log_p)} nats/image under {name}" for name, log_p in densities.items()]
     elbos = f"{_said(held_out.elbo)} -> {_said(held_out.elbo + gain)}"
-    return "\n".join([*lines, f"ELBO        {elbos} nats/image with the fitted prior, a gain of {_said(gain)}"])
+    lines.append(f"ELBO        {elbos} nats/image with the fitted prior, a gain of {_said(gain)}")
+    if gain.mean() < 0:
+        lines.append("the fitted prior is the worse one: choose another by --prior, or one with fewer parameters")
+    return "\n".join(lines)
 
 
 def _said(values: Tensor) -> str:
     mean_and_error = MeanAndError()
-    mean_and_error.update(values.double())
+    mean_and_error.update(values.double().mean(1))  # of an image, over its samples
     mean, error = mean_and_error.compute()
     return f"{mean.item():.2f} +- {error.item():.2f}"
 

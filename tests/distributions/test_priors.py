@@ -253,7 +253,7 @@ def test_a_fitted_mixture_has_scikit_learns_density_and_finds_the_truth() -> Non
     )
     z, held_out = truth.sample((4000,)), truth.sample((4000,))
     prior = MixtureOfFullNormals((2,), 2).double()
-    prior.fit(z)
+    prior.fit(z[:3000], z[3000:])
     found = prior().log_prob(held_out)
     assert (found.mean() - truth.log_prob(held_out).mean()).abs() < 0.02
     theirs = GaussianMixture(2, reg_covar=1e-6, random_state=0).fit(z.numpy()).score_samples(held_out.numpy())
@@ -269,7 +269,7 @@ def test_a_prior_is_fitted_by_its_likelihood(monkeypatch: pytest.MonkeyPatch, re
     monkeypatch.setattr(Prior, "fit_steps", 400)
     truth = Independent(Normal(torch.tensor([0.7, -0.5]), torch.tensor([0.5, 1.5])), 1)
     prior, held_out = recipe((2,)), truth.sample((2000,))
-    prior.fit(truth.sample((4000,)))
+    prior.fit(truth.sample((4000,)), truth.sample((500,)))
     gap = (truth.log_prob(held_out) - prior().log_prob(held_out)).mean().item()
     start = (truth.log_prob(held_out) - StandardNormal((2,))().log_prob(held_out)).mean().item()
     assert -0.02 < gap < 0.25 * start
@@ -277,9 +277,9 @@ def test_a_prior_is_fitted_by_its_likelihood(monkeypatch: pytest.MonkeyPatch, re
 
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(UserError, match="no parameter to fit"):
-        StandardNormal((2,)).fit(torch.randn(5, 2))
+        StandardNormal((2,)).fit(torch.randn(5, 2), torch.randn(1, 2))
     with pytest.raises(UserError, match="3 latents cannot be fitted by 4 components"):
-        MixtureOfFullNormals((2,), 4).fit(torch.randn(3, 2))
+        MixtureOfFullNormals((2,), 4).fit(torch.randn(2, 2), torch.randn(1, 2))
 
 
 @pytest.mark.parametrize(

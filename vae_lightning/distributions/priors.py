@@ -6,6 +6,7 @@ To add one: subclass `Prior` and build the distribution in `forward`. Add a row 
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from abc import abstractmethod
@@ -52,19 +53,31 @@ class Prior(nn.Module):
     def bind(self, encode: Encode, image_shape: Shape) -> None:
         """Called once by the model that has this prior: for a prior that is made of q(z|x). Others need nothing."""
 
-    def fit(self, z: Tensor) -> None:
-        """Maximise the mean of log p(z) over the rows of `z` [N, *event_shape]: Adam, its rate falling as a cosine."""
-        parameters = list(self.parameters())
-        if not parameters:
+    def fit(self, z: Tensor, held_out: Tensor) -> None:
+        """Maximise the mean of log p(z) over rows `z` [N, *event_shape], up to where it is highest over `held_out`.
+
+        Adam, its rate falling as a cosine over `fit_steps`; the best of its states is kept.
+        """
+        if not list(self.parameters()):
             raise UserError(f"{type(self).__name__} has no parameter to fit; choose MixtureOfFullNormals or FlowPrior")
-        optimizer = torch.optim.Adam(parameters, lr=5e-3)
+        optimizer = torch.optim.Adam(self.parameters(), lr=5e-3)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.fit_steps)
-        for _ in range(self.fit_steps):
+        best, kept, kept_at = -math.inf, copy.deepcopy(self.state_dict()), 0
+        for step in range(1, self.fit_steps + 1):
             rows = torch.randint(len(z), (min(512, len(z)),), device=z.device)
             optimizer.zero_grad()
             (-self().log_prob(z[rows]).mean()).backward()
             optimizer.step()
             scheduler.step()
+            if step % 50 == 0 and (density := self._mean_log_prob(held_out)) > best:
+                best, kept, kept_at = density, copy.deepcopy(self.state_dict()), step
+            if step - kept_at > 300:
+                break
+        self.load_state_dict(kept)
+
+    @torch.no_grad()
+    def _mean_log_prob(self, z: Tensor) -> float:
+        return self().log_prob(z).mean().item()
 
 
 PriorRecipe: TypeAlias = Callable[[Shape], Prior]
@@ -140,12 +153,12 @@ class MixtureOfFullNormals(Prior):
         return reshaped(mixture_of(components, self.logits), self.event_shape)
 
     @torch.no_grad()
-    def fit(self, z: Tensor) -> None:
-        """By expectation maximisation from k-means (scikit-learn), with `min_sigma`^2 added to each variance."""
+    def fit(self, z: Tensor, held_out: Tensor) -> None:
+        """By expectation maximisation over all rows, from k-means (scikit-learn); each variance + `min_sigma`^2."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
-        count = len(self.logits)
+        count, z = len(self.logits), torch.cat([z, held_out])
         if len(z) <= count:
             raise UserError(f"MixtureOfFullNormals: {len(z)} latents cannot be fitted by {count} components")
         found = GaussianMixture(count, max_iter=500, reg_covar=max(self.min_sigma**2, 1e-9), random_state=0)
