@@ -13,6 +13,8 @@ vae-lightning: train, test and look at variational autoencoders.
   vae-lightning validate|test|predict -c CONFIG --ckpt_path FILE
   vae-lightning check-data -c CONFIG                 prepare the data set, read all of it, list what is wrong
   vae-lightning sample CHECKPOINT                    a picture of samples from the prior
+  vae-lightning fit-prior CHECKPOINT [--prior=CLASS] fit a density to the encoded training set; then
+  vae-lightning sample CHECKPOINT --prior=fitted     samples from it in the place of the prior
   vae-lightning reconstruct CHECKPOINT               a picture of test images above their reconstructions
 
 Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE

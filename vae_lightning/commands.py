@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,6 +20,8 @@ from vae_lightning.checkpoints import load_model, refuse_foreign_classes
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS
 from vae_lightning.data.cache import BrokenImagesError
+from vae_lightning.fitting import encode, fit_prior, own_prior, parse_args, report, save_prior, use_fitted_prior
+from vae_lightning.noise import reseed
 from vae_lightning.types import Batch, UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
@@ -40,8 +43,10 @@ def run(args: list[str]) -> int:
             _check(DataCLI(["fit", *rest]).spec)
         elif verb in NAMES:
             _draw(verb, rest)
+        elif verb == "fit-prior":
+            _fit_prior(rest)
         else:
-            known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES))
+            known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior"))
             raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
     except UserError as error:
         print(f"vae-lightning: error: {error}", file=sys.stderr)
@@ -64,14 +69,18 @@ def _draw(verb: str, args: list[str]) -> None:
     parser.add_argument("--num_images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help=f"default: images/{what}.png in the run's folder")
+    if verb == "sample":
+        fitted = "fitted: what fit-prior has written beside the checkpoint"
+        parser.add_argument("--prior", choices=("own", "fitted"), default="own", help=fitted)
     given = parser.parse_args(args)
     if given.num_images < 1:
         raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
-    if given.checkpoint.is_dir():
-        given.checkpoint = given.checkpoint / "checkpoints" / "best.ckpt"
+    given.checkpoint = _best(given.checkpoint)
     output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
     model = load_model(given.checkpoint)
     if verb == "sample":
+        if given.prior == "fitted":
+            use_fitted_prior(model, given.checkpoint)
         grid = sample_grid(model, given.num_images, given.seed)
     else:
         grid = reconstruction_grid(model, _test_batch(given.checkpoint, given.num_images), given.seed)
@@ -80,6 +89,32 @@ def _draw(verb: str, args: list[str]) -> None:
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output") from error
     print(output)
+
+
+def _fit_prior(args: list[str]) -> None:
+    """Encode the training set, fit a prior to it, write it beside the checkpoint, and say what it is worth."""
+    path, recipe, seed = parse_args(args)
+    path = _best(path)
+    model = load_model(path)
+    own_prior(model)
+    data = _data_of(path)
+    data.setup("fit")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    reseed(model.device, seed)
+    num_images = len(data.images("train").pixels)
+    train = encode(model, data.train_dataloader(), "the training set", max(1, 20_000 // max(1, num_images)))
+    held_out = encode(model, data.val_dataloader(), "the validation set")
+    prior = fit_prior(recipe, train)
+    said = report(model.cpu(), prior, held_out)
+    file = save_prior(prior, recipe, path)
+    count, num_samples = train.z.shape[:2]
+    print(f"prior       {file}")
+    print(f"fitted to   {count:,} training images, {num_samples} samples of q(z|x) each\n{said}", flush=True)
+
+
+def _best(checkpoint: Path) -> Path:
+    """The best checkpoint of a run's folder; a file as it is."""
+    return checkpoint / "checkpoints" / "best.ckpt" if checkpoint.is_dir() else checkpoint
 
 
 def _check(spec: dict[str, Any]) -> None:
@@ -111,6 +146,13 @@ def _build_data(spec: dict[str, Any]) -> ImageDataModule:
 
 def _test_batch(checkpoint: Path, n: int) -> Batch:
     """The first n test images of the data set that the checkpoint's run was trained on."""
+    data = _data_of(checkpoint)
+    data.setup("test")
+    return {name: values[:n] for name, values in next(iter(data.test_dataloader())).items()}
+
+
+def _data_of(checkpoint: Path) -> ImageDataModule:
+    """The data set that the checkpoint's run was trained on, prepared."""
     config = checkpoint.absolute().parent.parent / "config.yaml"
     if not config.is_file():
         raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
@@ -121,8 +163,7 @@ def _test_batch(checkpoint: Path, n: int) -> Batch:
     except (yaml.YAMLError, KeyError, TypeError, argparse.ArgumentError) as error:
         raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
     data.prepare_data()
-    data.setup("test")
-    return {name: values[:n] for name, values in next(iter(data.test_dataloader())).items()}
+    return data
 
 
 def _quieten() -> None:

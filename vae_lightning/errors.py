@@ -29,7 +29,7 @@ _TYPE_THEORY = re.compile(
     r"Problem with given class_path '[^']*':|Expected a <class 'NoneType'>|\.? Got value: Namespace\(.*"
 )
 _NO_CLASS = re.compile(
-    r"Expected a path but (\S+) either not accessible or invalid|Expected a dot import path string: \S+"
+    r"Expected a path but (\S+) either not accessible or invalid|Expected a dot import path string: (\S+)"
 )
 
 
@@ -63,7 +63,7 @@ def one_line(message: str) -> str:
     reasons = []
     for line in message.splitlines():
         if missing := _NO_CLASS.search(line):
-            reasons.append(_wrong_class(keys[-1] if keys else "", missing[1]))
+            reasons.append(_wrong_class(keys[-1] if keys else "", missing[1] or missing[2]))
         else:
             reasons.append(_TYPE_THEORY.sub("", line).strip(" -"))
     text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
@@ -71,15 +71,13 @@ def one_line(message: str) -> str:
     return f"{'.'.join(keys)}: {text}" if keys else text
 
 
-def _wrong_class(key: str, name: str | None) -> str:
-    """What the slot takes; nothing for the second of jsonargparse's two lines on one mistake."""
+def _wrong_class(key: str, name: str) -> str:
+    """What the slot takes; the same for each of jsonargparse's two lines on one mistake."""
     base = SLOTS.get(key.rpartition(".")[2])
-    if name is None:
-        return ""
     if base is None:
         return f"{name} cannot be imported, and is no file"
-    ours = [cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("vae_lightning.")]
-    names = sorted(cls for cls in ours if not cls.startswith("_"))
+    ours = (cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("vae_lightning."))
+    names = sorted(name for name in ours if not name.startswith("_"))
     return f"{name} is no {base.__name__} that can be imported; there are {', '.join(names)}"
 
 

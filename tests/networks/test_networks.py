@@ -7,13 +7,14 @@ from functools import partial
 import pytest
 import torch
 
-from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
+from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP
 from vae_lightning.types import NetworkRecipe, Shape, UserError
 
 IMAGES: list[Shape] = [(1, 28, 28), (3, 64, 64), (1, 8, 8), (2, 7, 13), (3, 1, 5)]
 NETWORKS: dict[str, tuple[NetworkRecipe, bool, bool]] = {  # recipe, reads an image, writes an image
     "MLP": (partial(MLP, hidden_sizes=(16, 8)), True, True),
     "affine": (partial(MLP, hidden_sizes=()), True, True),
+    "gated MLP": (partial(GatedMLP, hidden_sizes=(16, 8)), True, True),
     "convolutional encoder": (partial(ConvEncoder, channels=(4, 8), hidden_size=16), True, False),
     "convolutional decoder": (partial(ConvDecoder, channels=(4, 8), hidden_size=16), False, True),
 }
@@ -43,6 +44,14 @@ def test_affine_map_is_affine() -> None:
     torch.testing.assert_close(network(a) + network(b), network(a + b) + network(torch.zeros(3).double()))
 
 
+def test_a_gated_layer_is_its_formula() -> None:
+    """h' = (A h + a) sigmoid(B h + b), then an affine map."""
+    network = GatedMLP((3,), (2,), hidden_sizes=(4,)).double()
+    (_, gated, _, last), h = network.layers, torch.randn(3, dtype=torch.float64)
+    a, b = (gated.weight @ h + gated.bias).chunk(2)
+    torch.testing.assert_close(network(h), last.weight @ (a * torch.sigmoid(b)) + last.bias)
+
+
 def test_decoder_reaches_every_pixel() -> None:
     """No pixel of an odd-sized image is left at a constant."""
     images = torch.stack([ConvDecoder((4,), (1, 9, 11), channels=(4, 4))(torch.randn(4)) for _ in range(8)])
@@ -53,6 +62,7 @@ def test_decoder_reaches_every_pixel() -> None:
     "recipe",
     [
         partial(MLP, hidden_sizes=(0,)),
+        partial(GatedMLP, hidden_sizes=(0,)),
         partial(ConvEncoder, channels=()),
         partial(ConvEncoder, channels=(0,)),
     ],

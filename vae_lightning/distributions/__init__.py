@@ -12,6 +12,7 @@ from vae_lightning.distributions.families import (
     StudentT,
     noise_scale,
 )
+from vae_lightning.distributions.flows import IAF, LinearIAF, NeuralSplineFlow, RealNVP
 from vae_lightning.distributions.gaussians import FullNormal, LowRankNormal, RankOneNormal
 from vae_lightning.distributions.groups import Categorical, Dirichlet, RelaxedCategorical, VonMisesFisher, share_support
 from vae_lightning.distributions.intervals import Beta, Gamma
@@ -22,9 +23,21 @@ from vae_lightning.distributions.levels import (
     bits_per_dimension,
     is_mass,
 )
-from vae_lightning.distributions.priors import FamilyPrior, Prior, PriorRecipe, StandardNormal, UniformSphere
+from vae_lightning.distributions.priors import (
+    FamilyPrior,
+    FlowPrior,
+    LearnedNormal,
+    MixtureOfFullNormals,
+    MixtureOfNormals,
+    Prior,
+    PriorRecipe,
+    StandardNormal,
+    UniformSphere,
+    VampPrior,
+)
 
 __all__ = [
+    "IAF",
     "Bernoulli",
     "Beta",
     "Binomial",
@@ -37,18 +50,26 @@ __all__ = [
     "Family",
     "FamilyPrior",
     "FamilyRecipe",
+    "FlowPrior",
     "FullNormal",
     "Gamma",
     "Laplace",
+    "LearnedNormal",
+    "LinearIAF",
     "LowRankNormal",
     "MixtureOfDiscretizedLogistics",
+    "MixtureOfFullNormals",
+    "MixtureOfNormals",
+    "NeuralSplineFlow",
     "Prior",
     "PriorRecipe",
     "RankOneNormal",
+    "RealNVP",
     "RelaxedCategorical",
     "StandardNormal",
     "StudentT",
     "UniformSphere",
+    "VampPrior",
     "VonMisesFisher",
     "bits_per_dimension",
     "is_mass",

@@ -1,19 +1,40 @@
-"""Priors p(z): modules that hold parameters or buffers, and build their distribution when called."""
+"""Priors p(z): modules that hold parameters or buffers, and build their distribution when called.
+
+To add one: subclass `Prior` and build the distribution in `forward`. Add a row to the table in
+`tests/distributions/test_priors.py`.
+"""
 
 from __future__ import annotations
 
+import copy
+import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    Transform,
+    TransformedDistribution,
+)
+from torch.distributions.transforms import ReshapeTransform
+from torch.nn import functional as F
 
 from vae_lightning.distributions.families import Family, FamilyRecipe
+from vae_lightning.distributions.flows import Flowed, check_sizes, load_zuko
 from vae_lightning.distributions.groups import Groups, checked_group_size
+from vae_lightning.distributions.mixtures import mixture_of
 from vae_lightning.distributions.sphere import UniformOnSphere
-from vae_lightning.types import Shape
+from vae_lightning.types import Shape, UserError
+
+Encode: TypeAlias = Callable[[Tensor], Distribution]
+"""x [B, C, H, W] -> q(z|x): a model's encoder and posterior."""
 
 
 class Prior(nn.Module):
@@ -22,12 +43,43 @@ class Prior(nn.Module):
     A distribution kept as an attribute would not move to the GPU with its module: so it is built on call.
     """
 
+    fit_steps: ClassVar[int] = 2000
+
     def __init__(self, event_shape: Shape) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
 
     @abstractmethod
     def forward(self) -> Distribution: ...
+
+    def bind(self, encode: Encode, image_shape: Shape) -> None:
+        """Called once by the model that has this prior: for a prior that is made of q(z|x). Others need nothing."""
+
+    def fit(self, z: Tensor, held_out: Tensor) -> None:
+        """Maximise the mean of log p(z) over rows `z` [N, *event_shape], up to where it is highest over `held_out`.
+
+        Adam, its rate falling as a cosine over `fit_steps`; the best of its states is kept.
+        """
+        if not list(self.parameters()):
+            raise UserError(f"{type(self).__name__} has no parameter to fit; choose MixtureOfFullNormals or FlowPrior")
+        optimizer = torch.optim.Adam(self.parameters(), lr=5e-3)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.fit_steps)
+        best, kept, kept_at = -math.inf, copy.deepcopy(self.state_dict()), 0
+        for step in range(1, self.fit_steps + 1):
+            rows = torch.randint(len(z), (min(512, len(z)),), device=z.device)
+            optimizer.zero_grad()
+            (-self().log_prob(z[rows]).mean()).backward()
+            optimizer.step()
+            scheduler.step()
+            if step % 50 == 0 and (density := self._mean_log_prob(held_out)) > best:
+                best, kept, kept_at = density, copy.deepcopy(self.state_dict()), step
+            if step - kept_at > 300:
+                break
+        self.load_state_dict(kept)
+
+    @torch.no_grad()
+    def _mean_log_prob(self, z: Tensor) -> float:
+        return self().log_prob(z).mean().item()
 
 
 PriorRecipe: TypeAlias = Callable[[Shape], Prior]
@@ -46,8 +98,159 @@ class StandardNormal(Prior):
         self.register_buffer("ones", torch.ones(self.event_shape), persistent=False)
 
     def forward(self) -> Distribution:
-        normal = Normal(self.zeros, self.ones, validate_args=Family.validate_args)
-        return Independent(normal, len(self.event_shape), validate_args=Family.validate_args)
+        return independent_normal(self.zeros, self.ones, len(self.event_shape))
+
+
+class LearnedNormal(Prior):
+    """p(z) = N(mu, diag sigma^2), mu and sigma learned, from N(0, I)."""
+
+    def __init__(self, event_shape: Shape, min_sigma: float = 1e-3) -> None:
+        super().__init__(event_shape)
+        _check_mixture("LearnedNormal", 1, min_sigma)
+        self.min_sigma = min_sigma
+        self.mean = nn.Parameter(torch.zeros(self.event_shape))
+        self.raw_sigma = nn.Parameter(_raw_scale(torch.ones(self.event_shape) - min_sigma))
+
+    def forward(self) -> Distribution:
+        sigma = self.min_sigma + F.softplus(self.raw_sigma)
+        return independent_normal(self.mean, sigma, len(self.event_shape))
+
+
+class MixtureOfNormals(Prior):
+    """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), K = `num_components`, all of it learned."""
+
+    def __init__(self, event_shape: Shape, num_components: int = 10, min_sigma: float = 1e-3) -> None:
+        super().__init__(event_shape)
+        _check_mixture("MixtureOfNormals", num_components, min_sigma)
+        shape = (num_components, *self.event_shape)
+        self.min_sigma = min_sigma
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.means = nn.Parameter(torch.randn(shape))  # apart from the first, so that they can part further
+        self.raw_sigma = nn.Parameter(_raw_scale(torch.ones(shape) - min_sigma))
+
+    def forward(self) -> Distribution:
+        sigma = self.min_sigma + F.softplus(self.raw_sigma)
+        return mixture_of(independent_normal(self.means, sigma, len(self.event_shape)), self.logits)
+
+
+class MixtureOfFullNormals(Prior):
+    """p(z) = sum_k pi_k N(z; mu_k, C_k), C_k = R_k R_k^T of full covariance, K = `num_components`, all of it learned.
+
+    `raw_factor` holds R_k below its diagonal, and on it what softplus takes to R_k's own less `min_sigma`.
+    """
+
+    def __init__(self, event_shape: Shape, num_components: int = 10, min_sigma: float = 1e-3) -> None:
+        super().__init__(event_shape)
+        _check_mixture("MixtureOfFullNormals", num_components, min_sigma)
+        size = math.prod(self.event_shape)
+        self.min_sigma = min_sigma
+        self.logits = nn.Parameter(torch.zeros(num_components))
+        self.means = nn.Parameter(torch.randn(num_components, size))
+        self.raw_factor = nn.Parameter(torch.diag_embed(_raw_scale(torch.ones(num_components, size) - min_sigma)))
+
+    def forward(self) -> Distribution:
+        diagonal = self.min_sigma + F.softplus(self.raw_factor.diagonal(dim1=-2, dim2=-1))
+        factor = self.raw_factor.tril(-1) + torch.diag_embed(diagonal)  # [K, D, D]
+        components = MultivariateNormal(self.means, scale_tril=factor, validate_args=Family.validate_args)
+        return reshaped(mixture_of(components, self.logits), self.event_shape)
+
+    @torch.no_grad()
+    def fit(self, z: Tensor, held_out: Tensor) -> None:
+        """By expectation maximisation over all rows, from k-means (scikit-learn); each variance + `min_sigma`^2."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.mixture import GaussianMixture
+
+        count, z = len(self.logits), torch.cat([z, held_out])
+        if len(z) <= count:
+            raise UserError(f"MixtureOfFullNormals: {len(z)} latents cannot be fitted by {count} components")
+        found = GaussianMixture(count, max_iter=500, reg_covar=max(self.min_sigma**2, 1e-9), random_state=0)
+        with warnings.catch_warnings():  # what the fit is worth is said by the density of held-out latents
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found.fit(z.flatten(1).double().cpu().numpy())
+        factor = torch.linalg.cholesky(torch.from_numpy(found.covariances_))
+        rest = (factor.diagonal(dim1=-2, dim2=-1) - self.min_sigma).clamp(min=1e-6)
+        self.logits.copy_(torch.from_numpy(found.weights_).log())
+        self.means.copy_(torch.from_numpy(found.means_))
+        self.raw_factor.copy_(factor.tril(-1) + torch.diag_embed(_raw_scale(rest)))
+
+
+class FlowPrior(Prior):
+    """log p(z) = log N(f(z); 0, I) + log |det df/dz|, with f a neural spline flow of `num_steps` steps.
+
+    Durkan et al. 2019 (https://arxiv.org/abs/1906.04032). With `coupling` the dimensions are transformed in two halves,
+    and sampling costs two passes through each step. Without, f is autoregressive: as cheap to evaluate, and more
+    flexible, but sampling costs a pass for each dimension. Outside of [-5, 5] a dimension of z is left as it is.
+    """
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        num_steps: int = 4,
+        hidden_sizes: Sequence[int] = (64, 64),
+        num_bins: int = 8,
+        coupling: bool = True,
+    ) -> None:
+        super().__init__(event_shape)
+        check_sizes("FlowPrior", num_steps, hidden_sizes)
+        if num_bins < 2:
+            raise UserError(f"FlowPrior: num_bins is {num_bins}; it must be at least 2")
+        sizes = {"transforms": num_steps, "hidden_features": tuple(hidden_sizes), "bins": num_bins}
+        size = math.prod(self.event_shape)
+        self.flow = load_zuko().flows.NSF(size, **sizes, passes=2 if coupling else None).transform  # f
+        self.base = StandardNormal((size,))
+
+    def forward(self) -> Distribution:
+        return reshaped(Flowed(self.base(), self._from_noise), self.event_shape)
+
+    def _from_noise(self, context: Tensor | None) -> Transform:
+        return self.flow(context).inv
+
+
+class VampPrior(Prior):
+    """p(z) = 1/K sum_k q(z|u_k), with K = `num_components` learned pseudo-inputs u_k, images in [0, 1].
+
+    Tomczak & Welling 2018 (https://arxiv.org/abs/1705.07120), eq. 10: q is the model's own posterior. u_k starts at
+    noise around `init_mean`, for which the data's mean pixel will do, and is clamped to [0, 1] where it is used. Each
+    call costs a pass of the encoder over K images. A sample is of one u_k drawn at random.
+
+    Raises:
+        UserError: by `bind`, where the posterior has a density at its own samples alone, or another event shape.
+    """
+
+    pseudo_inputs: nn.Parameter
+
+    def __init__(
+        self, event_shape: Shape, num_components: int = 500, init_mean: float = 0.05, init_sigma: float = 0.01
+    ) -> None:
+        super().__init__(event_shape)
+        _check_mixture("VampPrior", num_components)
+        self.num_components, self.init_mean, self.init_sigma = num_components, init_mean, init_sigma
+        self._encode: Encode | None = None
+
+    def bind(self, encode: Encode, image_shape: Shape) -> None:
+        """A bound method of the model, not a module: so the encoder is registered once, with the model."""
+        noise = torch.randn(self.num_components, *image_shape)
+        self.pseudo_inputs = nn.Parameter(self.init_mean + self.init_sigma * noise)
+        self._encode = encode
+        with torch.no_grad():
+            self._try_density(encode(self.pseudo_inputs[:1].clamp(0, 1)))
+
+    def forward(self) -> Distribution:
+        if self._encode is None:
+            raise UserError("VampPrior: is made of a model's own q(z|x), and this model gives it none (Prior.bind)")
+        components = self._encode(self.pseudo_inputs.clamp(0, 1))  # batch [K], event [D]
+        return mixture_of(components, self.pseudo_inputs.new_zeros(self.num_components))
+
+    def _try_density(self, q: Distribution) -> None:
+        if q.event_shape != self.event_shape:
+            shapes = f"the posterior's latents have shape {tuple(q.event_shape)}, the prior's {self.event_shape}"
+            raise UserError(f"VampPrior: {shapes}; they must be the same")
+        try:
+            q.log_prob(q.sample().clone())  # a copy: to no flow its own sample
+        except (UserError, NotImplementedError) as error:
+            raise UserError(
+                f"VampPrior: needs a posterior with a density at any point, such as DiagonalNormal: {error}"
+            ) from error
 
 
 class FamilyPrior(Prior):
@@ -87,3 +290,28 @@ class UniformSphere(Prior):
 
     def forward(self) -> Distribution:
         return Groups(UniformOnSphere(self.zeros, validate_args=Family.validate_args))
+
+
+def independent_normal(mean: Tensor, sigma: Tensor, event_dims: int) -> Independent:
+    normal = Normal(mean, sigma, validate_args=Family.validate_args)
+    return Independent(normal, event_dims, validate_args=Family.validate_args)
+
+
+def reshaped(p: Distribution, event_shape: Shape) -> Distribution:
+    """A distribution of vectors as one of latents of any shape."""
+    if p.event_shape == event_shape:
+        return p
+    shape = ReshapeTransform(p.event_shape, torch.Size(event_shape))
+    return TransformedDistribution(p, [shape], validate_args=Family.validate_args)
+
+
+def _raw_scale(scale: Tensor) -> Tensor:
+    """softplus(raw) = scale."""
+    return scale + torch.log(-torch.expm1(-scale))
+
+
+def _check_mixture(owner: str, num_components: int, min_sigma: float = 0.0) -> None:
+    if num_components < 1:
+        raise UserError(f"{owner}: num_components is {num_components}; it must be at least 1")
+    if not 0 <= min_sigma < 1:
+        raise UserError(f"{owner}: min_sigma is {min_sigma}; it must be at least 0 and below 1, where sigma starts")

@@ -119,9 +119,7 @@ class FID(_Frechet):
         if find_spec("torch_fidelity") is None:
             return "torch-fidelity is not installed (pip install torch-fidelity)"
         if not Path(self.weights).is_file():
-            return (
-                f"there is no file {self.weights}; wanted: weights-inception-2015-12-05-6726825d.pth"
-            )
+            return f"there is no file {self.weights}; wanted: weights-inception-2015-12-05-6726825d.pth"
         return super().misfit(trace, data)
 
     def distance(self, data: ImageDataModule) -> FrechetInceptionDistance:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vae_lightning.distributions import (
     Bernoulli,
@@ -53,10 +54,15 @@ class VAE(LatentVariableModel):
         self.prior = prior(latent_shape)
         self.encoder = encoder(image_shape, self.posterior.param_shape)  # phi
         self.decoder = decoder(latent_shape, self.likelihood.param_shape)  # theta
+        self.prior.bind(self.encode, image_shape)
+
+    def encode(self, x: Tensor) -> Distribution:
+        """q(z|x): batch [B], event [D]."""
+        return self.posterior(self.encoder(x))
 
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
         x = batch["x"]  # [B, C, H, W]
-        q_z = self.posterior(self.encoder(x))  # batch [B], event [D]
+        q_z = self.encode(x)  # batch [B], event [D]
         z = q_z.rsample((num_samples,))  # [K, B, D]
         p_x = self.likelihood(self.decoder(z))  # batch [K, B], event [C, H, W]
         return Trace(x, p_x, {"z": Latent(z, q_z, self.prior())})

@@ -1,4 +1,4 @@
-"""The multi-layer perceptron."""
+"""Multi-layer perceptrons."""
 
 from __future__ import annotations
 
@@ -22,10 +22,31 @@ class MLP(Network):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
-        if any(size < 1 for size in hidden_sizes):
-            raise UserError(f"MLP: hidden_sizes {list(hidden_sizes)} has a size below 1; every size must be positive")
+        _check_sizes("MLP", hidden_sizes)
         sizes = [math.prod(in_shape), *hidden_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
         for size, next_size in pairwise(sizes):
             layers += [nn.Linear(size, next_size), activation()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], math.prod(out_shape)))
+
+
+class GatedMLP(Network):
+    """As an MLP, with h' = (A h + a) sigmoid(B h + b) for each hidden layer, elementwise: gated dense layers.
+
+    Dauphin et al. 2017 (https://arxiv.org/abs/1612.08083). The VampPrior's experiments have two of 300
+    (Tomczak & Welling 2018, https://arxiv.org/abs/1705.07120).
+    """
+
+    def __init__(self, in_shape: Shape, out_shape: Shape, hidden_sizes: Sequence[int] = (300, 300)) -> None:
+        super().__init__(in_shape, out_shape)
+        _check_sizes("GatedMLP", hidden_sizes)
+        sizes = [math.prod(in_shape), *hidden_sizes]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for size, next_size in pairwise(sizes):
+            layers += [nn.Linear(size, 2 * next_size), nn.GLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], math.prod(out_shape)))
+
+
+def _check_sizes(owner: str, hidden_sizes: Sequence[int]) -> None:
+    if any(size < 1 for size in hidden_sizes):
+        raise UserError(f"{owner}: hidden_sizes {list(hidden_sizes)} has a size below 1; every size must be positive")

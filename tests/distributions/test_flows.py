@@ -1,0 +1,269 @@
+"""Laws of posterior flows. To add one: one row in FLOWS."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions.transforms import AffineTransform
+
+from vae_lightning.distributions import IAF, DiagonalNormal, Family, LinearIAF, NeuralSplineFlow, RealNVP
+from vae_lightning.distributions.flows import Flowed
+from vae_lightning.types import Shape, UserError
+
+SMALL = {"hidden_sizes": (12,), "context_size": 3}
+FLOWS: dict[str, Callable[[Shape], Family]] = {
+    "IAF": partial(IAF, **SMALL),
+    "IAF, deep": partial(IAF, num_steps=3, hidden_sizes=(12, 12), context_size=2, gate_bias=0.5),
+    "linear IAF": LinearIAF,
+    "RealNVP": partial(RealNVP, **SMALL),
+    "neural spline": partial(NeuralSplineFlow, **SMALL),
+}
+ROWS = pytest.mark.parametrize("name", FLOWS)
+
+
+def make(name: str, size: int) -> Family:
+    return FLOWS[name]((size,)).double()
+
+
+def features(family: Family, *batch_shape: int, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(*batch_shape, *family.param_shape, dtype=torch.float64)
+
+
+@ROWS
+def test_normalised_in_one_dimension(name: str) -> None:
+    family = make(name, 1)
+    points = torch.linspace(-20, 20, 8_001, dtype=torch.float64)
+    density = family(features(family, 4)).log_prob(points[:, None, None]).exp()
+    torch.testing.assert_close(torch.trapezoid(density, points, dim=0), torch.ones(4).double(), rtol=0, atol=1e-4)
+
+
+@ROWS
+def test_normalised_in_two_dimensions(name: str) -> None:
+    family = make(name, 2)
+    line = torch.linspace(-8, 8, 161, dtype=torch.float64)
+    density = family(features(family)).log_prob(torch.cartesian_prod(line, line)).exp()
+    assert density.sum().item() * (line[1] - line[0]).item() ** 2 == pytest.approx(1, abs=2e-3)
+
+
+@ROWS
+def test_shapes(name: str) -> None:
+    """Event-shaped: log_prob is [*sample, *batch]; an expanded posterior is the same one."""
+    family = make(name, 3)
+    q = family(features(family, 2, 7))
+    assert (q.batch_shape, q.event_shape) == ((2, 7), (3,))
+    z = q.rsample((5,))
+    assert z.shape == (5, 2, 7, 3)
+    assert q.log_prob(z).shape == (5, 2, 7)
+    wide = q.expand((5, 2, 7))
+    assert wide.batch_shape == (5, 2, 7)
+    torch.testing.assert_close(wide.log_prob(z), q.log_prob(z))
+    assert wide.rsample().shape == (5, 2, 7, 3)
+
+
+@ROWS
+def test_a_sample_has_one_density_with_and_without_the_inverse(name: str) -> None:
+    """The kept density of own samples = the density of the same numbers as a foreign point; so are their gradients."""
+    family, raws = make(name, 4), []
+    for point in (lambda z: z, torch.clone):
+        torch.manual_seed(1)
+        raw = features(family, 6).requires_grad_()
+        q = family(raw)
+        log_q = q.log_prob(point(q.rsample((3,))))
+        log_q.square().sum().backward()
+        raws.append((log_q.detach(), raw.grad))
+    torch.testing.assert_close(raws[0], raws[1], rtol=1e-6, atol=1e-8)
+
+
+@ROWS
+def test_log_density_is_that_of_the_jacobian_by_autograd(name: str) -> None:
+    """log q(z) = log q_0(e) - log |det dz/de|, and the inverse leads back to e."""
+    family = make(name, 5)
+    q = family(features(family))
+    if not isinstance(q, Flowed):
+        pytest.skip("a Gaussian in closed form")
+    e = q.base.sample()
+    f = q.flow(q.context)
+    jacobian = torch.autograd.functional.jacobian(f, e)
+    expected = q.base.log_prob(e) - torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(q.log_prob(f(e)), expected)
+    torch.testing.assert_close(f.inv(f(e)), e)
+
+
+@ROWS
+def test_gradient_reaches_features_and_weights(name: str) -> None:
+    """Of the density of a point that was drawn without a gradient, as of its own samples."""
+    family = make(name, 3)
+    for draw in (lambda q: q.rsample(), lambda q: q.sample()):
+        raw = features(family, 64).requires_grad_()
+        family.zero_grad()
+        q = family(raw)
+        (q.log_prob(draw(q)) ** 2).sum().backward()
+        for tensor in (raw, *family.parameters()):
+            assert tensor.grad is not None
+            assert torch.isfinite(tensor.grad).all()
+            assert tensor.grad.abs().sum() > 0
+
+
+@ROWS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
+def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) -> None:
+    """float32 from whatever the network has, autocast or not: its own samples have finite densities and gradients."""
+    family = FLOWS[name]((4,))
+    raw = (size * torch.tensor([-1.0, 1.0, -0.5, 0.0, 0.5]).repeat(99)[: family.param_shape[0]]).to(dtype)
+    raw.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q = family(raw[None])
+        z = q.rsample((2,))
+        log_q = q.log_prob(z)
+    assert z.dtype == log_q.dtype == torch.float32
+    assert torch.isfinite(log_q).all()
+    (log_q.sum() + z.sum()).backward()
+    assert raw.grad is not None
+    assert torch.isfinite(raw.grad).all()
+
+
+@ROWS
+def test_density_is_float32_under_autocast(name: str) -> None:
+    """To 1e-4 of the float64 density at the same point, not to bfloat16's 1e-2."""
+    family = FLOWS[name]((4,))
+    raw = torch.randn(8, *family.param_shape).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        q = family(raw)
+        z = q.rsample()
+        own, foreign = q.log_prob(z), q.log_prob(z.clone())
+    exact = family.double()(raw.double()).log_prob(z.double())
+    torch.testing.assert_close(own.double(), exact, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(foreign.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_step_of_iaf_is_autoregressive(step: int) -> None:
+    """dz/de is triangular with the gates, in (0, 1), as its diagonal; the second step has the order reversed."""
+    family = make("IAF", 6)
+    context = torch.randn(3, dtype=torch.float64)
+    f = family.flow.transforms[step](context)
+    jacobian = torch.autograd.functional.jacobian(f, torch.randn(6, dtype=torch.float64))
+    beyond, within = (jacobian.triu(1), jacobian.tril(-1)) if step == 0 else (jacobian.tril(-1), jacobian.triu(1))
+    assert torch.equal(beyond, torch.zeros_like(beyond))
+    assert (within != 0).sum() == 15
+    gates = jacobian.diagonal()
+    assert ((gates > 0) & (gates < 1)).all()
+
+
+def test_iaf_starts_near_the_identity() -> None:
+    """With the gates open, z is e."""
+    family = partial(IAF, gate_bias=40.0, **SMALL)((4,)).double()
+    q = family(features(family))
+    assert isinstance(q, Flowed)
+    e = q.base.sample()
+    torch.testing.assert_close(q.flow(q.context)(e), e)
+
+
+def test_linear_iaf_is_its_matrix_times_a_diagonal_gaussian() -> None:
+    """z = L y with the features' own L, mu, sigma."""
+    family = LinearIAF((3,), min_sigma=0.0).double()
+    raw = features(family)
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[1, 0], matrix[2, 0], matrix[2, 1] = raw[6], raw[7], raw[8]
+    variance = torch.diag(torch.nn.functional.softplus(raw[3:6]) ** 2)
+    q = family(raw)
+    torch.testing.assert_close(q.mean, matrix @ raw[:3])
+    assert isinstance(q, MultivariateNormal)
+    torch.testing.assert_close(q.covariance_matrix, matrix @ variance @ matrix.T)
+
+
+def best_kl(family: Family, p: MultivariateNormal) -> float:
+    """min KL(q || p) over the features of a Gaussian q."""
+    raw = torch.zeros(family.param_shape, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([raw], max_iter=200, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        kl = kl_divergence(as_multivariate(family(raw)), p)
+        kl.backward()
+        return kl
+
+    optimizer.step(loss)
+    return loss().item()
+
+
+def as_multivariate(q: Distribution) -> MultivariateNormal:
+    return q if isinstance(q, MultivariateNormal) else MultivariateNormal(q.mean, scale_tril=torch.diag(q.stddev))
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.9, 0.99])
+def test_linear_iaf_closes_the_gap_of_the_mean_field(rho: float) -> None:
+    """The best diagonal q misses a posterior of correlation rho by -log(1 - rho^2) / 2 nats, a linear IAF by 0."""
+    p = MultivariateNormal(torch.tensor([0.5, -1.0]).double(), torch.tensor([[1.0, rho], [rho, 1.0]]).double())
+    gap = -0.5 * math.log(1 - rho**2)
+    assert best_kl(DiagonalNormal((2,), min_sigma=0.0).double(), p) == pytest.approx(gap, abs=1e-2)
+    assert best_kl(LinearIAF((2,), min_sigma=0.0).double(), p) == pytest.approx(0, abs=1e-2)
+
+
+class _OneWay(AffineTransform):
+    """2 e, with no inverse."""
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def test_a_flow_that_cannot_invert_says_so_and_has_the_density_of_its_own_samples() -> None:
+    """No inverse is taken of an own sample; of any other point, a changed sample among them, one line is said."""
+    base = Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
+    IAF((2,))  # whatever flow has been built before
+    q = Flowed(base, lambda _: _OneWay(0.0, 2.0, event_dim=1))
+    z = q.rsample((4,))
+    torch.testing.assert_close(q.log_prob(z), Independent(Normal(torch.zeros(3), 2 * torch.ones(3)), 1).log_prob(z))
+    with pytest.raises(UserError, match="not its own sample") as refusal:
+        q.log_prob(z + 1)
+    assert "\n" not in str(refusal.value)
+    with pytest.raises(UserError, match="not its own sample"):
+        q.log_prob(z.mul_(2))
+
+
+def test_an_iaf_beyond_float32_says_so() -> None:
+    """Gates of 1e-3, ten times in a row: what distinguishes two points is below float32's resolution."""
+    family = IAF((8,), num_steps=10, gate_bias=-30.0)
+    q = family(torch.randn(3, *family.param_shape))
+    z = q.rsample()
+    assert torch.isfinite(q.log_prob(z)).all()
+    with pytest.raises(UserError, match="not its own sample"):
+        q.log_prob(z + 1)
+
+
+@pytest.mark.parametrize("checks", [True, False])
+def test_building_a_flow_leaves_torchs_own_checks_as_they_are(monkeypatch: pytest.MonkeyPatch, checks: bool) -> None:
+    """The first import of zuko switches them off for everyone; ours puts them back."""
+    monkeypatch.setattr(Distribution, "_validate_args", checks)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zuko"]:
+        monkeypatch.delitem(sys.modules, name)
+    IAF((2,))
+    assert Distribution._validate_args is checks  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "event_shape"),
+    [
+        (partial(IAF, num_steps=0), (2,)),
+        (partial(IAF, hidden_sizes=()), (2,)),
+        (partial(IAF, context_size=0), (2,)),
+        (partial(IAF, min_gate=0.0), (2,)),
+        (IAF, (2, 4, 4)),
+        (LinearIAF, (2, 4, 4)),
+        (partial(LinearIAF, min_sigma=-1.0), (2,)),
+        (partial(RealNVP, hidden_sizes=(0,)), (2,)),
+        (partial(NeuralSplineFlow, num_bins=1), (2,)),
+    ],
+)
+def test_impossible_settings_are_refused(recipe: Callable[[Shape], Family], event_shape: Shape) -> None:
+    with pytest.raises(UserError) as refusal:
+        recipe(event_shape)
+    assert "\n" not in str(refusal.value)

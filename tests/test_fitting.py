@@ -1,0 +1,164 @@
+"""A prior fitted after training: the command, its file, its numbers, and one line for each mistake."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import MultivariateNormal
+
+from tests.helpers import TrainedRun, read_picture, trained_run
+from tests.models.linear_gaussian import linear_gaussian
+from vae_lightning.__main__ import main
+from vae_lightning.checkpoints import load_model
+from vae_lightning.distributions import LearnedNormal, MixtureOfFullNormals, Prior, StandardNormal
+from vae_lightning.fitting import Encoded, encode, fit_prior, report, save_prior, use_fitted_prior
+from vae_lightning.models import VAE
+from vae_lightning.objectives import ELBO
+from vae_lightning.types import UserError
+
+CHECKPOINT = Path("checkpoints") / "best.ckpt"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    return trained_run(tmp_path_factory.getbasetemp() / "trained")
+
+
+@pytest.fixture
+def run(trained: TrainedRun, tmp_path: Path) -> Path:
+    """A run's folder that a test may write to."""
+    return trained.copy_to(tmp_path)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The one line that a command ends in."""
+    capsys.readouterr()
+    assert main([str(arg) for arg in args]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    return said
+
+
+def test_fit_prior_and_sample_from_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit-prior", str(run), "--prior=MixtureOfFullNormals", "--prior.num_components=3"]) == 0
+    said = capsys.readouterr().out
+    own, fitted, before, after, gain = (float(n) for n in re.findall(r"(-?[\d.]+) \+-", said))
+    assert fitted > own  # of held-out latents
+    assert gain == pytest.approx(fitted - own, abs=0.02)
+    assert after == pytest.approx(before + gain, abs=0.02)
+    kept = torch.load(run / "checkpoints" / "best.prior.pt", weights_only=True)
+    assert kept["prior"]["class_path"].endswith("MixtureOfFullNormals")
+    assert kept["prior"]["init_args"]["num_components"] == 3
+    for prior in ("fitted", "own"):
+        picture = run / f"{prior}.png"
+        assert main(["sample", str(run), f"--prior={prior}", "--num_images=10", f"--output={picture}"]) == 0
+    assert (read_picture(run / "fitted.png") != read_picture(run / "own.png")).any()
+
+
+def test_mistakes_on_the_command_line_are_one_line_each(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "fit-prior" in refusal(capsys, "sample", run, "--prior=fitted")  # what makes the file
+    assert "no Prior" in refusal(capsys, "fit-prior", run, "--prior=Nope")
+    assert "no parameter to fit" in refusal(capsys, "fit-prior", run, "--prior=StandardNormal")
+    assert "checkpoint" in refusal(capsys, "fit-prior")
+    assert "no such checkpoint" in refusal(capsys, "fit-prior", run / "nothing.ckpt")
+    assert not (run / "checkpoints" / "best.prior.pt").exists()
+    (run / "config.yaml").unlink()
+    assert "config.yaml" in refusal(capsys, "fit-prior", run)
+
+
+def test_the_fitted_prior_replaces_the_models_own(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+    """The same density as before it was written, from a recipe with settings of its own."""
+    monkeypatch.setattr(Prior, "fit_steps", 50)
+    checkpoint, recipe = run / CHECKPOINT, partial(LearnedNormal, min_sigma=0.01)
+    model = load_model(checkpoint)
+    assert isinstance(model, VAE)
+    shape = model.prior.event_shape
+    prior = fit_prior(recipe, Encoded(2 + torch.randn(400, 1, *shape), torch.zeros(400, 1)))
+    path = save_prior(prior, recipe, checkpoint)
+    use_fitted_prior(model, checkpoint)
+    z = torch.randn(5, *shape)
+    assert torch.equal(model.prior().log_prob(z), prior().log_prob(z))
+    assert [p.name for p in path.parent.glob("*part*")] == []
+
+
+def test_an_unfit_file_is_refused(run: Path) -> None:
+    checkpoint = run / CHECKPOINT
+    model = load_model(checkpoint)
+    path = save_prior(StandardNormal((3,)), StandardNormal, checkpoint)
+    good = torch.load(path, weights_only=True)
+    size = model.prior.event_shape[0]  # type: ignore[union-attr, index]
+
+    def said(contents: object) -> str:
+        torch.save(contents, path)
+        with pytest.raises(UserError) as refused:
+            use_fitted_prior(model, checkpoint)
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    assert f"shape (3,); the model's have ({size},)" in said(good)
+    fits = {**good, "event_shape": [size]}
+    assert "another best.ckpt" in said({**fits, "checkpoint": "0" * 64})
+    assert "not of vae_lightning" in said({**fits, "prior": {"class_path": "os.path.join"}})
+    assert "cannot be built" in said({**fits, "prior": {"class_path": "vae_lightning.models.VAE"}})
+    assert "cannot be built" in said({**fits, "state_dict": {"mean": torch.zeros(1)}})
+    assert "fit-prior has written" in said([1, 2])
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError, match="damaged"):
+        use_fitted_prior(model, checkpoint)
+    shutil.copy(checkpoint, path)
+    with pytest.raises(UserError, match="fit-prior has written"):
+        use_fitted_prior(model, checkpoint)
+
+
+def test_the_aggregate_posterior_is_recovered_and_the_elbo_gains_what_the_density_does() -> None:
+    """Data of a linear-Gaussian model with its exact q: the aggregate posterior is p(z) itself, and nothing is gained.
+
+    With data whose latents have another mean and covariance it is those, and the gain is KL(N(m, C) || N(0, I)).
+    """
+    model = linear_gaussian(ELBO)
+    model.eval()
+    encoded = encode(model, [{"x": torch.randn(8, 1, 2, 3).double()}], "the test", 3)
+    assert encoded.z.shape == (8, 3, 2)
+    assert encoded.elbo.shape == (8, 3)
+    truth = MultivariateNormal(torch.tensor([1.0, -1.0]).double(), torch.tensor([[0.5, 0.3], [0.3, 0.4]]).double())
+    train, held_out = (Encoded(truth.sample((n, 1)), torch.zeros(n, 1).double()) for n in (20_000, 20_000))
+    prior = fit_prior(partial(MixtureOfFullNormals, num_components=1), train).double()
+    expected = torch.distributions.kl_divergence(
+        truth, MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    )
+    gain = re.search(r"a gain of (\S+)", report(model, prior, held_out))
+    assert gain is not None
+    assert float(gain[1]) == pytest.approx(expected.item(), abs=0.03)
+
+
+def test_a_worse_prior_is_called_that() -> None:
+    model = linear_gaussian(ELBO)
+    bad = LearnedNormal((2,)).double()
+    with torch.no_grad():
+        bad.mean.fill_(3.0)
+    z = torch.randn(100, 1, 2).double()
+    assert "the worse one" in report(model, bad, Encoded(z, torch.zeros(100, 1).double()))
+
+
+def test_an_empty_set_and_a_model_without_a_latent_vector_are_refused() -> None:
+    model = linear_gaussian(ELBO)
+    with pytest.raises(UserError, match="the training set has no images"):
+        encode(model, [], "the training set")
+    model.prior = StandardNormal((2, 4, 4))
+    with pytest.raises(UserError, match="one latent vector"):
+        report(model, StandardNormal((2,)), Encoded(torch.zeros(1, 1, 2), torch.zeros(1, 1)))
+
+
+def test_every_fittable_prior_is_stopped_by_held_out_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 training latents in 8 dimensions the fit keeps the state that held-out ones like best, and not the last."""
+    monkeypatch.setattr(Prior, "fit_steps", 200)
+    z, held_out = torch.randn(40, 8), torch.randn(2000, 8)
+    prior = MixtureOfFullNormals((8,), 5)
+    start = prior().log_prob(held_out).mean()
+    Prior.fit(prior, z, held_out)
+    assert prior().log_prob(held_out).mean() > start

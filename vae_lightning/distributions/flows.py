@@ -1,0 +1,307 @@
+"""Flows: an invertible map f carries a simple density to another, log p(f(e)) = log p(e) - log |det df/de|.
+
+Here are posteriors q(z|x) with a flow; a flow as the prior is in `priors.py`. The maps are zuko's
+(https://zuko.readthedocs.io), save for the gated step of IAF, which it lacks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import AffineTransform, Distribution, MultivariateNormal, Transform, constraints
+from torch.nn import functional as F
+
+from vae_lightning.distributions.families import DiagonalNormal, Family
+from vae_lightning.types import Shape, UserError
+
+
+def load_zuko() -> ModuleType:
+    """zuko, imported where a flow is built, without what its import does to all of torch.
+
+    It switches the argument checks of every distribution off; whoever wants that says so to torch.
+    """
+    checks = Distribution._validate_args  # type: ignore[attr-defined]
+    zuko = importlib.import_module("zuko")
+    Distribution.set_default_validate_args(checks)
+    return zuko
+
+
+_FOREIGN = "flow: the density of a point was asked for that is not its own sample"
+_REMEDY = "choose a posterior with a density everywhere (DiagonalNormal, LinearIAF), or what needs none of other points"
+
+
+class _Sample(NamedTuple):
+    z: Tensor
+    version: int
+    log_prob: Tensor
+    with_grad: bool
+
+
+class Flowed(Distribution):
+    """log q(z) = log q_0(e) - log |det df/de| with z = f(e), e ~ q_0.
+
+    `base` is q_0; `flow(context)` is f, a `Transform` of vectors with `context` [*batch, C] (or None) as its condition.
+    The density of the last sample drawn by `rsample` is kept, so that a posterior's own samples cost no inversion;
+    any other point is inverted, which an autoregressive f does one dimension after the other: D times the work.
+    Float32 at least, whatever autocast says.
+
+    Raises:
+        UserError: by `log_prob` of a point that is not its own sample, where f has no inverse or rounding spoils it.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self, base: Distribution, flow: Callable[[Tensor | None], Transform], context: Tensor | None = None
+    ) -> None:
+        self.base, self.flow, self.context = base, flow, context
+        self._last: _Sample | None = None
+        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        e = self.base.rsample(torch.Size(sample_shape))  # [*sample, *batch, D]
+        with torch.autocast(e.device.type, enabled=False):
+            z, log_det = self.flow(self.context).call_and_ladj(e)  # type: ignore[attr-defined]
+            log_prob = self.base.log_prob(e) - log_det
+        self._last = _Sample(z, z._version, log_prob, torch.is_grad_enabled())
+        return z
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        last = self._last
+        if (
+            last is not None
+            and value is last.z
+            and value._version == last.version
+            and (last.with_grad or not torch.is_grad_enabled())  # a sample drawn without a gradient has none to give
+        ):
+            return last.log_prob
+        value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
+        with torch.autocast(value.device.type, enabled=False):
+            try:
+                e, log_det = self.flow(self.context).inv.call_and_ladj(value)  # type: ignore[attr-defined]
+            except NotImplementedError as error:
+                raise UserError(f"{_FOREIGN}, and its transform has no inverse; {_REMEDY}") from error
+            return self.base.log_prob(e) + log_det
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        shape = torch.Size(batch_shape)
+        context = None if self.context is None else self.context.expand(*shape, self.context.shape[-1])
+        return Flowed(self.base.expand(shape), self.flow, context)
+
+
+class _Flow(Family):
+    """z = f(e; h(x)), e ~ N(mu(x), diag sigma(x)^2): features [..., 2 D + C] hold mu, the raw scale, the context h.
+
+    A subclass sets `flow`, a module from h [..., C] to a `Transform` of vectors of D.
+    """
+
+    flow: Callable[[Tensor | None], Transform]
+
+    def __init__(self, event_shape: Shape, context_size: int, min_sigma: float) -> None:
+        super().__init__(event_shape)
+        if len(self.event_shape) != 1:
+            raise UserError(f"{type(self).__name__}: is a flow of vectors; the latent has shape {self.event_shape}")
+        if context_size < 1:
+            raise UserError(f"{type(self).__name__}: context_size is {context_size}; it must be at least 1")
+        self.context_size = context_size
+        self.base = DiagonalNormal(event_shape, min_sigma=min_sigma)
+
+    @property
+    def param_shape(self) -> Shape:
+        return (2 * self.event_shape[0] + self.context_size,)
+
+    def forward(self, features: Tensor) -> Distribution:
+        full = features if features.dtype == torch.float64 else features.float()
+        params, context = full.split((2 * self.event_shape[0], self.context_size), dim=-1)
+        return Flowed(self.base(params), self.flow, context)
+
+
+class IAF(_Flow):
+    """z <- g z + (1 - g) m with (m_i, s_i) = MADE(z_1 .. z_(i-1), h), g = sigmoid(s): inverse autoregressive flow.
+
+    Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), algorithm 1, from z ~ N(mu(x), diag sigma(x)^2), `num_steps`
+    times, in reversed order each time: log q falls by sum log g. `hidden_sizes` are those of each step's MADE (Germain
+    et al. 2015), `gate_bias` is added to s, so that a step starts near the identity. Deviation: g has the floor
+    `min_gate`, so that each step can be inverted. Sampling takes one pass, the density elsewhere one a dimension.
+    """
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        num_steps: int = 2,
+        hidden_sizes: Sequence[int] = (320,),
+        context_size: int = 64,
+        gate_bias: float = 1.5,
+        min_gate: float = 1e-3,
+        min_sigma: float = 1e-3,
+        activation: Callable[[], nn.Module] = nn.ELU,
+    ) -> None:
+        super().__init__(event_shape, context_size, min_sigma)
+        check_sizes("IAF", num_steps, hidden_sizes)
+        if not 0 < min_gate < 1:
+            raise UserError(f"IAF: min_gate is {min_gate}; it is a floor of the gate, between 0 and 1")
+        size = self.event_shape[0]
+        steps = [
+            _GatedStep(size, context_size, k % 2 == 1, hidden_sizes, gate_bias, min_gate, activation)
+            for k in range(num_steps)
+        ]
+        self.flow = load_zuko().lazy.LazyComposedTransform(*steps)
+
+
+class _GatedStep(nn.Module):
+    """h -> the transform z_i <- g_i z_i + (1 - g_i) m_i, of which (m_i, g_i) see h and the dimensions before i."""
+
+    def __init__(
+        self,
+        size: int,
+        context_size: int,
+        reverse: bool,
+        hidden_sizes: Sequence[int],
+        gate_bias: float,
+        min_gate: float,
+        activation: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        zuko = load_zuko()
+        before = torch.ones(size, size).tril(-1).bool()  # [i, j]: j comes before i
+        sees = torch.cat([before.T if reverse else before, torch.ones(size, context_size).bool()], dim=1)
+        self.made = zuko.nn.MaskedMLP(torch.cat([sees, sees]), tuple(hidden_sizes), activation)  # m above s
+        self.size, self.gate_bias, self.min_gate = size, gate_bias, min_gate
+        self._dependent = zuko.transforms.DependentTransform
+
+    def forward(self, context: Tensor) -> Transform:
+        return _Autoregressive(partial(self._update, context), self.size)
+
+    def _update(self, context: Tensor, z: Tensor) -> Transform:
+        context = context.expand(*z.shape[:-1], context.shape[-1])
+        m, s = self.made(torch.cat([z, context], dim=-1)).chunk(2, dim=-1)
+        g = self.min_gate + (1 - self.min_gate) * torch.sigmoid(s + self.gate_bias)
+        return self._dependent(AffineTransform((1 - g) * m, g), 1)
+
+
+class _Autoregressive(Transform):
+    """y_i = f_i(x_i; x_1 .. x_(i-1)): `step(x)` is the elementwise transform f of all dimensions, given x.
+
+    Inverted by `num_passes` sweeps, each of which makes one more dimension right; the result is checked.
+    """
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, step: Callable[[Tensor], Transform], num_passes: int) -> None:
+        super().__init__()
+        self.step, self.num_passes = step, num_passes
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.step(x)(x)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x = torch.zeros_like(y)
+        for _ in range(self.num_passes):
+            x = self.step(x).inv(y)
+        error = ((self._call(x.detach()) - y).abs() / (1 + y.abs())).detach()
+        if not bool((error < 0.01).all()):
+            raise UserError(f"{_FOREIGN}, and rounding spoils the inverse: off by {error.max():.2g}; {_REMEDY}")
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.step(x).log_abs_det_jacobian(x, y)
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both by one pass."""
+        transform = self.step(x)
+        y = transform(x)
+        return y, transform.log_abs_det_jacobian(x, y)
+
+
+class LinearIAF(Family):
+    """z = L(x) y, y ~ N(mu(x), diag sigma(x)^2), L unit lower triangular: q(z|x) = N(L mu, L diag sigma^2 L^T).
+
+    Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), section 4: one linear autoregressive step makes any Gaussian
+    of full covariance. Features [..., 2 D + D (D - 1) / 2] hold mu, the raw scale, and L below its diagonal, by rows.
+    """
+
+    def __init__(self, event_shape: Shape, min_sigma: float = 1e-3) -> None:
+        super().__init__(event_shape)
+        if len(self.event_shape) != 1:
+            raise UserError(f"LinearIAF: is a flow of vectors; the latent has shape {self.event_shape}")
+        if min_sigma < 0:
+            raise UserError(f"LinearIAF: min_sigma is {min_sigma}; it must be at least 0")
+        self.min_sigma = min_sigma
+
+    @property
+    def param_shape(self) -> Shape:
+        size = self.event_shape[0]
+        return (2 * size + size * (size - 1) // 2,)
+
+    def forward(self, features: Tensor) -> Distribution:
+        size = self.event_shape[0]
+        with torch.autocast(features.device.type, enabled=False):
+            full = features if features.dtype == torch.float64 else features.float()
+            mu, raw, below = full.split((size, size, size * (size - 1) // 2), dim=-1)
+            sigma = self.min_sigma + F.softplus(raw)
+            row, column = torch.tril_indices(size, size, offset=-1, device=full.device)
+            matrix = torch.eye(size, dtype=full.dtype, device=full.device).repeat(*full.shape[:-1], 1, 1)
+            matrix[..., row, column] = below  # L [..., D, D]
+            mean = (matrix @ mu[..., None])[..., 0]
+            return MultivariateNormal(mean, scale_tril=matrix * sigma[..., None, :], validate_args=self.validate_args)
+
+
+class RealNVP(_Flow):
+    """z_b <- z_b e^(s(z_a, h)) + t(z_a, h), z_a and z_b the halves of z by turns: affine coupling.
+
+    Dinh et al. 2017 (https://arxiv.org/abs/1605.08803), here as a posterior, from z ~ N(mu(x), diag sigma(x)^2); |s| is
+    bounded by log 1000. Deviation: z_a too is scaled and shifted, by functions of h alone. Sampling takes one pass, the
+    density of another point two.
+    """
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        num_steps: int = 4,
+        hidden_sizes: Sequence[int] = (128, 128),
+        context_size: int = 64,
+        min_sigma: float = 1e-3,
+    ) -> None:
+        super().__init__(event_shape, context_size, min_sigma)
+        check_sizes("RealNVP", num_steps, hidden_sizes)
+        sizes = {"transforms": num_steps, "hidden_features": tuple(hidden_sizes), "passes": 2}
+        self.flow = load_zuko().flows.MAF(self.event_shape[0], context_size, **sizes).transform
+
+
+class NeuralSplineFlow(_Flow):
+    """As `RealNVP`, with a monotone rational-quadratic spline of `num_bins` pieces on [-5, 5] for the affine map.
+
+    Durkan et al. 2019 (https://arxiv.org/abs/1906.04032). Outside of [-5, 5] a dimension is left as it is.
+    """
+
+    def __init__(
+        self,
+        event_shape: Shape,
+        num_steps: int = 3,
+        hidden_sizes: Sequence[int] = (128, 128),
+        num_bins: int = 8,
+        context_size: int = 64,
+        min_sigma: float = 1e-3,
+    ) -> None:
+        super().__init__(event_shape, context_size, min_sigma)
+        check_sizes("NeuralSplineFlow", num_steps, hidden_sizes)
+        if num_bins < 2:
+            raise UserError(f"NeuralSplineFlow: num_bins is {num_bins}; it must be at least 2")
+        sizes = {"transforms": num_steps, "hidden_features": tuple(hidden_sizes), "passes": 2, "bins": num_bins}
+        self.flow = load_zuko().flows.NSF(self.event_shape[0], context_size, **sizes).transform
+
+
+def check_sizes(owner: str, num_steps: int, hidden_sizes: Sequence[int]) -> None:
+    if num_steps < 1:
+        raise UserError(f"{owner}: num_steps is {num_steps}; it must be at least 1")
+    if not hidden_sizes or min(hidden_sizes) < 1:
+        raise UserError(f"{owner}: hidden_sizes {list(hidden_sizes)}: needs one positive size or more, such as (320,)")

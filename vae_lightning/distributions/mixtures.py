@@ -1,0 +1,47 @@
+"""Mixtures p(z) = sum_k pi_k p_k(z), with the memory of N x K numbers and not of N x K x D where that can be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
+
+from vae_lightning.distributions.families import Family
+
+
+def mixture_of(components: Distribution, logits: Tensor) -> MixtureSameFamily:
+    """sum_k pi_k p_k(z): `components` with batch shape [K], pi = softmax(`logits`) [K]."""
+    is_diagonal = isinstance(components, Independent) and isinstance(components.base_dist, Normal)
+    kind = DiagonalMixture if is_diagonal else MixtureSameFamily
+    weights = Categorical(logits=logits, validate_args=Family.validate_args)
+    return kind(weights, components, validate_args=Family.validate_args)
+
+
+class DiagonalMixture(MixtureSameFamily):
+    """log p(z) = log sum_k pi_k N(z; mu_k, diag sigma_k^2), from z^2 / sigma^2 - 2 z mu / sigma^2 + mu^2 / sigma^2.
+
+    As matrix products: [*sample, K] numbers, and never [*sample, K, D]. In float64 (but where the device has none), for
+    the three terms are far larger than their sum where sigma is small; the result has the dtype of z.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        wide = torch.float32 if value.device.type == "mps" else torch.float64
+        normal, event_dims = self.component_distribution.base_dist, len(self.event_shape)
+        mean, sigma = normal.loc.to(wide).flatten(1), normal.scale.to(wide).flatten(1)  # [K, D]
+        z, precision = value.to(wide).flatten(-event_dims), sigma**-2  # [*sample, D], [K, D]
+        square = z**2 @ precision.T - 2 * z @ (mean * precision).T + (mean**2 * precision).sum(-1)  # [*sample, K]
+        log_scale = sigma.log().sum(-1) + 0.5 * mean.shape[-1] * math.log(2 * math.pi)
+        log_weight = torch.log_softmax(self.mixture_distribution.logits.to(wide), dim=-1)
+        return torch.logsumexp(log_weight - log_scale - 0.5 * square, dim=-1).to(value.dtype)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Of each mixture draw its own component alone: torch's class draws from all of them and keeps one."""
+        with torch.no_grad():
+            k = self.mixture_distribution.sample(torch.Size(sample_shape))
+            normal = self.component_distribution.base_dist
+            return torch.normal(normal.loc[k], normal.scale[k])

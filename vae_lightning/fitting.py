@@ -1,0 +1,200 @@
+"""After training: a density fitted to the encoded training set, to sample from in the place of the prior.
+
+"Ex-post density estimation" (Ghosh et al. 2020, https://arxiv.org/abs/1903.12436): the decoder was trained on latents
+of the aggregate posterior 1/N sum_n q(z|x_n), which the prior may miss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from vae_lightning.checkpoints import refuse_foreign_classes
+from vae_lightning.data.files import write_whole
+from vae_lightning.distributions import MixtureOfFullNormals, Prior, PriorRecipe, StandardNormal
+from vae_lightning.errors import one_line
+from vae_lightning.metrics import MeanAndError
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.recipes import to_plain
+from vae_lightning.types import Batch, UserError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Of N images: `z` ~ q(z|x) [N, K, *event], and the ELBO at each [N, K], in nats, closed forms not used."""
+
+    z: Tensor
+    elbo: Tensor
+
+
+@torch.no_grad()
+def encode(model: LatentVariableModel, batches: Iterable[Batch], what: str, num_samples: int = 1) -> Encoded:
+    """Run the model on every batch, wherever the model is, K = `num_samples`; `what` the images are, where none are."""
+    found = []
+    for batch in batches:
+        trace = model.trace({name: values.to(model.device) for name, values in batch.items()}, num_samples)
+        if len(trace.latents) != 1:
+            raise _no_single_latent(model)
+        (latent,) = trace.latents.values()
+        found.append((latent.z.transpose(0, 1).cpu(), trace.log_weight().T.cpu()))  # [B, K, *event], [B, K]
+    if not found:
+        raise UserError(f"{what} has no images: there is nothing to fit a prior to")
+    z, elbo = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Encoded(z, elbo)
+
+
+def own_prior(model: LatentVariableModel) -> Prior:
+    """The prior that a fitted one may take the place of.
+
+    Raises:
+        UserError: where the model has not one prior over one latent vector.
+    """
+    prior = getattr(model, "prior", None)
+    if not isinstance(prior, Prior) or len(prior.event_shape) != 1:
+        raise _no_single_latent(model)
+    return prior
+
+
+def _no_single_latent(model: LatentVariableModel) -> UserError:
+    return UserError(f"{type(model).__name__}: a prior is fitted to one latent vector with one prior; it has not that")
+
+
+def fit_prior(recipe: PriorRecipe, train: Encoded) -> Prior:
+    """A prior of `recipe`, fitted to z ~ q(z|x) over the training set; a tenth of the images says when to stop."""
+    prior = recipe(tuple(train.z.shape[2:]))
+    tenth = -(-len(train.z) // 10)
+    prior.fit(train.z[tenth:].flatten(0, 1), train.z[:tenth].flatten(0, 1))
+    return prior.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def report(model: LatentVariableModel, fitted: Prior, held_out: Encoded) -> str:
+    """E log p(z) of held-out latents under each prior, and the ELBO: the difference of the two is added to it.
+
+    All three on the CPU.
+    """
+    own = own_prior(model)
+    z = held_out.z  # [N, K, D]
+    densities = {type(own).__name__: own().log_prob(z), f"fitted {type(fitted).__name__}": fitted().log_prob(z)}
+    if not isinstance(own, StandardNormal):
+        densities = {"N(0, I)": StandardNormal(own.event_shape)().log_prob(z), **densities}
+    gain = fitted().log_prob(z) - own().log_prob(z)
+    lines = [f"validation  log p(z) {_said(log_p)} nats/image under {name}" for name, log_p in densities.items()]
+    elbos = f"{_said(held_out.elbo)} -> {_said(held_out.elbo + gain)}"
+    lines.append(f"ELBO        {elbos} nats/image with the fitted prior, a gain of {_said(gain)}")
+    if gain.mean() < 0:
+        lines.append("the fitted prior is the worse one: choose another by --prior, or one with fewer parameters")
+    return "\n".join(lines)
+
+
+def _said(values: Tensor) -> str:
+    mean_and_error = MeanAndError()
+    mean_and_error.update(values.double().mean(1))  # of an image, over its samples
+    mean, error = mean_and_error.compute()
+    return f"{mean.item():.2f} +- {error.item():.2f}"
+
+
+# -- the file beside the checkpoint -----------------------------------------------------------------------------------
+
+
+def prior_path(checkpoint: Path) -> Path:
+    """best.prior.pt for best.ckpt."""
+    return checkpoint.with_suffix(".prior.pt")
+
+
+def save_prior(prior: Prior, recipe: PriorRecipe, checkpoint: Path) -> Path:
+    """Plain data: how to build the prior, its tensors, and the digest of the checkpoint that it belongs to."""
+    contents = io.BytesIO()
+    kept = {
+        "prior": to_plain(recipe, "prior"),
+        "event_shape": list(prior.event_shape),
+        "state_dict": dict(prior.state_dict()),
+        "checkpoint": _digest(checkpoint),
+    }
+    torch.save(kept, contents)
+    path = prior_path(checkpoint)
+    try:
+        write_whole(path, contents.getvalue())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    return path
+
+
+def use_fitted_prior(model: LatentVariableModel, checkpoint: Path) -> None:
+    """Put the prior that was fitted to this checkpoint in the place of the model's own.
+
+    Raises:
+        UserError: where there is none, it is damaged, or it was fitted to other latents.
+    """
+    own, path = own_prior(model), prior_path(checkpoint)
+    if not path.is_file():
+        raise UserError(f"{path}: no fitted prior; vae-lightning fit-prior {checkpoint} makes it")
+    kept = _read(path)
+    shape = tuple(kept["event_shape"])
+    if shape != own.event_shape:
+        raise UserError(f"{path}: fitted to latents of shape {shape}; the model's have {own.event_shape}")
+    if kept["checkpoint"] != _digest(checkpoint):
+        raise UserError(f"{path}: fitted to another {checkpoint.name} than is there now; run fit-prior again")
+    refuse_foreign_classes(kept["prior"], path)
+    try:
+        prior = parse_recipe(kept["prior"])(shape)
+        prior.load_state_dict(kept["state_dict"])
+    except (RuntimeError, TypeError, ValueError, argparse.ArgumentError) as error:
+        raise UserError(f"{path}: its prior cannot be built: {' '.join(str(error).split())[:300]}") from error
+    model.prior = prior.to(model.device).eval()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises OSError, EOFError, UnpicklingError or RuntimeError, by where it broke
+        raise UserError(f"{path}: not a readable file: damaged, or with more in it than plain data") from error
+    if not isinstance(kept, dict) or not {"prior", "event_shape", "state_dict", "checkpoint"} <= kept.keys():
+        raise UserError(f"{path}: not a prior that vae-lightning fit-prior has written")
+    return dict(kept)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+def parse_args(args: Sequence[str]) -> tuple[Path, PriorRecipe, int]:
+    """CHECKPOINT [--prior=FlowPrior --prior.num_steps=8] [--seed=1], as the checkpoint, the recipe, the seed."""
+    parser = _recipe_parser()
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run: its best one")
+    parser.add_argument("--seed", type=int, default=0)
+    try:
+        given = parser.parse_args(list(args))
+        return given.checkpoint, parser.instantiate_classes(given).prior, given.seed
+    except argparse.ArgumentError as error:
+        raise UserError(f"fit-prior: {one_line(str(error))}") from error
+
+
+def parse_recipe(spec: Any) -> PriorRecipe:
+    """A prior's recipe from `{class_path, init_args}`, as `to_plain` writes it."""
+    parser = _recipe_parser()
+    recipe: PriorRecipe = parser.instantiate_classes(parser.parse_object({"prior": spec})).prior
+    return recipe
+
+
+def _recipe_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="vae-lightning fit-prior",
+        description="fit a density to the encoded training set, for vae-lightning sample CHECKPOINT --prior=fitted",
+        exit_on_error=False,
+    )
+    parser.add_argument("--prior", type=PriorRecipe, default=MixtureOfFullNormals)
+    return parser
