@@ -1,5 +1,6 @@
 """From features to distributions: families (posteriors and likelihoods) and priors."""
 
+from vae_lightning.distributions.combined import Given, normal_product
 from vae_lightning.distributions.families import (
     Bernoulli,
     Binomial,
@@ -18,8 +19,10 @@ __all__ = [
     "DiagonalNormal",
     "Family",
     "FamilyRecipe",
+    "Given",
     "Prior",
     "PriorRecipe",
     "StandardNormal",
     "noise_scale",
+    "normal_product",
 ]
