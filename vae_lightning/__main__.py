@@ -14,6 +14,7 @@ vae-lightning: train, test and look at variational autoencoders.
   vae-lightning check-data -c CONFIG                 prepare the data set, read all of it, list what is wrong
   vae-lightning sample CHECKPOINT                    a picture of samples from the prior
   vae-lightning reconstruct CHECKPOINT               a picture of test images above their reconstructions
+  vae-lightning impute CHECKPOINT --missing=0.6      hide pixels of test images and fill them in; --steps, --corrected
 
 Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE
 --model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). A config is code: it names the
