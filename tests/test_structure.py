@@ -20,7 +20,7 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "models": {"distributions", "networks", "noise", "objectives", "recipes", "trace", "types"},
     "data": {"drawing", "noise", "types"},
     "drawing": {"noise", "types"},
-    "metrics": {"models", "trace", "types"},
+    "metrics": {"distributions", "models", "trace", "types"},
     "callbacks": {"data", "models", "noise", "types"},
 }
 

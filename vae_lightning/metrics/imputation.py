@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vae_lightning.distributions import Given
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
@@ -41,6 +42,8 @@ def impute(
     x = batch["x"]
     trace = model.trace({**batch, "x": torch.where(missing, torch.rand_like(x), x)})
     z, p_x = {name: latent.z for name, latent in trace.latents.items()}, trace.p_x
+    if isinstance(p_x, Given) and bool((p_x.mask & missing).any()):
+        raise UserError(f"{type(model).__name__}: pixels that the model is conditioned on cannot be missing")
     kept, accepted, first_kept = torch.zeros_like(x), [1.0], num_steps // 2
     for step in range(num_steps):
         draw = torch.where(missing, p_x.sample()[0], x)  # [1, B, C, H, W] -> [B, C, H, W]
