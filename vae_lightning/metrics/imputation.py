@@ -35,47 +35,57 @@ def impute(
     `missing`: bool, broadcasts against [B, C, H, W]. Rezende, Mohamed & Wierstra 2014 (https://arxiv.org/abs/1401.4082):
     the chain's law is p(x_missing|x_observed) only where q(z|x) is the posterior. `corrected` makes it so for every q:
     a z is accepted with the probability of Metropolis and Hastings (Mattei & Frellsen 2018,
-    https://arxiv.org/abs/1802.04826). That needs the model's `decode`, and a q(z|x) that depends on x alone.
+    https://arxiv.org/abs/1802.04826), after a first quarter of steps without, for from noise hardly any would be.
+    That needs the model's `decode`, and a q(z|x) that depends on x alone.
     """
     if num_steps < 1:
         raise UserError(f"impute: the number of steps is {num_steps}; it must be at least 1")
     x = batch["x"]
     trace = model.trace({**batch, "x": torch.where(missing, torch.rand_like(x), x)})
-    z, p_x = {name: latent.z for name, latent in trace.latents.items()}, trace.p_x
-    if isinstance(p_x, Given) and bool((p_x.mask & missing).any()):
-        raise UserError(f"{type(model).__name__}: pixels that the model is conditioned on cannot be missing")
-    kept, accepted, first_kept = torch.zeros_like(x), [1.0], num_steps // 2
+    _refuse_what_cannot_be(model, trace, missing, corrected)
+    z, p_x = _drawn(trace), trace.p_x
+    kept, shares = torch.zeros_like(x), []
     for step in range(num_steps):
         draw = torch.where(missing, p_x.sample()[0], x)  # [1, B, C, H, W] -> [B, C, H, W]
-        kept += p_x.mean[0] if step >= first_kept else 0
-        if step + 1 == num_steps:
-            break
+        kept += p_x.mean[0] if step >= num_steps // 2 else 0
         trace = model.trace({**batch, "x": draw})
-        p_x = trace.p_x
-        if corrected:
+        if corrected and step >= num_steps // 4:
             z, share = _accept_or_stay(model, trace, z)
             p_x = model.decode(z)
-            accepted.append(share)
-    mean = torch.where(missing, kept / (num_steps - first_kept), x)
-    return Imputation(draw, mean, sum(accepted[1:]) / max(1, len(accepted) - 1) if corrected else 1.0)
+            shares.append(share)
+        else:
+            z, p_x = _drawn(trace), trace.p_x
+    mean = torch.where(missing, kept / (num_steps - num_steps // 2), x)
+    return Imputation(draw, mean, sum(shares) / len(shares) if corrected else 1.0)
+
+
+def _refuse_what_cannot_be(model: LatentVariableModel, trace: Trace, missing: Tensor, corrected: bool) -> None:
+    if isinstance(trace.p_x, Given) and bool((trace.p_x.mask & missing).any()):
+        raise UserError(f"{type(model).__name__}: pixels that the model is conditioned on cannot be missing")
+    for name, latent in trace.latents.items():
+        if corrected and len(latent.q.batch_shape) > 1:
+            raise UserError(
+                f"a corrected chain weighs z by q(z|x), and {type(model).__name__}'s q of {name} depends on other "
+                "latents as well; leave out --corrected"
+            )
+    if corrected:
+        model.decode(_drawn(trace))
+
+
+def _drawn(trace: Trace) -> dict[str, Tensor]:
+    return {name: latent.z for name, latent in trace.latents.items()}
 
 
 def _accept_or_stay(
     model: LatentVariableModel, proposed: Trace, z: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], float]:
     """z' ~ q(z|x) with probability min(1, w' / w), else z, where w = p(x, z) / q(z|x) at the present x."""
-    for name, latent in proposed.latents.items():
-        if len(latent.q.batch_shape) > 1:
-            raise UserError(
-                f"a corrected chain weighs z by q(z|x), and {type(model).__name__}'s q of {name} depends on other "
-                "latents as well; leave out --corrected"
-            )
     held = {name: replace(latent, z=z[name]) for name, latent in proposed.latents.items()}
     log_ratio = proposed.log_weight() - Trace(proposed.x, model.decode(z), held).log_weight()  # [1, B]
     accept = torch.rand_like(log_ratio).log() < log_ratio
     moved = {
-        name: torch.where(accept.reshape(*accept.shape, *[1] * (latent.z.dim() - 2)), latent.z, z[name])
-        for name, latent in proposed.latents.items()
+        name: torch.where(accept.reshape(*accept.shape, *[1] * (new.dim() - 2)), new, z[name])
+        for name, new in _drawn(proposed).items()
     }
     return moved, accept.double().mean().item()
 
