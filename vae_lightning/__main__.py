@@ -16,6 +16,7 @@ vae-lightning: train, test and look at variational autoencoders.
   vae-lightning fit-prior CHECKPOINT [--prior=CLASS] fit a density to the encoded training set; then
   vae-lightning sample CHECKPOINT --prior=fitted     samples from it in the place of the prior
   vae-lightning reconstruct CHECKPOINT               a picture of test images above their reconstructions
+  vae-lightning impute CHECKPOINT --missing=0.6      hide pixels of test images and fill them in; --steps, --corrected
 
 Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE
 --model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). A config is code: it names the

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,13 +15,15 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
-from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png
+from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png, stack
 from vae_lightning.checkpoints import load_model, refuse_foreign_classes
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS
 from vae_lightning.data.cache import BrokenImagesError
 from vae_lightning.fitting import encode, fit_prior, own_prior, parse_args, report, save_prior, use_fitted_prior
+from vae_lightning.metrics import MeanAndError, draw_missing, impute, missing_error
 from vae_lightning.noise import reseed
 from vae_lightning.types import Batch, UserError
 
@@ -45,8 +48,10 @@ def run(args: list[str]) -> int:
             _draw(verb, rest)
         elif verb == "fit-prior":
             _fit_prior(rest)
+        elif verb == "impute":
+            _impute(rest)
         else:
-            known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior"))
+            known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior", "impute"))
             raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
     except UserError as error:
         print(f"vae-lightning: error: {error}", file=sys.stderr)
@@ -64,26 +69,65 @@ class _Parser(argparse.ArgumentParser):
 
 def _draw(verb: str, args: list[str]) -> None:
     what = NAMES[verb]
-    parser = _Parser(prog=f"vae-lightning {verb}", description=f"write a picture of {what} as PNG")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run: its best one")
-    parser.add_argument("--num_images", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help=f"default: images/{what}.png in the run's folder")
+    parser = _Parser(prog=f"vae-lightning {verb}")
     if verb == "sample":
         fitted = "fitted: what fit-prior has written beside the checkpoint"
         parser.add_argument("--prior", choices=("own", "fitted"), default="own", help=fitted)
-    given = parser.parse_args(args)
-    if given.num_images < 1:
-        raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
-    given.checkpoint = _best(given.checkpoint)
-    output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
+    given = _picture_arguments(parser, what, args)
     model = load_model(given.checkpoint)
     if verb == "sample":
         if given.prior == "fitted":
             use_fitted_prior(model, given.checkpoint)
         grid = sample_grid(model, given.num_images, given.seed)
     else:
-        grid = reconstruction_grid(model, _test_batch(given.checkpoint, given.num_images), given.seed)
+        batch = _first_images(_data_of(given.checkpoint), given.num_images)
+        grid = reconstruction_grid(model, batch, given.seed)
+    _write(grid, given.output)
+
+
+def _impute(args: list[str]) -> None:
+    """Hide pixels of test images, fill them in, and say how far that is from the truth, beside the mean image's."""
+    parser = _Parser(prog="vae-lightning impute")
+    parser.add_argument("--missing", type=float, default=0.6, help="share of the pixels that are hidden")
+    parser.add_argument("--steps", type=int, default=100, help="of the chain")
+    parser.add_argument("--corrected", action="store_true", help="accept or reject each z (Metropolis-Hastings)")
+    given = _picture_arguments(parser, "imputations", args)
+    model = load_model(given.checkpoint)
+    data = _data_of(given.checkpoint)
+    batch = _first_images(data, given.num_images)
+    x = batch["x"]
+    reseed(model.device, given.seed)
+    missing = draw_missing(x, given.missing)
+    filled = impute(model, batch, missing, given.steps, given.corrected)
+    plain = torch.where(missing, _mean_image(data), x)
+    shown = (x, torch.where(missing, 0.5, x), plain, filled.draw, filled.mean)
+    _write(stack(*(row[:20] for row in shown)), given.output)
+    print(f"{len(x)} images, {given.missing:.0%} of pixels missing, {given.steps} steps", end="")
+    print(f", {filled.acceptance:.0%} accepted" if given.corrected else "")
+    is_binary = bool(((x == 0) | (x == 1)).all())
+    for name, guess in (("chain", filled.mean), ("mean image", plain)):
+        score = MeanAndError()
+        score.update(missing_error(guess, x, missing))
+        error, stderr = score.compute()
+        wrong = f", {missing_error(guess.round(), x, missing).mean():.1%} wrong" if is_binary else ""
+        print(f"{name:<12}squared error {error:.4f} +- {stderr:.4f} a missing pixel{wrong}", flush=True)
+
+
+def _picture_arguments(parser: _Parser, what: str, args: list[str]) -> argparse.Namespace:
+    parser.description = f"write a picture of {what} as PNG"
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run: its best one")
+    parser.add_argument("--num_images", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help=f"default: images/{what}.png in the run's folder")
+    given = parser.parse_args(args)
+    if given.num_images < 1:
+        raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
+    given.checkpoint = _best(given.checkpoint)
+    given.output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
+    return given
+
+
+def _write(grid: Tensor, output: Path) -> None:
     try:
         save_png(grid, output)
     except OSError as error:
@@ -144,13 +188,6 @@ def _build_data(spec: dict[str, Any]) -> ImageDataModule:
     return data
 
 
-def _test_batch(checkpoint: Path, n: int) -> Batch:
-    """The first n test images of the data set that the checkpoint's run was trained on."""
-    data = _data_of(checkpoint)
-    data.setup("test")
-    return {name: values[:n] for name, values in next(iter(data.test_dataloader())).items()}
-
-
 def _data_of(checkpoint: Path) -> ImageDataModule:
     """The data set that the checkpoint's run was trained on, prepared."""
     config = checkpoint.absolute().parent.parent / "config.yaml"
@@ -164,6 +201,20 @@ def _data_of(checkpoint: Path) -> ImageDataModule:
         raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
     data.prepare_data()
     return data
+
+
+def _first_images(data: ImageDataModule, n: int) -> Batch:
+    """The first n test images."""
+    return {name: values[:n] for name, values in next(iter(data.test_dataloader())).items()}
+
+
+def _mean_image(data: ImageDataModule, num_images: int = 10_000) -> Tensor:
+    """The mean of x over about so many training images: [C, H, W]."""
+    batches = islice(data.train_dataloader(), -(-num_images // data.batch_size))
+    total, count = 0.0, 0
+    for batch in batches:
+        total, count = total + batch["x"].double().sum(0), count + len(batch["x"])
+    return (torch.as_tensor(total) / count).float()
 
 
 def _quieten() -> None:

@@ -16,11 +16,14 @@ class Latent:
 
     Shapes: `z` is [K, B, *event] for K samples of each of B examples; `q` has batch shape [B] (or [K, B] where it
     depends on an earlier sample); `p` has batch shape [], [B] or [K, B].
+    `p_depends_on_z`: p(z|z') was made of a z' that had been drawn given this very z, as in bottom-up inference. Then
+    KL(q || p) in closed form would average over a z that this p has not seen, which is another number: it is sampled.
     """
 
     z: Tensor
     q: Distribution
     p: Distribution
+    p_depends_on_z: bool = False
 
     def log_ratio(self) -> Tensor:
         """log q(z|x) - log p(z), at the sample: [K, B] nats."""
@@ -42,6 +45,8 @@ class Latent:
         return None if q is None or p is None else replace(self, q=q, p=p)
 
     def _closed_form_kl(self) -> Tensor | None:
+        if self.p_depends_on_z:
+            return None
         try:
             return kl_divergence(self.q, self.p)
         except NotImplementedError:

@@ -7,7 +7,15 @@ from functools import partial
 import pytest
 import torch
 
-from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder, GatedMLP
+from vae_lightning.networks import (
+    MLP,
+    ConvDecoder,
+    ConvEncoder,
+    GatedMLP,
+    ResidualMLP,
+    ResNetDecoder,
+    ResNetEncoder,
+)
 from vae_lightning.types import NetworkRecipe, Shape, UserError
 
 IMAGES: list[Shape] = [(1, 28, 28), (3, 64, 64), (1, 8, 8), (2, 7, 13), (3, 1, 5)]
@@ -17,6 +25,9 @@ NETWORKS: dict[str, tuple[NetworkRecipe, bool, bool]] = {  # recipe, reads an im
     "gated MLP": (partial(GatedMLP, hidden_sizes=(16, 8)), True, True),
     "convolutional encoder": (partial(ConvEncoder, channels=(4, 8), hidden_size=16), True, False),
     "convolutional decoder": (partial(ConvDecoder, channels=(4, 8), hidden_size=16), False, True),
+    "residual encoder": (partial(ResNetEncoder, channels=(4, 8), hidden_size=16), True, False),
+    "residual decoder": (partial(ResNetDecoder, channels=(4, 8), hidden_size=16), False, True),
+    "residual perceptron": (partial(ResidualMLP, hidden_size=16, num_blocks=3), True, True),
 }
 
 
@@ -52,9 +63,10 @@ def test_a_gated_layer_is_its_formula() -> None:
     torch.testing.assert_close(network(h), last.weight @ (a * torch.sigmoid(b)) + last.bias)
 
 
-def test_decoder_reaches_every_pixel() -> None:
+@pytest.mark.parametrize("decoder", [ConvDecoder, ResNetDecoder])
+def test_decoder_reaches_every_pixel(decoder: type[ConvDecoder] | type[ResNetDecoder]) -> None:
     """No pixel of an odd-sized image is left at a constant."""
-    images = torch.stack([ConvDecoder((4,), (1, 9, 11), channels=(4, 4))(torch.randn(4)) for _ in range(8)])
+    images = torch.stack([decoder((4,), (1, 9, 11), channels=(4, 4))(torch.randn(4)) for _ in range(8)])
     assert (images.std(0) > 0).all()
 
 
@@ -65,6 +77,10 @@ def test_decoder_reaches_every_pixel() -> None:
         partial(GatedMLP, hidden_sizes=(0,)),
         partial(ConvEncoder, channels=()),
         partial(ConvEncoder, channels=(0,)),
+        partial(ResNetEncoder, channels=()),
+        partial(ResNetEncoder, num_blocks=0),
+        partial(ResidualMLP, num_blocks=0),
+        partial(ResidualMLP, hidden_size=0),
     ],
 )
 def test_impossible_sizes_are_refused(recipe: NetworkRecipe) -> None:
@@ -72,6 +88,18 @@ def test_impossible_sizes_are_refused(recipe: NetworkRecipe) -> None:
         recipe((1, 8, 8), (4,))
 
 
-def test_a_convolution_of_a_vector_is_refused() -> None:
+@pytest.mark.parametrize("encoder", [ConvEncoder, ResNetEncoder])
+def test_a_convolution_of_a_vector_is_refused(encoder: NetworkRecipe) -> None:
     with pytest.raises(UserError, match="use an MLP"):
-        ConvEncoder((8,), (4,))
+        encoder((8,), (4,))
+
+
+@pytest.mark.parametrize("num_blocks", [1, 8])
+def test_a_deep_residual_network_starts_with_a_signal(num_blocks: int) -> None:
+    """Whatever its depth: an output of order one for an input of order one, and gradients of one size at both ends."""
+    network = ResidualMLP((32,), (32,), hidden_size=64, num_blocks=num_blocks)
+    y = network(torch.randn(256, 32))
+    assert 0.05 < y.std() < 5
+    y.square().sum().backward()
+    first, last = (layer.weight.grad for layer in (network.layers[1], network.layers[-1]))  # type: ignore[index, union-attr]
+    assert 0.05 < first.norm() / last.norm() < 20  # type: ignore[union-attr]

@@ -69,8 +69,13 @@ def reconstruction_grid(model: LatentVariableModel, batch: Batch, seed: int) -> 
     """Rows of originals, each above a row of their reconstructions: uint8 [3, H, W]."""
     with _quiet(model, seed):
         mean = model.trace(batch).p_x.mean[0]
-    pairs = zip(batch["x"].split(_COLUMNS), mean.split(_COLUMNS), strict=True)
-    strips = [torch.cat([to_grid(row) for row in pair], dim=1) for pair in pairs]
+    return stack(batch["x"], mean)
+
+
+def stack(*rows: Tensor) -> Tensor:
+    """The n-th image of each of `rows`, one below the other, ten beside each other: uint8 [3, H, W]."""
+    parts = zip(*(row.split(_COLUMNS) for row in rows), strict=True)
+    strips = [torch.cat([to_grid(row) for row in part], dim=1) for part in parts]
     width = strips[0].shape[-1]  # the last strip may be shorter
     return torch.cat([F.pad(strip, (0, width - strip.shape[-1], 0, _GAP), value=255) for strip in strips], dim=1)
 

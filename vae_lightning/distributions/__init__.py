@@ -1,6 +1,7 @@
 """From features to distributions: families (posteriors and likelihoods) and priors."""
 
 from vae_lightning.distributions import kl as kl  # registers the closed forms
+from vae_lightning.distributions.combined import Given, normal_product
 from vae_lightning.distributions.families import (
     Bernoulli,
     Binomial,
@@ -53,6 +54,7 @@ __all__ = [
     "FlowPrior",
     "FullNormal",
     "Gamma",
+    "Given",
     "Laplace",
     "LearnedNormal",
     "LinearIAF",
@@ -74,5 +76,6 @@ __all__ = [
     "bits_per_dimension",
     "is_mass",
     "noise_scale",
+    "normal_product",
     "share_support",
 ]

@@ -5,6 +5,7 @@ from vae_lightning.metrics.disentanglement import Disentanglement
 from vae_lightning.metrics.evaluation import Evaluation
 from vae_lightning.metrics.evaluator import Evaluator
 from vae_lightning.metrics.frechet import FID, FrechetDistance
+from vae_lightning.metrics.imputation import Imputation, draw_missing, impute, missing_error
 from vae_lightning.metrics.information import Information
 from vae_lightning.metrics.latents import LatentUnits, RateDistortion
 from vae_lightning.metrics.likelihood import MarginalLikelihood, MeanAndError, log_marginal_likelihood
@@ -17,11 +18,15 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "FrechetDistance",
+    "Imputation",
     "Information",
     "LatentUnits",
     "MarginalLikelihood",
     "MeanAndError",
     "RateDistortion",
     "Reconstruction",
+    "draw_missing",
+    "impute",
     "log_marginal_likelihood",
+    "missing_error",
 ]

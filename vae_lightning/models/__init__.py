@@ -1,6 +1,21 @@
 """Models: one file for each structure."""
 
 from vae_lightning.models.base import LatentVariableModel
+from vae_lightning.models.cvae import CVAE, ClassLabel, Condition, ImageColumns
+from vae_lightning.models.dlgm import DLGM
+from vae_lightning.models.hvae import HVAE, BottomUp, Inference, Ladder
 from vae_lightning.models.vae import VAE
 
-__all__ = ["VAE", "LatentVariableModel"]
+__all__ = [
+    "CVAE",
+    "DLGM",
+    "HVAE",
+    "VAE",
+    "BottomUp",
+    "ClassLabel",
+    "Condition",
+    "ImageColumns",
+    "Inference",
+    "Ladder",
+    "LatentVariableModel",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
@@ -14,6 +14,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
@@ -61,6 +62,10 @@ class LatentVariableModel(pl.LightningModule):
     @abstractmethod
     def sample(self, n: int) -> Tensor:
         """Means of p(x|z) with z ~ p(z): [n, C, H, W]. For the pixel noise, sample from p(x|z) itself."""
+
+    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
+        """p(x|z) at latents named as in a Trace, each [..., *event]; for a model whose p(x|z) needs nothing else."""
+        raise UserError(f"{type(self).__name__} has no decode(latents): its p(x|z) is no function of z alone")
 
     # -- steps ------------------------------------------------------------------------------------------------------
 
@@ -240,7 +245,7 @@ class _Speedometer:
         return rate
 
 
-def _name(p: torch.distributions.Distribution) -> str:
+def _name(p: Distribution) -> str:
     for wrapped in ("base_dist", "base"):
         p = getattr(p, wrapped, p)
     return type(p).__name__

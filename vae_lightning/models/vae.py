@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -66,6 +67,9 @@ class VAE(LatentVariableModel):
         z = q_z.rsample((num_samples,))  # [K, B, D]
         p_x = self.likelihood(self.decoder(z))  # batch [K, B], event [C, H, W]
         return Trace(x, p_x, {"z": Latent(z, q_z, self.prior())})
+
+    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
+        return self.likelihood(self.decoder(latents["z"]))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

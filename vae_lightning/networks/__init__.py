@@ -2,5 +2,6 @@
 
 from vae_lightning.networks.conv import ConvDecoder, ConvEncoder
 from vae_lightning.networks.mlp import MLP, GatedMLP
+from vae_lightning.networks.resnet import ResidualMLP, ResNetDecoder, ResNetEncoder
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "ResNetDecoder", "ResNetEncoder", "ResidualMLP"]

@@ -23,7 +23,7 @@ class ConvEncoder(Network):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
-        sizes = _pyramid(in_shape, channels)
+        sizes = pyramid(in_shape, channels)
         layers: list[nn.Module] = []
         for in_channels, out_channels in pairwise([in_shape[0], *channels]):
             layers += [nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1), activation()]
@@ -47,7 +47,7 @@ class ConvDecoder(Network):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
-        sizes = _pyramid(out_shape, channels)
+        sizes = pyramid(out_shape, channels)
         start = (channels[-1], *sizes[-1])
         layers: list[nn.Module] = [
             nn.Flatten(),
@@ -74,7 +74,7 @@ class _Double(nn.ConvTranspose2d):
         return super().forward(input)[..., :height, :width]
 
 
-def _pyramid(image_shape: Shape, channels: Sequence[int]) -> list[tuple[int, int]]:
+def pyramid(image_shape: Shape, channels: Sequence[int]) -> list[tuple[int, int]]:
     """(H, W) and its halves, rounded up: one more entry than there are `channels`."""
     if len(image_shape) != 3:
         raise UserError(f"a convolution needs images [channels, height, width], got shape {image_shape}; use an MLP")

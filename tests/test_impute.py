@@ -1,0 +1,120 @@
+"""`vae-lightning impute`, and `sample` by class, from the command line on the digits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import DIGITS, REPOSITORY, only, read_picture
+from vae_lightning.__main__ import main
+
+QUICK = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1")
+QUIET = (
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.logger=false",
+    "--nll.num_samples=2",
+    "--trainer.accelerator=cpu",
+)
+MODELS = {
+    "VAE": ["--data.binarisation=threshold", "--model.likelihood=Bernoulli"],
+    "DLGM": ["--model=DLGM", "--model.latent_sizes=[6,4]"],
+    "CVAE": ["--model=CVAE", "--model.condition=ClassLabel"],
+}
+NUMBERS = re.compile(r"(chain|mean image) +squared error (0\.\d{4}) \+- (0\.\d{4}) a missing pixel(, \d+\.\d% wrong)?")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each model: two steps of training, and a test."""
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        patch.delenv("VAE_LIGHTNING_RUN_ID", raising=False)
+        for name, args in MODELS.items():
+            folder = tmp_path_factory.mktemp(name)
+            assert main(["train", "-c", DIGITS, *args, *QUICK, *QUIET, f"--runs_dir={folder}"]) == 0
+            found[name] = only(folder, "vae/digits/*")
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_impute_writes_a_picture_and_says_numbers(
+    runs: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five rows for each ten images; numbers of the chain and of the mean image, and what is wrong of binary pixels."""
+    corrected = ["--corrected"] if name in ("VAE", "DLGM") else []
+    assert main(["impute", str(runs[name]), "--missing=0.8", "--steps=4", "--num_images=12", *corrected]) == 0
+    said = capsys.readouterr().out.splitlines()
+    picture = runs[name] / "images" / "imputations.png"
+    assert said[0] == str(picture)
+    assert said[1].startswith("12 images, 80% of pixels missing, 4 steps")
+    assert ("accepted" in said[1]) == bool(corrected)
+    rows = [NUMBERS.fullmatch(line) for line in said[2:]]
+    assert [row and row[1] for row in rows] == ["chain", "mean image"]
+    assert all(row and 0 < float(row[2]) < 1 and bool(row[4]) == (name == "VAE") for row in rows)
+    image = read_picture(picture)
+    assert image.shape == (3, 2 * (5 * 60 + 6), 10 * 58 + 2)
+    observed, masked = image[:, 2:58, 2:58], image[:, 62:118, 2:58]
+    assert (observed != masked).any()
+    assert (masked[:, (masked == observed).all(0)] == observed[:, (masked == observed).all(0)]).all()
+
+
+def test_a_seed_repeats_an_imputation(runs: dict[str, Path], tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, seed in zip(paths, (0, 0, 1), strict=True):
+        args = ["impute", str(runs["DLGM"]), "--steps=2", "--num_images=5", f"--seed={seed}", f"--output={path}"]
+        assert main(args) == 0
+    first, again, other = (path.read_bytes() for path in paths)
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_of_every_model(runs: dict[str, Path], name: str, tmp_path: Path) -> None:
+    assert main(["sample", str(runs[name]), "--num_images=20", f"--output={tmp_path / 'a.png'}"]) == 0
+    assert read_picture(tmp_path / "a.png").shape == (3, 2 * 58 + 2, 582)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "says"),
+    [
+        ("VAE", ["--missing=1"], r"missing pixels is 1\.0; it must be between 0 and 1"),
+        ("VAE", ["--missing=much"], "invalid float value: 'much'"),
+        ("VAE", ["--steps=0"], "steps is 0"),
+        ("VAE", ["--num_images=0"], "--num_images is 0"),
+        ("CVAE", ["--corrected"], r"CVAE has no decode\(latents\)"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    runs: dict[str, Path], name: str, args: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["impute", str(runs[name]), *args]) == 2
+    assert re.fullmatch(f"vae-lightning: error: .*{says}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--model=CVAE", "--model.condition=Nothing"], r"model\.condition: Nothing .*ClassLabel, ImageColumns"),
+        (["--model=CVAE", "--model.condition=ImageColumns", "--model.condition.columns=[8]"], r"columns \[8\]"),
+        (["--model=HVAE", "--model.inference=MLP"], r"model\.inference: MLP is no Inference"),
+        (["--model=HVAE", "--model.latent_sizes=[]"], r"HVAE: latent_sizes \[\]"),
+        (["--model=DLGM", "--model.latent_sizes=[3,0]"], r"DLGM: latent_sizes \[3, 0\]"),
+        (["--model=DLGM", "--model.transition=Bernoulli"], r"model\.transition: Bernoulli is no Network"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # as on the command line
+def test_a_mistake_in_a_model_is_one_line(
+    args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    try:
+        code: object = main(["fit", "-c", DIGITS, *args, *QUICK, *QUIET, f"--runs_dir={tmp_path}"])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert len(errors) == 1
+    assert re.search(f"^vae-lightning: error: .*{says}", errors[0])

@@ -1,0 +1,78 @@
+"""The deep latent Gaussian model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae_lightning.distributions import Bernoulli, DiagonalNormal, FamilyRecipe, StandardNormal
+from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.networks import MLP
+from vae_lightning.objectives import ELBO, ObjectiveRecipe
+from vae_lightning.trace import Latent, Trace
+from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
+
+
+class DLGM(LatentVariableModel):
+    """h_L = G_L xi_L, h_l = T_l(h_(l+1)) + G_l xi_l, p(x|xi) = likelihood(T_0(h_1)), with xi_l ~ N(0, I).
+
+    Rezende, Mohamed & Wierstra 2014 (https://arxiv.org/abs/1401.4082). Recognition is over the noise variables, each
+    layer by itself: q(xi|x) = prod_l q_l(xi_l|x), so any `posterior` family serves. One `encoder` gives the features of
+    all layers; `transition` makes T_1 .. T_(L-1), `decoder` T_0. `latent_sizes` begins at the layer next to x; the
+    latents z1, z2, ... of a Trace are xi_1, xi_2, ..., each [K, B, D_l]. The paper's prior on the weights and its
+    corruption of the encoder's input are left out.
+    """
+
+    def __init__(
+        self,
+        image_shape: Shape,
+        latent_sizes: Sequence[int] = (64, 32),
+        encoder: NetworkRecipe = MLP,
+        posterior: FamilyRecipe = DiagonalNormal,
+        transition: NetworkRecipe = MLP,
+        decoder: NetworkRecipe = MLP,
+        likelihood: FamilyRecipe = Bernoulli,
+        objective: ObjectiveRecipe = ELBO,
+        optimizer: OptimizerRecipe = torch.optim.Adam,
+        scheduler: SchedulerRecipe | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        self.save_hyperparameters(logger=False)
+        sizes = list(latent_sizes)
+        if not sizes or min(sizes) < 1:
+            raise UserError(f"DLGM: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
+        image_shape = tuple(image_shape)
+        self.likelihood = likelihood(image_shape)
+        self.posteriors = nn.ModuleList(posterior((size,)) for size in sizes)
+        self.priors = nn.ModuleList(StandardNormal((size,)) for size in sizes)
+        self.feature_sizes = [family.param_shape[0] for family in self.posteriors]
+        self.encoder = encoder(image_shape, (sum(self.feature_sizes),))  # phi
+        self.noise_maps = nn.ModuleList(nn.Linear(size, size, bias=False) for size in sizes)  # G_1 .. G_L
+        self.transitions = nn.ModuleList(transition((above,), (size,)) for size, above in pairwise(sizes))  # T_1, ...
+        self.decoder = decoder((sizes[0],), self.likelihood.param_shape)  # T_0
+
+    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        x = batch["x"]  # [B, C, H, W]
+        features = self.encoder(x).split(self.feature_sizes, dim=-1)
+        latents = {}
+        for layer, (posterior, prior) in enumerate(zip(self.posteriors, self.priors, strict=True)):
+            q = posterior(features[layer])  # batch [B], event [D_l]
+            latents[f"z{layer + 1}"] = Latent(q.rsample((num_samples,)), q, prior())
+        return Trace(x, self.decode({name: latent.z for name, latent in latents.items()}), latents)
+
+    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
+        xi = list(latents.values())  # L x [..., D_l]
+        h = self.noise_maps[-1](xi[-1])
+        for layer in reversed(range(len(xi) - 1)):
+            h = self.transitions[layer](h) + self.noise_maps[layer](xi[layer])  # [..., D_l]
+        return self.likelihood(self.decoder(h))
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        return self.decode({f"z{i + 1}": prior().sample((n,)) for i, prior in enumerate(self.priors)}).mean

@@ -1,0 +1,170 @@
+"""The hierarchical variational autoencoder, and the two ways to infer a hierarchy."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from vae_lightning.distributions import (
+    Bernoulli,
+    DiagonalNormal,
+    FamilyRecipe,
+    PriorRecipe,
+    StandardNormal,
+    normal_product,
+)
+from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.networks import MLP
+from vae_lightning.objectives import ELBO, ObjectiveRecipe
+from vae_lightning.trace import Latent, Trace
+from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
+
+Conditional: TypeAlias = Callable[[int, Tensor | None], Distribution]
+"""p(z_l|z_(l+1)) as a function of l - 1 and z_(l+1), which is None at the top: there it is p(z_L)."""
+
+
+class Inference(nn.Module):
+    """q(z_1, ..., z_L|x): x [B, C, H, W] and the model's p(z_l|z_(l+1)) -> latents z1 .. zL, each z [K, B, D_l]."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]: ...
+
+
+InferenceRecipe: TypeAlias = Callable[[Shape, Sequence[int]], Inference]
+"""An `Inference` class, or a `functools.partial` of one: called as `recipe(image_shape, latent_sizes)`."""
+
+
+class BottomUp(Inference):
+    """q(z|x) = q(z_1|x) q(z_2|z_1) ... q(z_L|z_(L-1)): `encoder` gives the first, `upward` makes each of the others.
+
+    Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519).
+    """
+
+    def __init__(
+        self,
+        image_shape: Shape,
+        latent_sizes: Sequence[int],
+        encoder: NetworkRecipe = MLP,
+        upward: NetworkRecipe = MLP,
+        posterior: FamilyRecipe = DiagonalNormal,
+    ) -> None:
+        super().__init__()
+        self.posteriors = nn.ModuleList(posterior((size,)) for size in latent_sizes)
+        shapes = [family.param_shape for family in self.posteriors]
+        self.encoder = encoder(image_shape, shapes[0])
+        self.upward = nn.ModuleList(
+            upward((size,), shape) for size, shape in zip(latent_sizes[:-1], shapes[1:], strict=True)
+        )
+
+    def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]:
+        q = [self.posteriors[0](self.encoder(x))]  # batch [B], event [D_1]
+        z = [q[0].rsample((num_samples,))]  # [K, B, D_1]
+        for posterior, network in zip(self.posteriors[1:], self.upward, strict=True):
+            q.append(posterior(network(z[-1])))  # batch [K, B], event [D_l]
+            z.append(q[-1].rsample())
+        return {f"z{i + 1}": self._latent(i, q, z, p_z) for i in range(len(z))}
+
+    @staticmethod
+    def _latent(i: int, q: list[Distribution], z: list[Tensor], p_z: Conditional) -> Latent:
+        is_top = i + 1 == len(z)
+        return Latent(z[i], q[i], p_z(i, None if is_top else z[i + 1]), p_depends_on_z=not is_top)
+
+
+class Ladder(Inference):
+    """q(z|x) = q(z_L|x) prod_l q(z_l|z_(l+1), x), from the top down, after a deterministic pass from x upwards.
+
+    d_1 = a(encoder(x)), d_l = a(upward(d_(l-1))), and q(z_l|z_(l+1), x) is proportional to N(z_l|d_l) p(z_l|z_(l+1)):
+    what x says and what the layer above says, each weighted by its precision. Sønderby et al. 2016
+    (https://arxiv.org/abs/1602.02282), without their batch normalisation.
+    """
+
+    def __init__(
+        self,
+        image_shape: Shape,
+        latent_sizes: Sequence[int],
+        encoder: NetworkRecipe = MLP,
+        upward: NetworkRecipe = MLP,
+        feature_size: int = 256,
+        activation: Callable[[], nn.Module] = nn.LeakyReLU,
+    ) -> None:
+        super().__init__()
+        if feature_size < 1:
+            raise UserError(f"Ladder: feature_size is {feature_size}; it must be at least 1")
+        self.encoder = encoder(image_shape, (feature_size,))
+        self.upward = nn.ModuleList(upward((feature_size,), (feature_size,)) for _ in latent_sizes[1:])
+        self.activation = activation()
+        self.normals = nn.ModuleList(DiagonalNormal((size,)) for size in latent_sizes)
+        self.heads = nn.ModuleList(nn.Linear(feature_size, normal.param_shape[0]) for normal in self.normals)
+
+    def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]:
+        d = [self.activation(self.encoder(x))]  # [B, F]
+        for network in self.upward:
+            d.append(self.activation(network(d[-1])))
+        z: Tensor | None = None
+        latents = {}
+        for i in reversed(range(len(d))):
+            p = p_z(i, z)  # batch [] at the top, else [K, B]; event [D_l]
+            said_by_x = self.normals[i](self.heads[i](d[i]))  # batch [B], event [D_l]
+            q = said_by_x if z is None else normal_product(said_by_x, p)
+            z = q.rsample((num_samples,) if z is None else ())  # [K, B, D_l]
+            latents[f"z{i + 1}"] = Latent(z, q, p)
+        return dict(reversed(latents.items()))
+
+
+class HVAE(LatentVariableModel):
+    """p(x, z) = p(x|z_1) p(z_1|z_2) ... p(z_(L-1)|z_L) p(z_L), with q(z|x) by `inference`: `Ladder` or `BottomUp`.
+
+    p(z_l|z_(l+1)) = N(mu, diag sigma^2) of the features of a `transition` network; `prior` is p(z_L), `decoder` and
+    `likelihood` are p(x|z_1). `latent_sizes` begins at the layer next to x; the latents z1 .. zL are [K, B, D_l].
+    """
+
+    def __init__(
+        self,
+        image_shape: Shape,
+        latent_sizes: Sequence[int] = (64, 32),
+        inference: InferenceRecipe = Ladder,
+        transition: NetworkRecipe = MLP,
+        decoder: NetworkRecipe = MLP,
+        likelihood: FamilyRecipe = Bernoulli,
+        prior: PriorRecipe = StandardNormal,
+        objective: ObjectiveRecipe = ELBO,
+        optimizer: OptimizerRecipe = torch.optim.Adam,
+        scheduler: SchedulerRecipe | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        self.save_hyperparameters(logger=False)
+        sizes, image_shape = list(latent_sizes), tuple(image_shape)
+        if not sizes or min(sizes) < 1:
+            raise UserError(f"HVAE: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
+        self.inference = inference(image_shape, sizes)  # phi
+        self.likelihood = likelihood(image_shape)
+        self.prior = prior((sizes[-1],))
+        self.normals = nn.ModuleList(DiagonalNormal((size,)) for size in sizes[:-1])
+        self.transitions = nn.ModuleList(
+            transition((above,), normal.param_shape) for normal, above in zip(self.normals, sizes[1:], strict=True)
+        )
+        self.decoder = decoder((sizes[0],), self.likelihood.param_shape)  # theta
+
+    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        latents = self.inference(batch["x"], self.p_z, num_samples)
+        return Trace(batch["x"], self.decode({name: latent.z for name, latent in latents.items()}), latents)
+
+    def p_z(self, i: int, above: Tensor | None) -> Distribution:
+        """p(z_l|z_(l+1)) at z_(l+1) = `above`, with l = i + 1; p(z_L) where nothing is above."""
+        return self.prior() if above is None else self.normals[i](self.transitions[i](above))
+
+    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
+        return self.likelihood(self.decoder(latents["z1"]))
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        z = self.prior().sample((n,))  # [n, D_L]
+        for i in reversed(range(len(self.normals))):
+            z = self.p_z(i, z).sample()  # [n, D_l]
+        return self.decode({"z1": z}).mean
