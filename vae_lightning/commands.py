@@ -15,10 +15,11 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png
-from vae_lightning.checkpoints import load_model, refuse_foreign_classes
+from vae_lightning.checkpoints import load_model, local_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS
 from vae_lightning.data.cache import BrokenImagesError
+from vae_lightning.trust import check_names, is_remote
 from vae_lightning.types import Batch, UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
@@ -60,13 +61,17 @@ class _Parser(argparse.ArgumentParser):
 def _draw(verb: str, args: list[str]) -> None:
     what = NAMES[verb]
     parser = _Parser(prog=f"vae-lightning {verb}", description=f"write a picture of {what} as PNG")
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run: its best one")
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run: its best one")
     parser.add_argument("--num_images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--allow_remote", choices=("true", "false"), default="false", help="fetch an address")
     parser.add_argument("--output", type=Path, help=f"default: images/{what}.png in the run's folder")
     given = parser.parse_args(args)
     if given.num_images < 1:
         raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
+    if is_remote(given.checkpoint):
+        given.output = given.output or Path(f"{what}.png")  # it has no run's folder here
+    given.checkpoint = local_checkpoint(given.checkpoint, given.allow_remote == "true")
     if given.checkpoint.is_dir():
         given.checkpoint = given.checkpoint / "checkpoints" / "best.ckpt"
     output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
@@ -116,13 +121,20 @@ def _test_batch(checkpoint: Path, n: int) -> Batch:
         raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
     try:
         spec = yaml.safe_load(config.read_text())["data"]
-        refuse_foreign_classes(spec["class_path"], config)
+        check_names(_without_folders(spec), config, ("vae_lightning.data.",))
         data = _build_data(spec)
     except (yaml.YAMLError, KeyError, TypeError, argparse.ArgumentError) as error:
         raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
     data.prepare_data()
     data.setup("test")
     return {name: values[:n] for name, values in next(iter(data.test_dataloader())).items()}
+
+
+def _without_folders(spec: Any) -> Any:
+    """A data set's recipe without its folders, whose names may be anything."""
+    if isinstance(spec, dict):
+        return {name: _without_folders(value) for name, value in spec.items() if not str(name).endswith("_dir")}
+    return spec
 
 
 def _quieten() -> None:
