@@ -25,7 +25,8 @@ from vae_lightning.checkpoints import check_fits, differences, local_checkpoint,
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.errors import Parser, check_configs, one_line
-from vae_lightning.loggers import MetricsCSV, start_wandb, wandb_is_offline
+from vae_lightning.loggers import MetricsCSV, start_wandb
+from vae_lightning.login import wandb_is_offline
 from vae_lightning.metrics import MarginalLikelihood
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.report import summary
