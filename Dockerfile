@@ -1,13 +1,12 @@
-# make train on a cloud GPU:
-#   docker build -t vae-lightning .
-#   mkdir -p runs data && chmod 777 runs data     # the image's user is not yours
-#   docker run --gpus all --ipc=host --stop-timeout 60 -v "$PWD/runs:/app/runs" -v "$PWD/data:/app/data" \
-#     vae-lightning train -c configs/vae/mnist.yaml
-# The CUDA libraries come with torch's wheels, the driver from the host. A W&B key is given at run time alone: add
-# --env-file with a line WANDB_API_KEY=... to docker run.
+# The image: `make image`, then `make image-train CONFIG=configs/vae/mnist.yaml`, which is
+#   docker run --rm --init --gpus all --ipc=host --stop-timeout 60 --env-file .env --user "$(id -u):$(id -g)" \
+#     -v "$PWD/runs:/app/runs" -v "$PWD/data:/app/data" vae-lightning train -c configs/vae/mnist.yaml
+# The CUDA libraries come with torch's wheels, the driver from the host. A key of W&B's is given at run time alone, by
+# --env-file: what is written here, or built in, stays in the image's layers.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
+
 FROM ${BASE_IMAGE} AS build
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check uv
+RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check uv==0.13.9
 ENV VIRTUAL_ENV=/opt/venv UV_LINK_MODE=copy UV_NO_CACHE=1
 # dependencies first: a change of the code does not install them again
 COPY requirements.lock /src/
@@ -18,14 +17,17 @@ COPY configs /src/configs
 RUN /opt/venv/bin/uv pip install --no-deps --compile-bytecode /src
 
 FROM ${BASE_IMAGE}
-# a compiler, for torch.compile
+# a C and a C++ compiler, for torch.compile
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home --uid 1000 vae && mkdir -p /app/runs /app/data && chown -R vae:vae /app
+# Any user may run it (--user): what a user without a name or a home lacks is given here
+RUN useradd --create-home --uid 1000 vae && mkdir -p /app/runs /app/data && chown -R vae:vae /app && \
+    chmod 1777 /home/vae /app/runs /app/data
 COPY --from=build /opt/venv /opt/venv
 COPY --chown=vae:vae configs /app/configs
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/home/vae USER=vae
 USER vae
 WORKDIR /app
 VOLUME ["/app/runs", "/app/data"]
+# exec form: no shell stands between the signals and the program
 ENTRYPOINT ["vae-lightning"]
 CMD ["--help"]

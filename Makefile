@@ -9,10 +9,15 @@ READY := .venv/.ready
 export UV_LINK_MODE := copy
 export UV_NO_PROGRESS := 1
 
-.PHONY: help setup train test check benchmark results format lock clean
+DOCKER ?= docker
+IMAGE ?= vae-lightning
+GPUS ?= all
+ENV_FILE ?= .env
+
+.PHONY: help setup train test check benchmark results format lock image image-train clean
 help: ## Show this help
 	@echo 'make TARGET; what stands in brackets is optional'
-	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' Makefile
 
 setup: $(READY) ## Create .venv with the locked versions; a second call does nothing, a changed lock installs anew
 
@@ -54,6 +59,18 @@ format: $(READY) ## Format the code and mend what the linter can
 lock: ## Resolve requirements.lock anew from pyproject.toml (needs uv)
 	@uv=$$(command -v uv || echo $(BIN)/uv); "$$uv" pip compile --quiet --universal --generate-hashes --upgrade \
 	  --no-emit-index-url --no-header --extra dev --python-version 3.11 pyproject.toml -o requirements.lock
+
+image: ## Build the Docker image  [IMAGE=name] [ARGS="--build-arg BASE_IMAGE=..."]
+	@$(DOCKER) build -t "$(IMAGE)" $(ARGS) .
+
+# --init: signals arrive and nothing is left behind; --ipc=host: shared memory for NCCL; the key comes from the file
+image-train: ## Train in the image  [CONFIG=] [DATA_DIR=] [ARGS=] [RUN_ID=name, to go on with] [GPUS=all, or none] [ENV_FILE=.env]
+	@mkdir -p runs "$(or $(DATA_DIR),data)"
+	@$(DOCKER) run --rm --init $(if $(filter none,$(GPUS)),,--gpus "$(GPUS)") --ipc=host --stop-timeout 60 \
+	  --user "$$(id -u):$$(id -g)" $(if $(wildcard $(ENV_FILE)),--env-file "$(ENV_FILE)") \
+	  $(if $(RUN_ID),--env VAE_LIGHTNING_RUN_ID="$(RUN_ID)") -v "$(CURDIR)/runs:/app/runs" \
+	  -v "$(abspath $(or $(DATA_DIR),data)):/app/data" -v "$(CURDIR)/configs:/app/configs:ro" "$(IMAGE)" \
+	  train -c "$(CONFIG)" $(if $(DATA_DIR),--data.data_dir=data) $(ARGS)
 
 clean: ## Remove the environment and the caches; runs/ and data/ stay
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

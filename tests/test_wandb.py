@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from tests.helpers import SECRET, TrainedRun, only, read_csv, read_picture, trained_run
-from vae_lightning.loggers import wandb_is_offline
+from vae_lightning.login import wandb_is_offline
 
 HEADER, BLOCK = 7, 32768
 

@@ -17,6 +17,7 @@ vae-lightning: train, test and look at variational autoencoders.
   vae-lightning sample CHECKPOINT --prior=fitted     samples from it in the place of the prior
   vae-lightning reconstruct CHECKPOINT               a picture of test images above their reconstructions
   vae-lightning impute CHECKPOINT --missing=0.6      hide pixels of test images and fill them in; --steps, --corrected
+  vae-lightning doctor                               what this machine has: versions, devices, data, W&B, disk
 
 Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE
 --model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). A config is code: it names the
@@ -42,6 +43,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     _share_cores()
+    if args[0] == "doctor":
+        from vae_lightning.doctor import main as doctor  # torch alone, and what is broken may not be imported
+
+        return doctor(args[1:])
     from vae_lightning.commands import run  # torch, lightning: seconds
 
     return run(args)

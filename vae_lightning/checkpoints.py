@@ -3,45 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.trust import check_checkpoint, is_remote, read_checkpoint
 from vae_lightning.types import UserError
 
-TRUSTED_PACKAGES = ("vae_lightning", "torch", "lightning")
-"""A checkpoint names classes, and building one imports its module: so only these packages are built from a file."""
 
+def local_checkpoint(path: str | Path, allow_remote: bool) -> Path:
+    """The file itself; or, where `path` is an address and that is allowed, a copy that lasts as long as the process.
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The contents of a checkpoint of this project. Nothing in it is run: `weights_only` loading.
-
-    Raises:
-        UserError: where the file is missing, damaged, or not a checkpoint of a Lightning module with its class path.
+    fsspec fetches http and https; s3, gs or hf where s3fs, gcsfs or huggingface_hub is installed. What it fetches is
+    trusted no more than another file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; a run keeps them in runs/<experiment>/<run id>/checkpoints/")
+    if not is_remote(path):
+        return Path(path)
+    if not allow_remote:
+        raise UserError(f"{path}: not on this machine; fetch it first, or give --allow_remote=true if you trust it")
+    import fsspec
+
+    folder = Path(tempfile.mkdtemp(prefix="vae_lightning-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = folder / "checkpoints" / "remote.ckpt"
+    copy.parent.mkdir()
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises OSError, EOFError, UnpicklingError or RuntimeError, by where it broke
-        raise UserError(f"{path}: not a readable checkpoint: damaged, or with more in it than plain data") from error
-    parts = checkpoint if isinstance(checkpoint, dict) else {}
-    known = all(isinstance(parts.get(name), dict) for name in ("state_dict", "hyper_parameters"))
-    if not known or "_class_path" not in parts["hyper_parameters"]:
-        raise UserError(f"{path}: not a checkpoint of vae_lightning (it has no state_dict with its hyper_parameters)")
-    return dict(parts)
+        with fsspec.open(str(path), "rb") as source, copy.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    except Exception as error:  # of the network, of a server, of a package that is missing: fsspec names no class
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: cannot be fetched ({reason})") from error
+    return copy
 
 
 def load_model(path: str | Path) -> LatentVariableModel:
     """The model in a checkpoint, whatever its class, in evaluation mode on the CPU."""
-    hparams = read_checkpoint(path)["hyper_parameters"]
-    refuse_foreign_classes(hparams, path)
+    checkpoint = read_checkpoint(path)
+    check_checkpoint(checkpoint, path)
+    hparams = checkpoint["hyper_parameters"]
     module, _, name = hparams["_class_path"].rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
@@ -66,22 +72,6 @@ def check_fits(path: str | Path, model: nn.Module) -> None:
 
 def _shape(state: dict[str, Any], name: str) -> str:
     return str(list(state[name].shape)) if name in state else "absent"
-
-
-def refuse_foreign_classes(value: Any, path: Path | str) -> None:
-    """Raise where a string in `value` could name a class of another package: to look it up is to import it."""
-    for name in _dotted_names(value):
-        if name.split(".")[0] not in TRUSTED_PACKAGES:
-            raise UserError(f"{path}: names {name}, which is not of {', '.join(TRUSTED_PACKAGES)}: not loaded")
-
-
-def _dotted_names(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")) and "." in value:
-        yield value
-    entries = [*value.keys(), *value.values()] if isinstance(value, dict) else value
-    if isinstance(entries, (list, tuple)):
-        for entry in entries:
-            yield from _dotted_names(entry)
 
 
 def differences(path: str | Path, model: LatentVariableModel) -> list[str]:

@@ -21,11 +21,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 # imported so that their classes have short names on the command line: --model.posterior=DiagonalNormal
 from vae_lightning import data, distributions, models, networks, objectives  # noqa: F401
 from vae_lightning.callbacks import BestAndLast, FastNetworks, Pictures, ProgressLines, RunFolder, SteadyBar
-from vae_lightning.checkpoints import check_fits, differences, read_checkpoint
+from vae_lightning.checkpoints import check_fits, differences, local_checkpoint, read_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.errors import Parser, check_configs, one_line
-from vae_lightning.loggers import MetricsCSV, start_wandb, wandb_is_offline
+from vae_lightning.loggers import MetricsCSV, start_wandb
+from vae_lightning.login import wandb_is_offline
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.report import summary
@@ -75,6 +76,7 @@ class CLI(LightningCLI):
             help="of float32 products in a fit (torch.set_float32_matmul_precision): default high (TF32) on a GPU, "
             "else highest; testing is always at the highest",
         )
+        parser.add_argument("--allow_remote", type=bool, default=False, help="fetch --ckpt_path where it is an address")
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.add_lightning_class_args(FastNetworks, "speed")
         parser.add_lightning_class_args(Pictures, "pictures")
@@ -98,7 +100,7 @@ class CLI(LightningCLI):
                     f"{self.config.subcommand} needs --ckpt_path: weights that were never trained have no result"
                 )
             return
-        path = Path(given.ckpt_path)
+        path = local_checkpoint(given.ckpt_path, given.allow_remote)
         if path.is_dir():
             path = path / "checkpoints" / ("last.ckpt" if self.config.subcommand == "fit" else "best.ckpt")
         checkpoint = read_checkpoint(path)
@@ -130,7 +132,7 @@ class CLI(LightningCLI):
     def _dump(self, given: Namespace) -> str:
         """The configuration without what holds for this run alone, so that the next run can start from it."""
         kept = given.clone()
-        for name in ("config", "ckpt_path", "weights_only"):
+        for name in ("config", "ckpt_path", "weights_only", "allow_remote"):
             kept.pop(name, None)
         parser = self._parser(self.config.subcommand)
         return str(parser.dump(kept, skip_none=False, skip_validation=True))

@@ -18,13 +18,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png, stack
-from vae_lightning.checkpoints import load_model, refuse_foreign_classes
+from vae_lightning.checkpoints import load_model, local_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS
 from vae_lightning.data.cache import BrokenImagesError
 from vae_lightning.fitting import encode, fit_prior, own_prior, parse_args, report, save_prior, use_fitted_prior
 from vae_lightning.metrics import MeanAndError, draw_missing, impute, missing_error
 from vae_lightning.noise import reseed
+from vae_lightning.trust import check_names, is_remote
 from vae_lightning.types import Batch, UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
@@ -115,14 +116,17 @@ def _impute(args: list[str]) -> None:
 
 def _picture_arguments(parser: _Parser, what: str, args: list[str]) -> argparse.Namespace:
     parser.description = f"write a picture of {what} as PNG"
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run: its best one")
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a run: its best one")
     parser.add_argument("--num_images", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--allow_remote", choices=("true", "false"), default="false", help="fetch an address")
     parser.add_argument("--output", type=Path, help=f"default: images/{what}.png in the run's folder")
     given = parser.parse_args(args)
     if given.num_images < 1:
         raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
-    given.checkpoint = _best(given.checkpoint)
+    if is_remote(given.checkpoint):
+        given.output = given.output or Path(f"{what}.png")  # it has no run's folder here
+    given.checkpoint = _best(local_checkpoint(given.checkpoint, given.allow_remote == "true"))
     given.output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
     return given
 
@@ -195,7 +199,7 @@ def _data_of(checkpoint: Path) -> ImageDataModule:
         raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
     try:
         spec = yaml.safe_load(config.read_text())["data"]
-        refuse_foreign_classes(spec["class_path"], config)
+        check_names(_without_folders(spec), config, ("vae_lightning.data.",))
         data = _build_data(spec)
     except (yaml.YAMLError, KeyError, TypeError, argparse.ArgumentError) as error:
         raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
@@ -215,6 +219,13 @@ def _mean_image(data: ImageDataModule, num_images: int = 10_000) -> Tensor:
     for batch in batches:
         total, count = total + batch["x"].double().sum(0), count + len(batch["x"])
     return (torch.as_tensor(total) / count).float()
+
+
+def _without_folders(spec: Any) -> Any:
+    """A data set's recipe without its folders, whose names may be anything."""
+    if isinstance(spec, dict):
+        return {name: _without_folders(value) for name, value in spec.items() if not str(name).endswith("_dir")}
+    return spec
 
 
 def _quieten() -> None:

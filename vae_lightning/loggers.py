@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import netrc
 import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
@@ -70,33 +68,6 @@ class MetricsCSV(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path, text.getvalue().encode())
-
-
-def wandb_is_offline() -> bool:
-    """True where no key or login is found; sets W&B's own variables so that it neither asks nor waits for long."""
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
-    mode = os.environ.get("WANDB_MODE")
-    offline = mode != "online" if mode else not _has_login()
-    if offline:
-        os.environ.setdefault("WANDB_SILENT", "true")  # the run's last lines say how to upload it
-    return offline
-
-
-def _has_login() -> bool:
-    """Without asking the server, which may not answer: a key in the environment, or one that `wandb login` has kept."""
-    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
-        return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    if not path.is_file():
-        return False
-    import wandb
-
-    own = os.environ.get("WANDB_BASE_URL")
-    hosts = {urlsplit(own).netloc} if own else {urlsplit(wandb.Settings().base_url).netloc, "api.wandb.ai"}
-    try:
-        return not hosts.isdisjoint(netrc.netrc(path).hosts)
-    except (netrc.NetrcParseError, OSError):
-        return False
 
 
 def start_wandb(logger: WandbLogger, init_args: dict[str, Any]) -> WandbLogger:

@@ -242,7 +242,7 @@ def test_a_download_takes_its_place_whole(layouts: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", fetch)
     data = prepared(tmp_path / "new", tmp_path / "cache")
     assert len(data.images("train").pixels) == 32
-    assert sorted(path.name for path in (tmp_path / "new" / "celeba").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "new" / "celeba").glob("[!.]*")) == [
         "img_align_celeba.zip",
         "list_attr_celeba.txt",
         "list_eval_partition.txt",

@@ -6,7 +6,9 @@ import gzip
 import hashlib
 import re
 import threading
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import idx_bytes
+from vae_lightning.data import files
 from vae_lightning.data.files import download, find, read_bytes, read_idx, write_whole
 from vae_lightning.types import UserError
 
@@ -69,6 +72,31 @@ def test_truncated_gz_is_named(tmp_path: Path, cut: int) -> None:
     path.write_bytes(gzip.compress(idx_bytes(CUBE))[:cut])
     with pytest.raises(UserError, match=f"{path}: cannot be read"):
         read_bytes(path)
+
+
+def test_a_gz_that_unpacks_to_more_than_any_data_set_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MB of zeros in 64 kB: no more is unpacked than is allowed."""
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(bytes(2**26), 1))
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 2**20)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.gz: holds more than 1,048,576 bytes"):
+        read_bytes(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_two_processes_of_one_number_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers that share a folder every process may be number 1: neither takes the other's half."""
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    path, sizes = tmp_path / "file", [10_000 + n for n in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda size: write_whole(path, b"a" * size), sizes))
+    assert len(path.read_bytes()) in sizes
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_no_gz_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
+import multiprocessing
 import pickle
+import shutil
+import tarfile
+import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import datasets
 
 from tests.helpers import idx_bytes, write_mnist
 from vae_lightning.data import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
@@ -91,6 +100,7 @@ def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                     image = Image.new("1", (105, 105), 1)
                     image.paste(0, (0, 0, 105, 60))  # ink above
                     image.save(folder / f"{drawer}.png")
+    monkeypatch.setattr(Omniglot, "counts", {True: 20, False: 10})
     data = Omniglot(str(tmp_path))
     data.prepare_data()
     assert [len(data.images(split).pixels) for split in ("train", "val", "test")] == [18, 2, 10]  # type: ignore[arg-type]
@@ -114,3 +124,136 @@ def test_missing_files_without_a_network_are_one_line(
     with pytest.raises(UserError, match=f"{dataset.__name__} in .*: no route to host; .*--data.data_dir") as caught:
         dataset(str(tmp_path)).prepare_data()
     assert "\n" not in str(caught.value)
+
+
+# -- fetching and extracting ------------------------------------------------------------------------------------------
+
+
+def emnist_archive(path: Path) -> dict[str, np.ndarray]:
+    """A zip of four .gz files, as NIST has it; their contents."""
+    images = RANDOM.integers(0, 256, (30, 28, 28), dtype=np.uint8)
+    files = {}
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, count in (("train", 30), ("test", 6)):
+            for kind, array in (("images-idx3", images[:count]), ("labels-idx1", np.arange(count, dtype=np.uint8))):
+                name = f"emnist-balanced-{part}-{kind}-ubyte"
+                files[name] = array
+                archive.writestr(f"gzip/{name}.gz", gzip.compress(idx_bytes(array)))
+    return files
+
+
+@pytest.fixture
+def fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with a line for each download; a download is a slow copy of `archive.zip`."""
+    log = tmp_path / "fetches"
+    log.touch()
+
+    def fetch(url: str, root: str, filename: str | None = None, md5: str | None = None) -> None:  # noqa: ARG001
+        target = Path(root) / (filename or Path(url).name)
+        if target.exists():  # with its digest, torchvision would say
+            return
+        with log.open("a") as file:
+            file.write(f"{url}\n")
+        time.sleep(0.2)
+        shutil.copy(tmp_path / "archive.zip", target)
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetch)
+    return log
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_two_processes_fetch_one_set_and_both_succeed(tmp_path: Path, fetches: Path) -> None:
+    files = emnist_archive(tmp_path / "archive.zip")
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=EMNIST(str(tmp_path / "data")).prepare_data) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(fetches.read_text().splitlines()) == 1
+    found = EMNIST(str(tmp_path / "data")).images("test").pixels[:, 0].transpose(1, 2)
+    assert found.numpy().tolist() == files["emnist-balanced-test-images-idx3-ubyte"].tolist()
+
+
+@pytest.mark.parametrize("cut", [0, 10, -1])
+def test_half_of_an_extraction_is_found_and_made_anew(tmp_path: Path, fetches: Path, cut: int) -> None:
+    """EMNIST's files have no digests of their own: torchvision takes whatever is there."""
+    files = emnist_archive(tmp_path / "archive.zip")
+    data = EMNIST(str(tmp_path / "data"))
+    data.prepare_data()
+    path = tmp_path / "data" / "EMNIST" / "raw" / "emnist-balanced-train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:cut])
+    data.prepare_data()
+    assert path.read_bytes() == idx_bytes(files[path.name])
+    assert len(fetches.read_text().splitlines()) == 1  # the archive was there
+
+
+def test_half_of_omniglot_is_found_and_made_whole(
+    tmp_path: Path, fetches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images have no digests either, and torchvision does not count them."""
+    place = tmp_path / "data" / "omniglot-py"
+    place.mkdir(parents=True)
+    image = io.BytesIO()
+    Image.new("1", (105, 105), 1).save(image, "PNG")
+    monkeypatch.setattr(Omniglot, "counts", {True: 40, False: 20})
+    for name, count in (("images_background", 40), ("images_evaluation", 20)):
+        with zipfile.ZipFile(place / f"{name}.zip", "w") as archive:
+            for number in range(count):
+                archive.writestr(f"{name}/a/character{number % 2}/{number}.png", image.getvalue())
+        digest = hashlib.md5((place / f"{name}.zip").read_bytes()).hexdigest()
+        monkeypatch.setitem(datasets.Omniglot.zips_md5, name, digest)
+        with zipfile.ZipFile(place / f"{name}.zip") as archive:
+            archive.extractall(place, archive.namelist()[: count // 2])
+    data = Omniglot(str(tmp_path / "data"))
+    with pytest.raises(UserError, match=r"expected \[40, 20\] images, found \[20, 10\]"):
+        data.source()
+    data.prepare_data()
+    assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 60  # type: ignore[arg-type]
+    assert not fetches.read_text()
+
+
+class Pickled:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_a_pickle_of_cifar_that_is_not_the_published_one_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """CIFAR-10 is published as pickles: without their digests, nothing is extracted and nothing read."""
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", no_network)
+    place, marker = tmp_path / "data", tmp_path / "marker"
+    batches = place / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]:
+        (batches / name).write_bytes(pickle.dumps(Pickled(marker)))
+    if form == "archive":
+        with tarfile.open(place / "cifar-10-python.tar.gz", "w:gz") as archive:
+            archive.add(batches / "batches.meta", "../outside")
+            archive.add(batches, batches.name)
+        shutil.rmtree(batches)
+    with pytest.raises(UserError, match=r"CIFAR10 in .*no route to host"):
+        CIFAR10(str(place)).prepare_data()
+    with pytest.raises(UserError, match=r"CIFAR10 in .*"):
+        CIFAR10(str(place)).images("train")
+    assert not marker.exists()
+    assert not (tmp_path / "outside").exists()
+    assert batches.exists() == (form == "folder")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/data: cannot be written \(.*--data\.data_dir"):
+        EMNIST(str(tmp_path / "file" / "data")).prepare_data()

@@ -8,8 +8,6 @@ checksums, and the next one goes on from there.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
 import mmap
@@ -26,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import torch
 
-from vae_lightning.data.files import write_whole
+from vae_lightning.data.files import lock, write_whole
 from vae_lightning.data.loader import Images
 from vae_lightning.data.progress import Progress
 from vae_lightning.types import Shape, UserError
@@ -165,7 +163,7 @@ def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) ->
     header = replace(header, chunk_size=min(1024, max(1, _CHUNK_BYTES // header.image_bytes)))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(f"{folder.name}.lock")):
+        with lock(folder.with_name(f"{folder.name}.lock")):
             found = read_header(folder)
             if found == header:
                 return  # another process has made it meanwhile
@@ -185,18 +183,6 @@ def _why_stale(found: Header | None, wanted: Header) -> str:
     names = ("version", "image_shape", "splits", "settings", "source")
     changed = [name for name in names if getattr(found, name) != getattr(wanted, name)]
     return f"stale: {', '.join(changed)} changed since it was made"
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time, and given up by the kernel when that process ends, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{path}: another process is preparing this data; waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(folder: Path, header: Header, contents: Contents) -> None:

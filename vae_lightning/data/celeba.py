@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -19,6 +20,7 @@ from vae_lightning.data.files import (
     file_digest,
     find,
     list_folder,
+    lock,
     read_bytes,
     read_file,
 )
@@ -185,12 +187,18 @@ class CelebA(CachedImages):
 
             folder = self._folders()[0]
             part = folder / "download.part"
-            part.mkdir(parents=True, exist_ok=True)
-            for file_id, md5, name in Listing.file_list:
-                if name in self.digests and not (folder / name).exists() and not (folder / Path(name).stem).is_dir():
-                    download_file_from_google_drive(file_id, str(part), name, md5)
-                    (part / name).rename(folder / name)
-            part.rmdir()
+            folder.mkdir(parents=True, exist_ok=True)
+            with lock(folder / ".download.lock"):  # who waited here finds the files
+                for file_id, md5, name in Listing.file_list:
+                    if (
+                        name in self.digests
+                        and not (folder / name).exists()
+                        and not (folder / Path(name).stem).is_dir()
+                    ):
+                        part.mkdir(exist_ok=True)
+                        download_file_from_google_drive(file_id, str(part), name, md5)
+                        (part / name).rename(folder / name)
+                shutil.rmtree(part, ignore_errors=True)
         except Exception as error:  # of gdown, of the network, of Google's quota: there is one way out of all
             raise MissingFileError(f"{missing} (the download failed: {' '.join(str(error).split())[:200]})") from error
 

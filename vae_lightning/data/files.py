@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import http.client
 import math
 import os
+import secrets
 import struct
 import urllib.request
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from torch import Tensor
 from vae_lightning.types import UserError
 
 _IDX_UINT8 = 0x08
+MAX_FILE_BYTES = 2**30  # of one file of a data set, unpacked; the largest that is read whole has 157 MB
 
 
 class MissingFileError(UserError):
@@ -26,11 +30,15 @@ class MissingFileError(UserError):
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file, decompressed where its name ends in `.gz`."""
+    """The contents of a file, decompressed where its name ends in `.gz`; refused above `MAX_FILE_BYTES`."""
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            contents = file.read(MAX_FILE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and fetch it again") from error
+    if len(contents) > MAX_FILE_BYTES:
+        raise UserError(f"{path}: holds more than {MAX_FILE_BYTES:,} bytes; delete it and fetch it again")
+    return contents
 
 
 def read_file(path: Path) -> bytes:
@@ -75,7 +83,7 @@ def find(folders: Sequence[Path], names: Sequence[str], remedy: str) -> Path:
 def write_whole(path: Path, contents: bytes) -> None:
     """Write a file beside its place and rename it: under its final name it is whole, or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # in two containers, two processes have one id
     try:
         with part.open("wb") as file:
             file.write(contents)
@@ -84,6 +92,18 @@ def write_whole(path: Path, contents: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time, and given up by the kernel when that process ends, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{path}: another process is preparing this data; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def download(urls: Sequence[str], path: Path, md5: str | None = None, timeout: float = 30.0) -> None:

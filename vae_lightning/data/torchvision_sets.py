@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from vae_lightning.data.base import CachedImages, ImageDataModule, Resident, Source, Split
 from vae_lightning.data.cache import Contents, fill_from
 from vae_lightning.data.decode import FILTER
-from vae_lightning.data.files import MissingFileError
+from vae_lightning.data.files import MissingFileError, lock, read_idx
 from vae_lightning.data.loader import Images
 from vae_lightning.data.mnist import MNIST
 from vae_lightning.data.transforms import Binarisation
@@ -57,6 +58,8 @@ class TorchvisionImages(ImageDataModule):
     """A data set that torchvision reads as one array. Its test images are `test`; `num_val` of the rest are `val`.
 
     A subclass says which reader. What torchvision does not check (half a file) is found by its own reader's complaint.
+    Where something is missing, one process fetches it and the others wait; archives are extracted by torchvision, once
+    they have the digest that it knows.
     """
 
     num_val: ClassVar[int]
@@ -65,9 +68,24 @@ class TorchvisionImages(ImageDataModule):
     def reader(self, train: bool, download: bool) -> Any:
         """torchvision's data set of the training or the test images."""
 
+    def discard(self, train: bool) -> None:
+        """Remove what an interrupted extraction left, where torchvision does not compare each file's digest."""
+
     def prepare_data(self) -> None:
-        self._try(True, download=True)
-        self._try(False, download=True)
+        for train in (True, False):
+            if self._is_whole(train):
+                continue
+            with _alone(self.data_dir, type(self).__name__):
+                if not self._is_whole(train):  # another process may have fetched it meanwhile
+                    self.discard(train)
+                    self._try(train, download=True)
+
+    def _is_whole(self, train: bool) -> bool:
+        try:
+            self._try(train, download=False)
+        except MissingFileError:
+            return False
+        return True
 
     def load(self, split: Split) -> Images:
         dataset = self._try(split != "test", download=False)
@@ -90,6 +108,18 @@ class TorchvisionImages(ImageDataModule):
         except Exception as error:  # of the network, of unpickling, of the archive: torchvision names no class for them
             text = " ".join(str(error).split())[:200]
             raise MissingFileError(f"{type(self).__name__} in {self.data_dir}: {text}; {_REMEDY}") from error
+
+
+@contextlib.contextmanager
+def _alone(data_dir: str, name: str) -> Iterator[None]:
+    """Of the processes that fetch the data set `name`, one at a time."""
+    with contextlib.ExitStack() as stack:
+        try:
+            Path(data_dir).mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(Path(data_dir) / f".{name}.lock"))
+        except OSError as error:
+            raise UserError(f"{data_dir}: cannot be written ({error.strerror}); choose --data.data_dir") from error
+        yield
 
 
 def _part(total: int, num_val: int, split: Split) -> Tensor:
@@ -128,6 +158,14 @@ class EMNIST(TorchvisionImages):
         from torchvision import datasets  # here and below: seconds of imports
 
         return datasets.EMNIST(self.data_dir, split=self.subset, train=train, download=download)
+
+    def discard(self, train: bool) -> None:
+        part = "train" if train else "test"
+        for path in (Path(self.data_dir) / "EMNIST" / "raw").glob(f"emnist-{self.subset}-{part}-*-ubyte"):
+            try:
+                read_idx(path)
+            except UserError:
+                path.unlink()
 
     def pixels(self, data: Tensor) -> Tensor:
         return data.transpose(1, 2).contiguous()[:, None]  # the files hold each image transposed
@@ -169,14 +207,25 @@ class Omniglot(CachedImages):
     """
 
     image_shape = (1, 28, 28)
+    counts: ClassVar[Mapping[bool, int]] = {True: 19_280, False: 13_180}  # of the background set, of the other
 
     def prepare_data(self) -> None:
         try:
             super().prepare_data()
         except MissingFileError:
-            self._reader(background=True, download=True)
-            self._reader(background=False, download=True)
+            with _alone(self.data_dir, "Omniglot"):
+                self._fetch(background=True)
+                self._fetch(background=False)
             super().prepare_data()
+
+    def _fetch(self, background: bool) -> None:
+        """The archive, and its images where an interrupted extraction left some of them: torchvision counts none."""
+        from torchvision.datasets.utils import extract_archive
+
+        reader = self._reader(background, download=True)
+        if len(reader) != self.counts[background]:
+            archive = Path(reader.root) / f"{reader._get_target_folder()}.zip"
+            extract_archive(str(archive), str(reader.root))
 
     def settings(self) -> dict[str, Any]:
         return {"filter": FILTER, "ink": "white"}
@@ -184,6 +233,10 @@ class Omniglot(CachedImages):
     def source(self) -> Source:
         parts = [self._reader(background) for background in (True, False)]
         sizes = [len(part) for part in parts]
+        if sizes != list(self.counts.values()):
+            raise MissingFileError(
+                f"Omniglot in {self.data_dir}: expected {list(self.counts.values())} images, found {sizes}; {_REMEDY}"
+            )
         index = [_part(sizes[0], sizes[0] // 10, split).tolist() for split in ("train", "val")]
         items = [(0, i) for i in (*index[0], *index[1])] + [(1, i) for i in range(sizes[1])]
         splits = {"train": len(index[0]), "val": len(index[1]), "test": sizes[1]}

@@ -6,7 +6,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import lightning.pytorch as pl
 import torch
@@ -24,6 +24,7 @@ from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
 from vae_lightning.trace import Trace
+from vae_lightning.trust import TRUSTED, check_checkpoint, read_checkpoint
 from vae_lightning.types import Batch, UserError
 
 OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]
@@ -222,6 +223,25 @@ class LatentVariableModel(pl.LightningModule):
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         else:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,  # noqa: ARG003
+        **kwargs: Any,
+    ) -> Self:
+        """As Lightning's, for a file on this machine that holds plain data and names classes of trusted modules alone,
+        or of the package of `cls`: nothing else in it is looked up, and no pickle is opened, whatever is asked for.
+        """
+        if hparams_file is not None:
+            raise UserError(f"{hparams_file}: not read; the hyper-parameters are in the checkpoint")
+        own = cls.__module__.partition(".")[0] + "."
+        check_checkpoint(read_checkpoint(checkpoint_path), checkpoint_path, (*TRUSTED, own))
+        return super().load_from_checkpoint(checkpoint_path, map_location, None, strict, True, **kwargs)
 
     def _set_hparams(self, hp: Any) -> None:
         """Keep recipes as plain data, in the form that Lightning's own CLI keeps them, so that both load alike."""
