@@ -18,13 +18,13 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from vae_lightning.checkpoints import refuse_foreign_classes
 from vae_lightning.data.files import write_whole
 from vae_lightning.distributions import MixtureOfFullNormals, Prior, PriorRecipe, StandardNormal
 from vae_lightning.errors import one_line
 from vae_lightning.metrics import MeanAndError
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.recipes import to_plain
+from vae_lightning.trust import check_names
 from vae_lightning.types import Batch, UserError
 
 
@@ -144,7 +144,7 @@ def use_fitted_prior(model: LatentVariableModel, checkpoint: Path) -> None:
         raise UserError(f"{path}: fitted to latents of shape {shape}; the model's have {own.event_shape}")
     if kept["checkpoint"] != _digest(checkpoint):
         raise UserError(f"{path}: fitted to another {checkpoint.name} than is there now; run fit-prior again")
-    refuse_foreign_classes(kept["prior"], path)
+    check_names(kept["prior"], path)
     try:
         prior = parse_recipe(kept["prior"])(shape)
         prior.load_state_dict(kept["state_dict"])
