@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.distributions.test_families import FAMILIES as POINTWISE
+from vae_lightning import distributions
 from vae_lightning.distributions import (
     Categorical,
     Dirichlet,
@@ -88,6 +90,7 @@ FAMILIES: dict[str, tuple[Callable[[Shape], Family], Callable[[], Grid]]] = {
     "von Mises-Fisher, sphere": (VonMisesFisher, ball_surface),
 }
 ROWS = pytest.mark.parametrize("name", FAMILIES)
+WITH_A_TABLE_HERE = {"families", "gaussians", "groups", "intervals", "levels"}  # modules of vae_lightning.distributions
 PATHWISE = pytest.mark.parametrize("name", [name for name in FAMILIES if name != "categorical"])
 GROUPED = pytest.mark.parametrize("kind", [Dirichlet, Categorical, RelaxedCategorical, VonMisesFisher])
 
@@ -106,6 +109,14 @@ def z_score(samples: Tensor, expected: Tensor) -> float:
     """The largest deviation of a mean over the first dimension, in standard errors."""
     error = samples.std(0) / len(samples) ** 0.5
     return ((samples.mean(0) - expected).abs() / (error + 1e-9)).max().item()
+
+
+def test_every_family_has_a_row() -> None:
+    """In this table or in the one of independent dimensions."""
+    exported = {cls for cls in vars(distributions).values() if isinstance(cls, type) and issubclass(cls, Family)}
+    ours = {cls for cls in exported - {Family} if cls.__module__.rpartition(".")[2] in WITH_A_TABLE_HERE}
+    rows = [(row[0], (1,)) for row in POINTWISE.values()] + [(row[0], (4,)) for row in FAMILIES.values()]
+    assert ours == {type(recipe(shape)) for recipe, shape in rows}
 
 
 @ROWS
