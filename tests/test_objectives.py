@@ -54,7 +54,7 @@ def _row(make: Callable[[], Objective], *adds: str, bound: bool = True, meet: bo
     return Row(make, bound, meet, frozenset(adds))
 
 
-TC_TERMS = ("mutual_information", "total_correlation", "dimensionwise_kl")
+TC_TERMS = ("index_code_mi", "total_correlation", "dimensionwise_kl")
 OBJECTIVES: dict[str, Row] = {
     "ELBO": _row(ELBO),
     "ELBO, 4 samples": _row(partial(ELBO, num_samples=4)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Distribution, Independent, Normal, StudentT
+from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal, StudentT
 
 from vae_lightning.trace import Latent, Trace
 
@@ -46,6 +46,23 @@ def test_log_weight_is_the_sum_of_its_parts_over_latents() -> None:
         expected = expected + one.p.log_prob(one.z) - one.q.log_prob(one.z)
     torch.testing.assert_close(trace.log_weight(), expected)
     assert {name: kl.shape for name, kl in trace.kl().items()} == {"a": (5,), "b": (5,)}
+
+
+def test_the_kl_of_products_is_the_sum_over_dimensions() -> None:
+    """Maps [2, 3, 3], and a latent whose q and p depend on an earlier sample; a full covariance has no such parts."""
+    maps = Independent(Normal(torch.randn(5, 2, 3, 3).double(), 0.5), 3)
+    below = Independent(Normal(torch.randn(2, 5, 4).double(), 0.7), 1)
+    full = MultivariateNormal(torch.zeros(5, 4).double(), torch.eye(4).double())
+    latents = {
+        "maps": latent(maps, Independent(Normal(torch.zeros(2, 3, 3).double(), 1.0), 3), 2),
+        "below": Latent(below.sample(), below, Independent(Normal(torch.ones(2, 5, 4).double(), 2.0), 1)),
+        "full": latent(full, full, 2),
+    }
+    trace = Trace(torch.ones(5, 6), Independent(Bernoulli(logits=torch.zeros(2, 5, 6)), 1), latents)
+    parts = trace.kl_by_dimension()
+    assert {name: kl.shape for name, kl in parts.items()} == {"maps": (5, 2, 3, 3), "below": (5, 4)}
+    for name, kl in parts.items():
+        torch.testing.assert_close(kl.flatten(1).sum(1), trace.kl()[name])
 
 
 @pytest.mark.parametrize(("value", "found"), [(0.0, None), (1.0, None), (0.25, 0.25)])

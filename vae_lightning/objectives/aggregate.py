@@ -23,7 +23,7 @@ from vae_lightning.types import UserError
 class BetaTC(Objective):
     """loss = alpha I(x; z) + beta TC(z) + gamma sum_d KL(q(z_d) || p(z_d)) - E_q[log p(x|z)].
 
-    The three are the KL's parts under the aggregate posterior: `mutual_information` E log q(z|x) / q(z),
+    The three are the KL's parts under the aggregate posterior: `index_code_mi` E log q(z|x) / q(z),
     `total_correlation` E log q(z) / prod_d q(z_d), `dimensionwise_kl` E log prod_d q(z_d) / p(z), each at the samples,
     so that their sum is the sampled KL. Chen et al. 2018 (https://arxiv.org/abs/1802.04942). With
     alpha = gamma = 1 <= beta minus the loss is, up to the error of its estimates, a lower bound of log p(x).
@@ -52,7 +52,7 @@ class BetaTC(Objective):
         mi, tc, dimensionwise = (part.mean(0) for part in self.parts(trace))  # [K, B] -> [B]
         kl = self.alpha * mi + self.beta(step) * tc + self.gamma * dimensionwise
         terms = elbo_terms(trace)
-        parts = {"mutual_information": mi, "total_correlation": tc, "dimensionwise_kl": dimensionwise}
+        parts = {"index_code_mi": mi, "total_correlation": tc, "dimensionwise_kl": dimensionwise}
         return {"loss": kl - terms["log_likelihood"], **terms, **parts}
 
     def parts(self, trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
