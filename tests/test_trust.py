@@ -124,7 +124,7 @@ def test_hyper_parameters_of_a_file_beside_are_not_read(honest: dict[str, Any], 
     torch.save(honest, marker.with_name("a.ckpt"))
     marker.with_name("h.yaml").write_text(f"encoder: {{class_path: {NAME}}}")
     with pytest.raises(UserError, match=r"h\.yaml: not read"):
-        VAE.load_from_checkpoint(marker.with_name("a.ckpt"), hparams_file=marker.with_name("h.yaml"))  # type: ignore[arg-type]
+        VAE.load_from_checkpoint(marker.with_name("a.ckpt"), hparams_file=marker.with_name("h.yaml"))
 
 
 class OwnMLP(MLP):

@@ -94,13 +94,15 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's own settings do not replace the ones given here: they give the weights, and must fit."""
         given = self.config[self.config.subcommand]
+        if given.ckpt_path is not None:
+            given.ckpt_path = str(local_checkpoint(given.ckpt_path, given.allow_remote))
         if given.ckpt_path is None:
             if self.config.subcommand != "fit":
                 raise UserError(
                     f"{self.config.subcommand} needs --ckpt_path: weights that were never trained have no result"
                 )
             return
-        path = local_checkpoint(given.ckpt_path, given.allow_remote)
+        path = Path(given.ckpt_path)
         if path.is_dir():
             path = path / "checkpoints" / ("last.ckpt" if self.config.subcommand == "fit" else "best.ckpt")
         checkpoint = read_checkpoint(path)

@@ -6,6 +6,7 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 import lightning.pytorch as pl
@@ -229,7 +230,7 @@ class LatentVariableModel(pl.LightningModule):
         cls,
         checkpoint_path: Any,
         map_location: Any = None,
-        hparams_file: None = None,
+        hparams_file: str | Path | None = None,
         strict: bool | None = None,
         weights_only: bool | None = True,  # noqa: ARG003
         **kwargs: Any,
