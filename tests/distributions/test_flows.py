@@ -13,8 +13,17 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 from torch.distributions.transforms import AffineTransform
 
-from vae_lightning.distributions import IAF, DiagonalNormal, Family, LinearIAF, NeuralSplineFlow, RealNVP
+from vae_lightning.distributions import (
+    IAF,
+    DiagonalNormal,
+    Family,
+    LinearIAF,
+    NeuralSplineFlow,
+    RealNVP,
+    StandardNormal,
+)
 from vae_lightning.distributions.flows import Flowed
+from vae_lightning.trace import Latent
 from vae_lightning.types import Shape, UserError
 
 SMALL = {"hidden_sizes": (12,), "context_size": 3}
@@ -178,6 +187,17 @@ def test_linear_iaf_is_its_matrix_times_a_diagonal_gaussian() -> None:
     torch.testing.assert_close(q.mean, matrix @ raw[:3])
     assert isinstance(q, MultivariateNormal)
     torch.testing.assert_close(q.covariance_matrix, matrix @ variance @ matrix.T)
+
+
+@pytest.mark.parametrize(("name", "estimator"), [("linear IAF", "closed form"), ("IAF", "sampled")])
+def test_kl_against_the_standard_normal(name: str, estimator: str) -> None:
+    """In closed form for the Gaussian, sampled for the flow, and of the same mean as the sampled log q - log p."""
+    family = make(name, 3)
+    q = family(features(family, 2))
+    one = Latent(q.rsample((20_000,)), q, StandardNormal((3,)).double()())
+    assert one.kl_estimator == estimator
+    error = one.log_ratio().std(0) / math.sqrt(20_000)
+    assert ((one.log_ratio().mean(0) - one.kl().expand(20_000, 2).mean(0)).abs() < 4.5 * error).all()
 
 
 def best_kl(family: Family, p: MultivariateNormal) -> float:

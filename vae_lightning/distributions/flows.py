@@ -26,7 +26,7 @@ def load_zuko() -> ModuleType:
 
     It switches the argument checks of every distribution off; whoever wants that says so to torch.
     """
-    checks = Distribution._validate_args  # type: ignore[attr-defined]
+    checks = Distribution._validate_args
     zuko = importlib.import_module("zuko")
     Distribution.set_default_validate_args(checks)
     return zuko

@@ -31,7 +31,7 @@ class DiagonalMixture(MixtureSameFamily):
         if self._validate_args:
             self._validate_sample(value)
         wide = torch.float32 if value.device.type == "mps" else torch.float64
-        normal, event_dims = self.component_distribution.base_dist, len(self.event_shape)
+        normal, event_dims = self._normal(), len(self.event_shape)
         mean, sigma = normal.loc.to(wide).flatten(1), normal.scale.to(wide).flatten(1)  # [K, D]
         z, precision = value.to(wide).flatten(-event_dims), sigma**-2  # [*sample, D], [K, D]
         square = z**2 @ precision.T - 2 * z @ (mean * precision).T + (mean**2 * precision).sum(-1)  # [*sample, K]
@@ -43,5 +43,11 @@ class DiagonalMixture(MixtureSameFamily):
         """Of each mixture draw its own component alone: torch's class draws from all of them and keeps one."""
         with torch.no_grad():
             k = self.mixture_distribution.sample(torch.Size(sample_shape))
-            normal = self.component_distribution.base_dist
+            normal = self._normal()
             return torch.normal(normal.loc[k], normal.scale[k])
+
+    def _normal(self) -> Normal:
+        components = self.component_distribution
+        assert isinstance(components, Independent)
+        assert isinstance(components.base_dist, Normal)
+        return components.base_dist
