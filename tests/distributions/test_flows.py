@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import pytest
@@ -88,6 +89,20 @@ def test_a_sample_has_one_density_with_and_without_the_inverse(name: str) -> Non
         log_q.square().sum().backward()
         raws.append((log_q.detach(), raw.grad))
     torch.testing.assert_close(raws[0], raws[1], rtol=1e-6, atol=1e-8)
+
+
+@ROWS
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_the_same_density_in_evaluation(name: str, mode: Callable[[], AbstractContextManager]) -> None:
+    """A test runs in inference mode, where tensors have no version: own samples and other points all the same."""
+    family = make(name, 4)
+    raw = features(family, 6)
+    with mode():
+        q = family(raw)
+        z = q.rsample((3,))
+        own, foreign = q.log_prob(z).clone(), q.log_prob(z.clone())
+    torch.testing.assert_close(own, foreign)
+    torch.testing.assert_close(family(raw).log_prob(z.clone()), own)
 
 
 @ROWS

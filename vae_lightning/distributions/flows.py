@@ -38,9 +38,14 @@ _REMEDY = "choose a posterior with a density everywhere (DiagonalNormal, LinearI
 
 class _Sample(NamedTuple):
     z: Tensor
-    version: int
+    version: int | None
     log_prob: Tensor
     with_grad: bool
+
+
+def _version(z: Tensor) -> int | None:
+    """How often `z` was changed in place; in inference mode torch does not count."""
+    return None if z.is_inference() else z._version
 
 
 class Flowed(Distribution):
@@ -71,7 +76,7 @@ class Flowed(Distribution):
         with torch.autocast(e.device.type, enabled=False):
             z, log_det = self.flow(self.context).call_and_ladj(e)  # type: ignore[attr-defined]
             log_prob = self.base.log_prob(e) - log_det
-        self._last = _Sample(z, z._version, log_prob, torch.is_grad_enabled())
+        self._last = _Sample(z, _version(z), log_prob, torch.is_grad_enabled())
         return z
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -79,7 +84,7 @@ class Flowed(Distribution):
         if (
             last is not None
             and value is last.z
-            and value._version == last.version
+            and _version(value) == last.version
             and (last.with_grad or not torch.is_grad_enabled())  # a sample drawn without a gradient has none to give
         ):
             return last.log_prob
