@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -60,9 +59,8 @@ class LatentUnits(Evaluator):
         return None if trace.latents else "the model has no latents"
 
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
-        device = model.device
-        self._means: dict[str, Moments] = defaultdict(lambda: Moments(device))
-        self._kls: dict[str, Moments] = defaultdict(lambda: Moments(device))
+        self._means: dict[str, MeanAndError] = {}
+        self._kls: dict[str, MeanAndError] = {}
 
     def update(self, trace: Trace, batch: Batch) -> None:
         for name, latent in trace.latents.items():
@@ -70,20 +68,20 @@ class LatentUnits(Evaluator):
             mean = draws.mean(0)
             # the square of a mean of S draws is too large by their variance over S
             square = mean.square() - (draws.var(0) / len(draws) if len(draws) > 1 else 0)
-            self._means[name].update(torch.stack((mean, square), 1))  # [B, 2, D]
+            add(torch.stack((mean, square), 1), self._means, name)  # [B, 2, D]
             kl = kl_per_dimension(latent)
             if kl is not None:
-                self._kls[name].update(kl)
+                add(kl, self._kls, name)
 
     def compute(self) -> dict[str, Finding]:
         found: dict[str, Finding] = {}
         for name, moments in self._means.items():
-            mean, square = moments.compute()
+            mean, square = moments.compute()[0]
             variance = square - mean.square()
             found[f"active_units/{name}"] = float((variance > self.threshold).sum())
             found[f"variance_of_means/{name}"] = variance.tolist()
         for name, moments in self._kls.items():
-            found[f"kl_per_dimension/{name}"] = moments.compute().tolist()
+            found[f"kl_per_dimension/{name}"] = moments.compute()[0].tolist()
         return found
 
 
@@ -108,20 +106,11 @@ def factorised(distribution: Distribution) -> Distribution | None:
     return base if base is not None and base.event_shape == () else None
 
 
-class Moments:
-    """The mean over examples of values [B, *shape], whatever their shape: that of the first batch."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._metric = device, None
-
-    def update(self, values: Tensor) -> None:
-        if self._metric is None:
-            self._metric = MeanAndError(tuple(values.shape[1:])).to(self._device)
-        self._metric.update(values)
-
-    def compute(self) -> Tensor:
-        assert self._metric is not None
-        return self._metric.compute()[0]
+def add(values: Tensor, to: dict[str, MeanAndError], name: str) -> None:
+    """Values [B, *shape] to the mean of that name, which is begun where there is none."""
+    if name not in to:
+        to[name] = MeanAndError(tuple(values.shape[1:])).to(values.device)
+    to[name].update(values)
 
 
 def named(name: str, metric: MeanAndError) -> dict[str, Finding]:

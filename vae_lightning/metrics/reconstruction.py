@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from vae_lightning.data import ImageDataModule
@@ -34,11 +35,12 @@ class Reconstruction(Evaluator):
 
     def update(self, trace: Trace, batch: Batch) -> None:
         mean = trace.p_x.mean[0]  # [B, C, H, W]
-        ranges = {"data_range": 1.0, "reduction": "none"}
-        self._psnr.update(peak_signal_noise_ratio(mean, trace.x, dim=(1, 2, 3), **ranges))
+        self._psnr.update(peak_signal_noise_ratio(mean, trace.x, 1.0, reduction="none", dim=(1, 2, 3)))
         self._has_ssim = min(trace.x.shape[2:]) >= 11
         if self._has_ssim:
-            self._ssim.update(structural_similarity_index_measure(mean, trace.x, **ranges))
+            ssim = structural_similarity_index_measure(mean, trace.x, reduction="none", data_range=1.0)
+            assert isinstance(ssim, Tensor)
+            self._ssim.update(ssim)
 
     def compute(self) -> dict[str, Finding]:
         return {**named("psnr", self._psnr), **(named("ssim", self._ssim) if self._has_ssim else {})}
