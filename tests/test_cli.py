@@ -139,7 +139,8 @@ def test_the_last_lines_name_folder_numbers_and_next_command(trained: TrainedRun
     assert str(trained.folder) in said["run"]
     assert f"nll {nll:.2f}" in said["test"]
     assert "Binomial" in said["given"]
-    assert "4 importance samples" in said["given"]
+    assert "4 importance samples, " in said["given"]
+    assert "active_units/z" in trained.stdout
     assert f"vae-lightning sample {trained.folder / 'checkpoints' / 'best.ckpt'}" in said["next"]
     assert "wandb sync" in said["W&B"]
 
@@ -418,6 +419,8 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "steps": ([*FIT, "--model.likelihood.num_steps=0"], 2, "num_steps is 0"),
     "samples": ([*FIT, "--nll.num_samples=0"], 2, "num_samples 0"),
     "pictures": ([*FIT, "--pictures.num_images=0"], 2, "num_images 0"),
+    "evaluation": ([*FIT, "--evaluation.num_samples=0"], 2, "evaluation: num_samples is 0"),
+    "metric": ([*FIT, "--evaluation.also+=NoSuch"], 2, r"evaluation\.also: NoSuch"),
     "warm-up": (
         [*FIT, "--model.objective.beta=LinearWarmup", "--model.objective.beta.num_steps=0"],
         2,

@@ -51,14 +51,10 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
     if "test/elbo" in metrics:
         names = ("elbo", "log_likelihood", "kl")
         rows.append(("", ", ".join(f"{name} {metrics[f'test/{name}'].item():.2f}" for name in names)))
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Evaluation) and callback.numbers:
-            said = [
-                f"{name} {value:.3g}"
-                for name, value in callback.numbers.items()
-                if not name.endswith("_stderr") and name not in RateDistortion.units  # which are kl and log_likelihood
-            ]
-            rows.append(("", ", ".join(said)))
+    numbers = next((c.numbers for c in trainer.callbacks if isinstance(c, Evaluation)), {})  # type: ignore[attr-defined]
+    shown = [name for name in numbers if not name.endswith("_stderr") and name not in RateDistortion.units]
+    if shown:  # rate and distortion stand above, as kl and log_likelihood
+        rows.append(("", ", ".join(f"{name} {numbers[name]:.3g}" for name in shown)))
     return rows
 
 
@@ -84,6 +80,8 @@ def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     said += [] if sigma is None else [f"sigma {sigma.item():.4g}"]
     said += [f"{type(data).__name__}, binarisation {data.binarisation}"]
     said += [f"{settings['nll']['num_samples']} importance samples"]
+    ess = trainer.callback_metrics.get("test/nll_ess")
+    said += [] if ess is None else [f"{ess.item():.1f} of them effective"]
     return [("given", ", ".join(said))]
 
 
