@@ -181,7 +181,6 @@ class CVAE(LatentVariableModel):
         p_x = self.likelihood(self.decoder(torch.cat([z, flat], dim=-1)))
         return self.condition.complete(p_x, c)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        super().on_train_batch_start(batch, batch_idx)
+    def on_train_batch_start(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         if self.global_step == 0:
-            self.condition.remember(batch)
+            self.condition.remember(batch[0] if isinstance(batch, list) else batch)

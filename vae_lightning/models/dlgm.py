@@ -49,9 +49,10 @@ class DLGM(LatentVariableModel):
             raise UserError(f"DLGM: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
         image_shape = tuple(image_shape)
         self.likelihood = likelihood(image_shape)
-        self.posteriors = nn.ModuleList(posterior((size,)) for size in sizes)
+        families = [posterior((size,)) for size in sizes]
+        self.posteriors = nn.ModuleList(families)
         self.priors = nn.ModuleList(StandardNormal((size,)) for size in sizes)
-        self.feature_sizes = [family.param_shape[0] for family in self.posteriors]
+        self.feature_sizes = [family.param_shape[0] for family in families]
         self.encoder = encoder(image_shape, (sum(self.feature_sizes),))  # phi
         self.noise_maps = nn.ModuleList(nn.Linear(size, size, bias=False) for size in sizes)  # G_1 .. G_L
         self.transitions = nn.ModuleList(transition((above,), (size,)) for size, above in pairwise(sizes))  # T_1, ...

@@ -54,8 +54,9 @@ class BottomUp(Inference):
         posterior: FamilyRecipe = DiagonalNormal,
     ) -> None:
         super().__init__()
-        self.posteriors = nn.ModuleList(posterior((size,)) for size in latent_sizes)
-        shapes = [family.param_shape for family in self.posteriors]
+        families = [posterior((size,)) for size in latent_sizes]
+        shapes = [family.param_shape for family in families]
+        self.posteriors = nn.ModuleList(families)
         self.encoder = encoder(image_shape, shapes[0])
         self.upward = nn.ModuleList(
             upward((size,), shape) for size, shape in zip(latent_sizes[:-1], shapes[1:], strict=True)
@@ -98,8 +99,9 @@ class Ladder(Inference):
         self.encoder = encoder(image_shape, (feature_size,))
         self.upward = nn.ModuleList(upward((feature_size,), (feature_size,)) for _ in latent_sizes[1:])
         self.activation = activation()
-        self.normals = nn.ModuleList(DiagonalNormal((size,)) for size in latent_sizes)
-        self.heads = nn.ModuleList(nn.Linear(feature_size, normal.param_shape[0]) for normal in self.normals)
+        normals = [DiagonalNormal((size,)) for size in latent_sizes]
+        self.normals = nn.ModuleList(normals)
+        self.heads = nn.ModuleList(nn.Linear(feature_size, normal.param_shape[0]) for normal in normals)
 
     def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]:
         d = [self.activation(self.encoder(x))]  # [B, F]
@@ -145,9 +147,10 @@ class HVAE(LatentVariableModel):
         self.inference = inference(image_shape, sizes)  # phi
         self.likelihood = likelihood(image_shape)
         self.prior = prior((sizes[-1],))
-        self.normals = nn.ModuleList(DiagonalNormal((size,)) for size in sizes[:-1])
+        normals = [DiagonalNormal((size,)) for size in sizes[:-1]]
+        self.normals = nn.ModuleList(normals)
         self.transitions = nn.ModuleList(
-            transition((above,), normal.param_shape) for normal, above in zip(self.normals, sizes[1:], strict=True)
+            transition((above,), normal.param_shape) for normal, above in zip(normals, sizes[1:], strict=True)
         )
         self.decoder = decoder((sizes[0],), self.likelihood.param_shape)  # theta
 
