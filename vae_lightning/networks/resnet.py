@@ -16,8 +16,9 @@ class ResNetEncoder(Network):
     """[C, H, W] -> features: a stage of `num_blocks` residual blocks for each entry of `channels`, then a hidden layer.
 
     Each stage halves H and W, rounding up, before its first block. Pre-activation blocks without normalisation (He et
-    al. 2016, https://arxiv.org/abs/1603.05027), with ELU as in the inverse autoregressive flow's networks (Kingma et
-    al. 2016, https://arxiv.org/abs/1606.04934); their weight normalisation is left out.
+    al. 2016, https://arxiv.org/abs/1603.05027). With `activation` ELU they are of the kind that the inverse
+    autoregressive flow was measured with (Kingma et al. 2016, https://arxiv.org/abs/1606.04934), but for its weight
+    normalisation.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class ResNetEncoder(Network):
         channels: Sequence[int] = (32, 64),
         num_blocks: int = 2,
         hidden_size: int = 450,
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
         sizes = pyramid(in_shape, channels)
@@ -50,7 +51,7 @@ class ResNetDecoder(Network):
         channels: Sequence[int] = (32, 64),
         num_blocks: int = 2,
         hidden_size: int = 450,
-        activation: Callable[[], nn.Module] = nn.ELU,
+        activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__(in_shape, out_shape)
         sizes = pyramid(out_shape, channels)
