@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
+from vae_lightning.checkpoint_io import check_whole
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import UserError
 
 TRUSTED_PACKAGES = ("vae_lightning", "torch", "lightning")
 """A checkpoint names classes, and building one imports its module: so only these packages are built from a file."""
+_NOT_SHOWN = ("optimizer", "scheduler", "_")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -27,10 +30,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; a run keeps them in runs/<experiment>/<run id>/checkpoints/")
+    check_whole(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises OSError, EOFError, UnpicklingError or RuntimeError, by where it broke
-        raise UserError(f"{path}: not a readable checkpoint: damaged, or with more in it than plain data") from error
+        raise UserError(f"{path}: not a readable checkpoint: more in it than plain data, or not torch's") from error
     parts = checkpoint if isinstance(checkpoint, dict) else {}
     known = all(isinstance(parts.get(name), dict) for name in ("state_dict", "hyper_parameters"))
     if not known or "_class_path" not in parts["hyper_parameters"]:
@@ -54,10 +58,9 @@ def load_model(path: str | Path) -> LatentVariableModel:
     return model.eval()
 
 
-def check_fits(path: str | Path, model: nn.Module) -> None:
+def check_fits(path: str | Path | None, checkpoint: dict[str, Any], model: nn.Module) -> None:
     """Raise where the tensors of a checkpoint are not those of `model`: the first that differs, and its two shapes."""
-    saved = read_checkpoint(path)["state_dict"]
-    own = model.state_dict()
+    saved, own = checkpoint["state_dict"], model.state_dict()
     for name in sorted(saved.keys() | own.keys()):
         found, wanted = _shape(saved, name), _shape(own, name)
         if found != wanted:
@@ -84,17 +87,20 @@ def _dotted_names(value: Any) -> Iterator[str]:
             yield from _dotted_names(entry)
 
 
-def differences(path: str | Path, model: LatentVariableModel) -> list[str]:
+def differences(checkpoint: dict[str, Any], model: LatentVariableModel) -> list[str]:
     """What the checkpoint's model was built with where `model` is built otherwise: `key: there -> here`."""
-    saved, own = (dict(_flat(_named(hparams))) for hparams in (_hparams(path), dict(model.hparams)))
-    both = [name for name in saved.keys() | own.keys() if not name.startswith(("optimizer", "scheduler", "_"))]
-    return [
-        f"{name}: {saved.get(name)} -> {own.get(name)}" for name in sorted(both) if saved.get(name) != own.get(name)
-    ]
+    both = (dict(checkpoint["hyper_parameters"]), dict(model.hparams))
+    return _unequal(*({k: v for k, v in _flat(_named(hparams)) if not k.startswith(_NOT_SHOWN)} for hparams in both))
 
 
-def _hparams(path: str | Path) -> dict[str, Any]:
-    return dict(read_checkpoint(path)["hyper_parameters"])
+def changes(config: Path, text: str) -> list[str]:
+    """What a run's own config says and `text` says otherwise: `key: there -> here`."""
+    return _unequal(*(dict(_flat(_named(yaml.safe_load(source)))) for source in (config.read_text(), text)))
+
+
+def _unequal(saved: dict[str, str], own: dict[str, str]) -> list[str]:
+    names = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
+    return [f"{name}: {saved.get(name)} -> {own.get(name)}" for name in names]
 
 
 def _named(value: Any) -> Any:

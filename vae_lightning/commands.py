@@ -19,6 +19,8 @@ from vae_lightning.checkpoints import load_model, refuse_foreign_classes
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS
 from vae_lightning.data.cache import BrokenImagesError
+from vae_lightning.runs import Complete, is_started_by_lightning
+from vae_lightning.signals import Stopped
 from vae_lightning.types import Batch, UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
@@ -43,6 +45,12 @@ def run(args: list[str]) -> int:
         else:
             known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES))
             raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
+    except Stopped as stopped:
+        # Lightning kills all ranks where one that it has started seems to have failed: the first one would not get to
+        # its end. Nobody else reads the exit code of these.
+        return 0 if is_started_by_lightning() else 128 + stopped.signum
+    except Complete as complete:
+        print(complete, flush=True)
     except UserError as error:
         print(f"vae-lightning: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning.pytorch as pl
 import torch
@@ -15,25 +15,33 @@ from lightning.pytorch.loggers import WandbLogger
 from vae_lightning import __version__
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
+from vae_lightning.ownership import own
 
 
 class RunFolder(pl.Callback):
     """Writes `config.yaml` when a fit begins (and gives it to W&B whole), `results.json` when a test ends.
 
     `config` is the resolved configuration as YAML text, with nothing in it that holds for this run alone: a new run can
-    start from it. The folder is the trainer's root folder.
+    start from it. The folder is the trainer's root folder; during a fit it is this process's alone.
     """
 
     def __init__(self, config: str) -> None:
         self.config = config
+        self._lock: IO[str] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._lock = own(Path(trainer.default_root_dir))
         write_whole(Path(trainer.default_root_dir) / "config.yaml", self.config.encode())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update(yaml.safe_load(self.config), allow_val_change=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -70,7 +70,8 @@ class LatentVariableModel(pl.LightningModule):
             speed = {"images_per_second": self._speed.read() * self.trainer.world_size}
             scalars = {**self._scalars(trace), **self.objective.coefficients(self.global_step), **speed}
             self._log("train", terms, scalars)
-        return loss
+        # times 1, or NaN: a loss that is not finite has a gradient that is not, and the mean over ranks tells them all
+        return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         terms, trace = self._evaluate(batch)
