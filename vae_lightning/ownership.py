@@ -25,6 +25,7 @@ def own(folder: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        file.close()
         who = ", ".join(f"{name} {value}" for name, value in owner(folder).items() if value)
         raise UserError(f"{folder}: another process is training this run ({who}); wait for it, or end it") from error
     except OSError:

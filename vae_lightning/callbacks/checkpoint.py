@@ -95,10 +95,14 @@ class BestAndLast(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if not self._agreement.is_due() or trainer.fit_loop._should_accumulate():
-            return
-        stop, save = self._agreement.reach(self._is_late(trainer))
         loop = trainer.fit_loop
+        if loop._should_accumulate():
+            return
+        stop = save = False
+        if -1 < trainer.max_steps <= trainer.global_step:  # Lightning leaves the epoch, as if the rest had been seen
+            self._complete, save = _limits(trainer), True
+        elif self._agreement.is_due():
+            stop, save = self._agreement.reach(self._is_late(trainer))
         assert loop._data_fetcher is not None
         if (stop or save) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # which will save by itself
             self._write_last(trainer)
@@ -140,8 +144,9 @@ class BestAndLast(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last one says that the run is complete, up to these limits."""
-        self._complete = [trainer.max_epochs or -1, trainer.max_steps]
-        self._write_last(trainer, again=True)
+        if not self._complete:
+            self._complete = _limits(trainer)
+            self._write_last(trainer, again=True)
         signals.poll(False)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -166,6 +171,10 @@ class BestAndLast(ModelCheckpoint):
 def _is_training(trainer: pl.Trainer) -> bool:
     """Not in validate, test or predict, and not in the check before the first step."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _limits(trainer: pl.Trainer) -> list[int]:
+    return [-1 if trainer.max_epochs is None else trainer.max_epochs, trainer.max_steps]
 
 
 class _Connector:

@@ -55,7 +55,7 @@ class FiniteSteps(pl.Callback):
         limit = _LARGEST if self.max_grad_norm is None or scaled else self.max_grad_norm
         bad = ~(norm <= limit)  # a NaN is not below anything
         if not scaled:
-            _skip(optimizer, bad)
+            _skip(optimizer, bad, waits=bad.device.type == "cpu")
         self._count(bad)
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if interval and (trainer.global_step + 1) % interval == 0:
@@ -77,9 +77,9 @@ class FiniteSteps(pl.Callback):
             )
 
 
-def _skip(optimizer: Optimizer, bad: Tensor) -> None:
-    """Make the step that follows do nothing where `bad`."""
-    if bad.device.type != "cpu" and all(group.get("fused") for group in optimizer.param_groups):
+def _skip(optimizer: Optimizer, bad: Tensor, waits: bool) -> None:
+    """Make the step that follows do nothing where `bad`; `waits`: whether to look at it here, on the host."""
+    if not waits and all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
     elif bad:
         optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is left alone, with its state
