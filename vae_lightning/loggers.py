@@ -60,9 +60,15 @@ class MetricsCSV(Logger):
         text = self.path.read_text()
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
         columns = list(rows[0]) if rows else []
-        kept = [row for row in rows if (row.get("step") or "").isdigit() and int(row["step"]) < self.start]
+        kept = [row for row in rows if self._stays(row)]
         self._write(columns, kept)
         return columns
+
+    def _stays(self, row: dict[str, str]) -> bool:
+        """It is from before `start`, or the result of a test."""
+        step = row.get("step") or ""
+        is_test = any(value for name, value in row.items() if name and name.startswith("test/"))
+        return step.isdigit() and (int(step) < self.start or is_test)
 
     def _add_columns(self, names: list[str]) -> None:
         assert self._columns is not None
