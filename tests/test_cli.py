@@ -71,7 +71,8 @@ def test_a_run_leaves_one_folder_with_what_is_promised(trained: TrainedRun) -> N
     assert RUN_ID.fullmatch(trained.folder.name)
     found = {str(p.relative_to(trained.folder)) for p in trained.folder.rglob("*") if p.is_file()}
     assert {name for name in found if not name.startswith("wandb/")} == {
-        *("config.yaml", "metrics.csv", "results.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+        *("config.yaml", "metrics.csv", "results.json", ".owner.json"),
+        *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"),
         *("images/reconstructions-0002.png", "images/samples-0002.png"),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ from tests.helpers import DIGITS, EPOCHS, REPOSITORY, only, read_csv, run_cli
 from vae_lightning.__main__ import main
 from vae_lightning.data import Digits
 from vae_lightning.data.base import ImageLoader
+from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
+from vae_lightning.networks import MLP
 
 TWO = ("--trainer.accelerator=cpu", "--trainer.devices=2")
 ONE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.logger=false")
+
+
+TINY = partial(MLP, hidden_sizes=(16,))
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -35,9 +41,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_share_one_folder(two: Path) -> None:
     names = {path.name for path in two.iterdir()}
-    assert names == {"config.yaml", "checkpoints", "images", "metrics.csv", "results.json", "wandb"}
+    assert names == {".owner.json", "config.yaml", "checkpoints", "images", "metrics.csv", "results.json", "wandb"}
     only(two, "wandb/offline-run-*")
-    assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert read_results(two)["devices"] == 2
 
 
@@ -70,6 +76,42 @@ def test_two_processes_report_what_one_reports(two: Path, monkeypatch: pytest.Mo
         assert abs(there[name] - here[name]) < 4 * here[f"{name}_stderr"]
     for name in ("test/nll", "test/elbo", "test/log_likelihood"):
         assert abs(there[name] - here[name]) < 2 * here["test/nll_stderr"]  # the same images, other noise
+
+
+def test_two_processes_go_on_within_an_epoch_as_if_never_stopped(two: Path, tmp_path: Path) -> None:
+    """Bit for bit, on both: the gradient is the mean over the ranks, and each draws its own noise."""
+    half = ("fit", "-c", DIGITS, *EPOCHS, *TWO, "--trainer.logger=false", f"--runs_dir={tmp_path}", "--run_id=half")
+    run_cli(*half, "--trainer.max_steps=14")
+    folder = tmp_path / "vae" / "digits" / "half"
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 14
+    assert "goes on from last.ckpt, step 14" in run_cli(*half, "--trainer.max_epochs=2").stdout
+    whole, resumed = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (two, folder))
+    assert resumed["global_step"] == whole["global_step"] == 20
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value)
+    rows = [[row for row in read_csv(run / "metrics.csv") if "val/elbo" in row] for run in (two, folder)]
+    assert rows[0] == rows[1]
+
+
+def test_one_batch_of_128_and_two_of_64_give_the_same_gradient_in_expectation() -> None:
+    """The two ranks have the same images between them; each draws its own noise, over which we average."""
+    torch.manual_seed(0)
+    data, model = Digits(), VAE((1, 8, 8), 2, likelihood=partial(Binomial, num_steps=16), encoder=TINY, decoder=TINY)
+    images = data.images("train")
+    first = [next(iter(ImageLoader(images, 64, True, rank=rank, world_size=2))) for rank in range(2)]
+    whole = next(iter(ImageLoader(images, 128, True)))
+    together = torch.cat([batch["x"] for batch in first])
+    assert torch.equal(together.flatten(1).sort(0).values, whole["x"].flatten(1).sort(0).values)
+
+    def gradient(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = model.objective(model.trace(batch), 0)["loss"].mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double()
+
+    one = torch.stack([gradient(whole) for _ in range(60)])
+    two = torch.stack([sum(gradient(batch) for batch in first) / 2 for _ in range(60)])  # type: ignore[misc]
+    error = ((one.var(0) + two.var(0)) / 60).sqrt()
+    deviation = ((one.mean(0) - two.mean(0)) / error.clamp(min=1e-9))[error > 1e-9]
+    assert deviation.square().mean() == pytest.approx(1, abs=0.4)  # no more than chance, and no less
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])

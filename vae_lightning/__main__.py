@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from vae_lightning import signals
+
 HELP = """\
 vae-lightning: train, test and look at variational autoencoders.
 
@@ -23,12 +25,15 @@ Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 
 --model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). A config is code: it names the
 classes to build, so run none from a stranger.
 
+A run that was stopped goes on, in its folder, with --ckpt_path last (the experiment's newest run), --ckpt_path RUN, or,
+where it was begun with --run_id NAME, by the same command. SIGTERM and Ctrl-C save first.
+
   vae-lightning fit --help                           the flags of a verb;  --print_config  what a run would use
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 2 for bad input, 1 for what went wrong during a run."""
+    """Run a command; the exit code: 0, 2 for bad input, 1 for what went wrong during a run, 128 + n for signal n."""
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -65,6 +70,7 @@ def _share_cores() -> None:
 
 def console() -> None:
     """The console script's entry point."""
+    signals.install()
     sys.exit(main())
 
 

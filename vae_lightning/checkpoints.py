@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trust import check_checkpoint, is_remote, read_checkpoint
 from vae_lightning.types import UserError
+
+_NOT_SHOWN = ("optimizer", "scheduler", "_")
 
 
 def local_checkpoint(path: str | Path, allow_remote: bool) -> Path:
@@ -60,10 +63,9 @@ def load_model(path: str | Path) -> LatentVariableModel:
     return model.eval()
 
 
-def check_fits(path: str | Path, model: nn.Module) -> None:
+def check_fits(path: str | Path | None, checkpoint: dict[str, Any], model: nn.Module) -> None:
     """Raise where the tensors of a checkpoint are not those of `model`: the first that differs, and its two shapes."""
-    saved = read_checkpoint(path)["state_dict"]
-    own = model.state_dict()
+    saved, own = checkpoint["state_dict"], model.state_dict()
     for name in sorted(saved.keys() | own.keys()):
         found, wanted = _shape(saved, name), _shape(own, name)
         if found != wanted:
@@ -74,17 +76,20 @@ def _shape(state: dict[str, Any], name: str) -> str:
     return str(list(state[name].shape)) if name in state else "absent"
 
 
-def differences(path: str | Path, model: LatentVariableModel) -> list[str]:
+def differences(checkpoint: dict[str, Any], model: LatentVariableModel) -> list[str]:
     """What the checkpoint's model was built with where `model` is built otherwise: `key: there -> here`."""
-    saved, own = (dict(_flat(_named(hparams))) for hparams in (_hparams(path), dict(model.hparams)))
-    both = [name for name in saved.keys() | own.keys() if not name.startswith(("optimizer", "scheduler", "_"))]
-    return [
-        f"{name}: {saved.get(name)} -> {own.get(name)}" for name in sorted(both) if saved.get(name) != own.get(name)
-    ]
+    both = (dict(checkpoint["hyper_parameters"]), dict(model.hparams))
+    return _unequal(*({k: v for k, v in _flat(_named(hparams)) if not k.startswith(_NOT_SHOWN)} for hparams in both))
 
 
-def _hparams(path: str | Path) -> dict[str, Any]:
-    return dict(read_checkpoint(path)["hyper_parameters"])
+def changes(config: Path, text: str) -> list[str]:
+    """What a run's own config says and `text` says otherwise: `key: there -> here`."""
+    return _unequal(*(dict(_flat(_named(yaml.safe_load(source)))) for source in (config.read_text(), text)))
+
+
+def _unequal(saved: dict[str, str], own: dict[str, str]) -> list[str]:
+    names = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
+    return [f"{name}: {saved.get(name)} -> {own.get(name)}" for name in names]
 
 
 def _named(value: Any) -> Any:

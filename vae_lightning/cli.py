@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
+import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +15,24 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 # imported so that their classes have short names on the command line: --model.posterior=DiagonalNormal
-from vae_lightning import data, distributions, models, networks, objectives  # noqa: F401
-from vae_lightning.callbacks import BestAndLast, FastNetworks, Pictures, ProgressLines, RunFolder, SteadyBar
-from vae_lightning.checkpoints import check_fits, differences, local_checkpoint, read_checkpoint
+from vae_lightning import data, distributions, models, networks, objectives, runs, signals  # noqa: F401
+from vae_lightning.callbacks import (
+    BestAndLast,
+    ExactResume,
+    FastNetworks,
+    FiniteSteps,
+    Pictures,
+    ProgressLines,
+    RunFolder,
+    SteadyBar,
+)
+from vae_lightning.checkpoint_io import WholeFiles
+from vae_lightning.checkpoints import changes, check_fits, differences, local_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.errors import Parser, check_configs, one_line
@@ -31,8 +42,6 @@ from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.report import summary
 from vae_lightning.types import UserError
-
-RUN_ID = "VAE_LIGHTNING_RUN_ID"  # shared with the processes that Lightning starts for the other devices
 
 
 def find_defaults() -> Path:
@@ -71,6 +80,9 @@ class CLI(LightningCLI):
         parser.add_argument("--runs_dir", default="runs", help="runs are kept in <runs_dir>/<experiment>/<run id>")
         parser.add_argument("--experiment", type=str | None, help="default: the path of the config file, in configs/")
         parser.add_argument(
+            "--run_id", type=str | None, help="begin the run of this name, or go on with it where it was left"
+        )
+        parser.add_argument(
             "--matmul_precision",
             type=Literal["highest", "high", "medium"] | None,
             help="of float32 products in a fit (torch.set_float32_matmul_precision): default high (TF32) on a GPU, "
@@ -78,6 +90,7 @@ class CLI(LightningCLI):
         )
         parser.add_argument("--allow_remote", type=bool, default=False, help="fetch --ckpt_path where it is an address")
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
+        parser.add_lightning_class_args(FiniteSteps, "finite")
         parser.add_lightning_class_args(FastNetworks, "speed")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(MarginalLikelihood, "nll")
@@ -94,29 +107,38 @@ class CLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's own settings do not replace the ones given here: they give the weights, and must fit."""
         given = self.config[self.config.subcommand]
-        if given.ckpt_path is not None:
+        if given.ckpt_path is not None and given.ckpt_path != "last":
             given.ckpt_path = str(local_checkpoint(given.ckpt_path, given.allow_remote))
-        if given.ckpt_path is None:
-            if self.config.subcommand != "fit":
-                raise UserError(
-                    f"{self.config.subcommand} needs --ckpt_path: weights that were never trained have no result"
-                )
-            return
-        path = Path(given.ckpt_path)
-        if path.is_dir():
-            path = path / "checkpoints" / ("last.ckpt" if self.config.subcommand == "fit" else "best.ckpt")
-        checkpoint = read_checkpoint(path)
-        if self.config.subcommand == "fit" and not {"optimizer_states", "loops"} <= checkpoint.keys():
-            raise UserError(f"{path}: has weights alone, without an optimizer's state; a fit cannot go on from it")
-        given.ckpt_path = str(path)
+        given.experiment = given.experiment or _experiment(given.config)
+        if self.config.subcommand == "fit":
+            self.run = runs.choose_run(given, given.experiment)
+            self._end_if_complete(given)
+        elif given.ckpt_path is None:
+            raise UserError(
+                f"{self.config.subcommand} needs --ckpt_path: weights that were never trained have no result"
+            )
+        else:
+            path = Path(given.ckpt_path)
+            path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+            self.run = runs.of_checkpoint(path, runs.new_folder(given, given.experiment))
+        given.ckpt_path = str(self.run.path) if self.run.path else None
+        self.folder = self.run.folder
+
+    def _end_if_complete(self, given: Namespace) -> None:
+        """A run that has ended is not touched; `train` may have been stopped between its fit and its test."""
+        tested = not self.then_test or (self.run.folder / "results.json").is_file()
+        limits = (given.trainer.max_epochs, given.trainer.max_steps)
+        if self.run.contents is not None and tested and runs.is_complete(self.run.contents, *limits):
+            raise runs.Complete(
+                f"{self.run.folder}: already complete, after {self.run.step} steps; nothing was changed. To train it "
+                "further, raise --trainer.max_epochs; for a new run, leave out --ckpt_path and --run_id"
+            )
 
     # -- one run, one folder ----------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
         given = self.config[self.config.subcommand]
-        given.experiment = given.experiment or _experiment(given.config)
         self.config_text = self._dump(given)
-        self.folder = _run_folder(given)
         _make_writable(self.folder)
         given.trainer.default_root_dir = str(self.folder)
         given.trainer.precision = given.trainer.precision or _best_precision(given.trainer.accelerator)
@@ -134,7 +156,7 @@ class CLI(LightningCLI):
     def _dump(self, given: Namespace) -> str:
         """The configuration without what holds for this run alone, so that the next run can start from it."""
         kept = given.clone()
-        for name in ("config", "ckpt_path", "weights_only", "allow_remote"):
+        for name in ("config", "ckpt_path", "run_id", "weights_only", "allow_remote"):
             kept.pop(name, None)
         parser = self._parser(self.config.subcommand)
         return str(parser.dump(kept, skip_none=False, skip_validation=True))
@@ -170,25 +192,35 @@ class CLI(LightningCLI):
                 for logger in loggers
                 if isinstance(logger, Logger)  # `true` is Lightning's own CSV file, and we have one
             ]
-            loggers.append(MetricsCSV(self.folder / "metrics.csv"))
-        callbacks: list[pl.Callback] = [RunFolder(self.config_text)]
+            loggers.append(MetricsCSV(self.folder / "metrics.csv", self.run.step))
+        callbacks: list[pl.Callback] = [RunFolder(self.config_text), ExactResume()]
         if not given.enable_progress_bar:
             callbacks.append(ProgressLines())
         elif not any(isinstance(callback, ProgressBar) for callback in given.callbacks or []):
             callbacks.append(SteadyBar())
         given.callbacks = [*(given.callbacks or []), *callbacks]
+        plugins = given.plugins if isinstance(given.plugins, list) else [given.plugins] if given.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, WholeFiles()]
         try:
-            return super().instantiate_trainer(logger=loggers, **kwargs)
+            return super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
         except ValueError as error:  # Lightning's word for an accelerator, a strategy, a precision that is not one
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def after_instantiate_classes(self) -> None:
-        path = self.config[self.config.subcommand].ckpt_path
-        if path is not None:
-            check_fits(path, self.model)
-            changed = differences(path, self.model)
-            if changed and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-                print(f"the model is not the checkpoint's own (there -> here): {'; '.join(changed)}", flush=True)
+        if self.run.contents is None:
+            return
+        check_fits(self.run.path, self.run.contents, self.model)
+        config = self.folder / "config.yaml"
+        if self.config.subcommand == "fit" and config.is_file():
+            changed = changes(config, self.config_text)
+        else:
+            changed = differences(self.run.contents, self.model)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            if self.config.subcommand == "fit":
+                print(f"{self.folder}: goes on from {Path(self.run.path or '').name}, step {self.run.step}", flush=True)
+            if changed:
+                print(f"not as the checkpoint's own run (there -> here): {'; '.join(changed)}", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -196,8 +228,21 @@ class CLI(LightningCLI):
         except UserError as error:
             error.exit_code = 1
             raise
+        except (SIGTERMException, signals.Stopped):
+            self._say_stopped()
+            raise signals.Stopped(signals.requested()) from None
+
+    def _say_stopped(self) -> None:
+        """Where the run was left, and how it goes on."""
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            last = self.folder / "checkpoints" / "last.ckpt"
+            where = f"{last} has step {self.trainer.global_step}; --ckpt_path last goes on from it"
+            name = signal.Signals(signals.requested()).name
+            print(f"{name}: stopped; {where if last.is_file() else 'nothing was trained yet'}", flush=True)
 
     def after_fit(self) -> None:
+        if signals.requested():  # after the last step
+            raise signals.Stopped(signals.requested())
         if self.then_test and not self.trainer.interrupted:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")  # none without a validation
             if not best and self.trainer.global_step == 0:
@@ -228,6 +273,8 @@ class CLI(LightningCLI):
 class DataCLI(CLI):
     """Reads a command line as `fit` does, and keeps of it what says which data: nothing is built or run."""
 
+    def _parse_ckpt_path(self) -> None: ...
+
     def before_instantiate_classes(self) -> None:
         self.spec: dict[str, Any] = self.config[self.config.subcommand].data.as_dict()
 
@@ -251,17 +298,6 @@ def _experiment(configs: list[Any] | None) -> str:
     path = Path(str(configs[-1])).with_suffix("")
     parts = path.parts
     return "/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts else path.name
-
-
-def _run_folder(given: Namespace) -> Path:
-    """The folder of the checkpoint's own run, where it has one; else a new one, named by the time."""
-    if given.ckpt_path is not None:
-        folder = Path(given.ckpt_path).absolute().parent.parent
-        if (folder / "config.yaml").is_file():
-            return folder
-    if not ("LOCAL_RANK" in os.environ and RUN_ID in os.environ):
-        os.environ[RUN_ID] = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
-    return Path(given.runs_dir).expanduser() / given.experiment / os.environ[RUN_ID]
 
 
 def _make_writable(folder: Path) -> None:

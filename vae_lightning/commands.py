@@ -25,6 +25,8 @@ from vae_lightning.data.cache import BrokenImagesError
 from vae_lightning.fitting import encode, fit_prior, own_prior, parse_args, report, save_prior, use_fitted_prior
 from vae_lightning.metrics import MeanAndError, draw_missing, impute, missing_error
 from vae_lightning.noise import reseed
+from vae_lightning.runs import Complete, is_started_by_lightning
+from vae_lightning.signals import Stopped
 from vae_lightning.trust import check_names, is_remote
 from vae_lightning.types import Batch, UserError
 
@@ -54,6 +56,12 @@ def run(args: list[str]) -> int:
         else:
             known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior", "impute"))
             raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
+    except Stopped as stopped:
+        # Lightning kills all ranks where one that it has started seems to have failed: the first one would not get to
+        # its end. Nobody else reads the exit code of these.
+        return 0 if is_started_by_lightning() else 128 + stopped.signum
+    except Complete as complete:
+        print(complete, flush=True)
     except UserError as error:
         print(f"vae-lightning: error: {error}", file=sys.stderr)
         return error.exit_code

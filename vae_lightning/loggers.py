@@ -20,12 +20,13 @@ class MetricsCSV(Logger):
     """`metrics.csv`: a row for each logging step. Rows are appended, so that a resumed run goes on in its own file.
 
     Lightning's CSVLogger deletes the file that it finds. A metric that appears later becomes a new column: the file is
-    then written anew, beside its place.
+    then written anew, beside its place. A run that goes on from step `start` says what came after it once more: those
+    rows are dropped, and so is a last row that was cut off.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.start = path, start
         self._columns: list[str] | None = None
 
     @property
@@ -51,10 +52,21 @@ class MetricsCSV(Logger):
             csv.DictWriter(file, self._columns).writerow(row)
 
     def _read_columns(self) -> list[str]:
+        """Of a file that is there already, after what is in it has been cut to the rows before `start`."""
         if not self.path.is_file():
             return []
-        with self.path.open(newline="") as file:
-            return next(csv.reader(file), [])
+        text = self.path.read_text()
+        rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+        columns = list(rows[0]) if rows else []
+        kept = [row for row in rows if self._stays(row)]
+        self._write(columns, kept)
+        return columns
+
+    def _stays(self, row: dict[str, str]) -> bool:
+        """It is from before `start`, or the result of a test."""
+        step = row.get("step") or ""
+        is_test = any(value for name, value in row.items() if name and name.startswith("test/"))
+        return step.isdigit() and (int(step) < self.start or is_test)
 
     def _add_columns(self, names: list[str]) -> None:
         assert self._columns is not None
@@ -63,8 +75,11 @@ class MetricsCSV(Logger):
             with self.path.open(newline="") as file:
                 rows = list(csv.DictReader(file))
         self._columns = [*self._columns, *names]
+        self._write(self._columns, rows)
+
+    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
+        writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path, text.getvalue().encode())

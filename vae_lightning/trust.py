@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from vae_lightning.checkpoint_io import check_whole
 from vae_lightning.types import UserError
 
 TRUSTED = ("vae_lightning.", "torch.nn.", "torch.optim.", "torch.distributions.", "lightning.pytorch.cli.ReduceLR")
@@ -40,10 +41,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; a run keeps them in runs/<experiment>/<run id>/checkpoints/")
+    check_whole(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises OSError, EOFError, UnpicklingError or RuntimeError, by where it broke
-        raise UserError(f"{path}: not a readable checkpoint: damaged, or with more in it than plain data") from error
+        raise UserError(f"{path}: not a readable checkpoint: more in it than plain data, or not torch's") from error
     parts = checkpoint if isinstance(checkpoint, dict) else {}
     known = all(isinstance(parts.get(name), dict) for name in ("state_dict", "hyper_parameters"))
     if not known or not isinstance(parts["hyper_parameters"].get("_class_path"), str):

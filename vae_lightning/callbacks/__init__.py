@@ -1,8 +1,21 @@
 """Callbacks: pictures, run-keeping and speed. They use `trace` and `sample` alone, so each serves every model."""
 
+from vae_lightning.callbacks.averaging import EMA
 from vae_lightning.callbacks.checkpoint import BestAndLast
+from vae_lightning.callbacks.finite import FiniteSteps
 from vae_lightning.callbacks.pictures import Pictures
+from vae_lightning.callbacks.resume import ExactResume
 from vae_lightning.callbacks.run import ProgressLines, RunFolder
 from vae_lightning.callbacks.speed import FastNetworks, SteadyBar
 
-__all__ = ["BestAndLast", "FastNetworks", "Pictures", "ProgressLines", "RunFolder", "SteadyBar"]
+__all__ = [
+    "EMA",
+    "BestAndLast",
+    "ExactResume",
+    "FastNetworks",
+    "FiniteSteps",
+    "Pictures",
+    "ProgressLines",
+    "RunFolder",
+    "SteadyBar",
+]

@@ -1,21 +1,32 @@
-"""Checkpoints of a run: the last, and the best by validation ELBO."""
+"""Checkpoints of a run: the best by validation ELBO, and the last, from which the run goes on as if never stopped."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from vae_lightning import signals
+from vae_lightning.callbacks.agreement import Agreement
+from vae_lightning.types import UserError
 
 
 class BestAndLast(ModelCheckpoint):
     """`checkpoints/best.ckpt` (greatest `monitor`) and `checkpoints/last.ckpt`, in the trainer's root folder.
 
     The default is `val/elbo` and not `val/loss`: a loss whose beta changes cannot be compared from epoch to epoch.
+    `last` is written at each validation, `last_every_minutes` after it was written before, at the end, and when a
+    signal asks the run to stop (see `signals`): between two optimizer steps, on all ranks at the same one. It is never
+    written with a weight that is not finite.
     """
 
-    def __init__(self, monitor: str = "val/elbo", mode: str = "max") -> None:
+    def __init__(self, monitor: str = "val/elbo", mode: str = "max", last_every_minutes: float = 10.0) -> None:
+        if not last_every_minutes > 0:
+            raise UserError(f"checkpoint: last_every_minutes is {last_every_minutes}; it must be positive")
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -25,11 +36,26 @@ class BestAndLast(ModelCheckpoint):
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+        self.last_every_minutes = last_every_minutes
+        self._complete: list[int] = []
+        self._mid_validation = False
+        self._last_step, self._last_time = -1, time.monotonic()
+        self._connector = _Connector()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            # Lightning's handlers begin a collective inside a signal handler, and hang; its loop broadcasts a flag at
+            # each step. Ours is raised by the same loop, where a step and its logging are over.
+            trainer._signal_connector = self._connector  # type: ignore[assignment]
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    # -- the run's state in a checkpoint ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "complete": self._complete}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run's folder may have moved: without this, Lightning forgets the best score and overwrites best.ckpt."""
@@ -39,14 +65,126 @@ class BestAndLast(ModelCheckpoint):
             state_dict = {**moved, "dirpath": new}
         super().load_state_dict(state_dict)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning writes `last` at validation; where the last epoch had none, it is written here."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        weights = {**checkpoint.get("current_model_state", {}), **checkpoint["state_dict"]}
+        broken = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+        if broken:
+            raise UserError(
+                f"{broken[0]} is not finite at step {trainer.global_step}: not saved; the checkpoints in "
+                f"{self.dirpath} are from before. A smaller learning rate or --trainer.gradient_clip_val may help"
+            )
+        if self._mid_validation:  # Lightning's word for: the validation is to be run, from its first batch
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            total = {**progress["total"]}
+            total["ready"] = total["started"] = total["completed"] + 1
+            total["processed"] = total["completed"]
+            progress.update(total=total, current=dict.fromkeys(progress["current"], 0), is_last_batch=False)
+
+    # -- when it is written -----------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._complete = []
+        self._last_step, self._last_time = trainer.global_step, time.monotonic()
+        self._agreement = Agreement(trainer.world_size)
+        signals.poll(True)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        loop = trainer.fit_loop
+        if loop._should_accumulate():
             return
-        super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:
-            self.last_model_path = str(Path(str(self.dirpath)) / "last.ckpt")
-            trainer.save_checkpoint(self.last_model_path)
+        stop = save = False
+        if -1 < trainer.max_steps <= trainer.global_step:  # Lightning leaves the epoch, as if the rest had been seen
+            self._complete, save = _limits(trainer), True
+        elif self._agreement.is_due():
+            stop, save = self._agreement.reach(self._is_late(trainer))
+        assert loop._data_fetcher is not None
+        if (stop or save) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # which will save by itself
+            self._write_last(trainer)
+            self._connector.received_sigterm = stop
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if _is_training(trainer):
+            self._agreement.batches = self._agreement.least(int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """A validation may be long: it is left at once, and is run as a whole when the run goes on."""
+        if not _is_training(trainer) or batch_idx + 1 >= self._agreement.batches:
+            return
+        if self._agreement.is_due() and self._agreement.reach(False)[0]:
+            self._mid_validation = True
+            self._write_last(trainer)
+            raise signals.Stopped(signals.requested())
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if not _is_training(trainer):
+            return
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._write_last(trainer)  # Lightning writes it where the validation was the best one
+        self._connector.received_sigterm = self._agreement.reach(False)[0]
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._should_save_on_train_epoch_end(trainer) or self._connector.received_sigterm:
+            self._write_last(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The last one says that the run is complete, up to these limits."""
+        if not self._complete:
+            self._complete = _limits(trainer)
+            self._write_last(trainer, again=True)
+        signals.poll(False)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Nothing is saved here: a rank that fails alone would wait for the others."""
+        signals.poll(False)
+
+    def _is_late(self, trainer: pl.Trainer) -> bool:
+        late = time.monotonic() - self._last_time > 60 * self.last_every_minutes
+        return late and trainer.is_global_zero
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        if Path(filepath).stem == "last":
+            self._last_step, self._last_time = trainer.global_step, time.monotonic()
+
+    def _write_last(self, trainer: pl.Trainer, again: bool = False) -> None:
+        if trainer.fast_dev_run or (self._last_step == trainer.global_step and not again):  # type: ignore[attr-defined]
+            return
+        self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _is_training(trainer: pl.Trainer) -> bool:
+    """Not in validate, test or predict, and not in the check before the first step."""
+    return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _limits(trainer: pl.Trainer) -> list[int]:
+    return [-1 if trainer.max_epochs is None else trainer.max_epochs, trainer.max_steps]
+
+
+class _Connector:
+    """In the place of Lightning's: its loops read `received_sigterm` and end the fit where a step is over."""
+
+    received_sigterm = False
+
+    def register_signal_handlers(self) -> None: ...
+
+    def teardown(self) -> None: ...
 
 
 def _move(value: Any, old: str, new: str) -> Any:

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,6 +18,7 @@ from vae_lightning import __version__
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.metrics import CollapseReport, Evaluation
+from vae_lightning.ownership import own
 
 _UNITS = {"default": "nats per image, natural logarithm", "nll_ess": "samples, of nll.num_samples"}
 
@@ -26,16 +27,14 @@ class RunFolder(pl.Callback):
     """Writes `config.yaml` when a fit begins (and gives it to W&B whole), `results.json` when a test ends.
 
     `config` is the resolved configuration as YAML text, with nothing in it that holds for this run alone: a new run can
-    start from it. The folder is the trainer's root folder.
+    start from it. The folder is the trainer's root folder; during a fit it is this process's alone.
     """
 
     def __init__(self, config: str) -> None:
         self.config = config
+        self._lock: IO[str] | None = None
         self._since = 0.0
         self._seconds: dict[str, float] = {}
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = time.monotonic()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds["fit"] = round(time.monotonic() - self._since, 1)
@@ -46,10 +45,28 @@ class RunFolder(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._lock = own(Path(trainer.default_root_dir))
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Once a run that goes on has been found to fit its checkpoint."""
+        self._since = time.monotonic()
+        if self._lock is None:
+            return
         write_whole(Path(trainer.default_root_dir) / "config.yaml", self.config.encode())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update(yaml.safe_load(self.config), allow_val_change=True)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._let_go()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds["test"] = round(time.monotonic() - self._since, 1)

@@ -88,7 +88,9 @@ class LatentVariableModel(pl.LightningModule):
             scalars = {**self._scalars(trace), **self.objective.coefficients(self.global_step), **speed}
             self._log("train", terms, scalars)
         self._speed.images += len(batch["x"])
-        return terms["loss"].mean(), is_due
+        loss = terms["loss"].mean()
+        # times 1, or NaN: a loss that is not finite has a gradient that is not, and the mean over ranks tells them all
+        return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan), is_due
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         terms, trace = self._evaluate(batch)

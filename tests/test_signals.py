@@ -1,0 +1,197 @@
+"""Signals and crashes, from outside: real processes, real signals, what is left and whether the run goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from tests.helpers import DIGITS, REPOSITORY, clean_environment, read_csv
+from vae_lightning.checkpoint_io import check_whole
+
+LONG = ("fit", "-c", DIGITS, "--trainer.max_epochs=20000", "--trainer.logger=false", "--trainer.accelerator=cpu")
+TWO = ("--trainer.devices=2", "--trainer.log_every_n_steps=10")
+LIMIT = 30.0  # seconds from a signal to the end, which is promised
+
+
+class Process(NamedTuple):
+    """A command that runs, in a process group of its own, and the folder of its run."""
+
+    popen: subprocess.Popen[str]
+    folder: Path
+
+    def wait_for(self, is_there: Callable[[], Any], seconds: float = 120) -> None:
+        limit = time.monotonic() + seconds
+        while not is_there():
+            assert self.popen.poll() is None, self.popen.communicate()
+            assert time.monotonic() < limit, "nothing happened"
+            time.sleep(0.05)
+
+    def train(self, steps: int = 20) -> None:
+        """Wait until a few steps have been trained and logged."""
+        path = self.folder / "metrics.csv"
+        self.wait_for(lambda: path.is_file() and any(int(row["step"]) >= steps for row in read_csv(path)))
+
+    def end(self) -> tuple[int, str, str]:
+        """Exit code and output; it is not alive LIMIT seconds later, nor is any process that it started."""
+        out, err = self.popen.communicate(timeout=LIMIT)
+        time.sleep(0.2)
+        assert ranks(self.folder) == []
+        return self.popen.returncode, out, err
+
+    def stopped_by(self, signum: signal.Signals) -> int:
+        """The step at which the run says that it was stopped, in order and with its exit code."""
+        code, out, err = self.end()
+        assert code == 128 + signum, err
+        assert "Traceback" not in err
+        (step,) = re.findall(rf"^{signum.name}: stopped; .*last.ckpt has step (\d+);", out, re.MULTILINE)
+        assert self.last_step() == int(step)
+        return int(step)
+
+    def last_step(self) -> int:
+        path = self.folder / "checkpoints" / "last.ckpt"
+        check_whole(path)
+        return int(torch.load(path, weights_only=True)["global_step"])
+
+
+def ranks(folder: Path) -> list[int]:
+    """Processes that were started with this folder's name in their command line, in order of their number."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"--run_id={folder.name}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(*args: str, launcher: tuple[str, ...] = (), name: str = "run") -> Process:
+        name = f"{name}-{os.getpid()}"
+        program = (sys.executable, *(launcher or ("-m", "vae_lightning")))
+        command = [*program, *(args or LONG), f"--runs_dir={tmp_path}", f"--run_id={name}"]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        popen = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), start_new_session=True, **pipes)
+        started.append(Process(popen, tmp_path / "vae" / "digits" / name))
+        return started[-1]
+
+    yield start
+    for process in started:
+        for pid in (*ranks(process.folder), process.popen.pid):
+            if process.popen.poll() is None or pid != process.popen.pid:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        process.popen.communicate()
+
+
+def test_stopped_then_killed_then_stopped_the_same_command_goes_on(start: Callable[..., Process]) -> None:
+    """SIGINT, twice; then SIGKILL amid many saves; then SIGTERM: one run, one folder, one row for each step."""
+    process = start(name="again")
+    process.train()
+    process.popen.send_signal(signal.SIGINT)
+    process.popen.send_signal(signal.SIGINT)
+    first = process.stopped_by(signal.SIGINT)
+
+    process = start(*LONG, "--trainer.check_val_every_n_epoch=1", name="again")
+    process.train(first + 60)
+    process.popen.kill()
+    assert f"goes on from last.ckpt, step {first}\n" in process.popen.communicate()[0]
+    second = process.last_step()
+    assert second > first
+    names = {path.name for path in (process.folder / "checkpoints").iterdir()}
+    assert names <= {"last.ckpt", "previous.ckpt", "best.ckpt", ".last.ckpt.part", ".best.ckpt.part"}
+
+    process = start(name="again")
+    process.train(second + 20)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.stopped_by(signal.SIGTERM) > second
+    steps = [int(row["step"]) for row in read_csv(process.folder / "metrics.csv") if "train/loss" in row]
+    assert steps == list(range(19, steps[-1] + 1, 20))
+
+
+def test_a_signal_before_training_ends_at_once(start: Callable[..., Process]) -> None:
+    """In data preparation: there is nothing to save."""
+    hang = "import time; from vae_lightning.data import Digits; Digits.prepare_data = lambda _: time.sleep(60) or 1;"
+    hang = f"import sys; {hang} print('preparing', flush=True);"
+    process = start(launcher=("-c", f"{hang} from vae_lightning.__main__ import console; console()"))
+    assert process.popen.stdout is not None
+    assert process.popen.stdout.readline() == "preparing\n"
+    time.sleep(3)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.end()[0] == 143
+    assert not (process.folder / "checkpoints").exists()
+
+
+STUCK = """
+import sys, time, signal, ctypes
+from vae_lightning import signals
+signals.GRACE = 1.0
+signals.install()
+signals.poll(True)
+print("stuck", flush=True)
+while True: ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_a_process_that_is_stuck_is_ended_by_force() -> None:
+    """Nothing asks whether a signal has come: as in a collective whose other ranks are gone."""
+    command = [sys.executable, "-c", STUCK]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stuck\n"
+    since = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=LIMIT)
+    assert 0.9 < time.monotonic() - since < 10
+    assert process.returncode == 143
+    assert "SIGTERM: no clean end within 1 s; ended by force" in err
+
+
+# -- two ranks --------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_to_one_rank_or_to_all_stops_both(start: Callable[..., Process]) -> None:
+    process = start(*LONG, *TWO, name="ranks")
+    process.train()
+    _, child = ranks(process.folder)
+    os.kill(child, signal.SIGTERM)
+    first = process.stopped_by(signal.SIGTERM)
+
+    process = start(*LONG, *TWO, name="ranks")
+    process.train(first + 20)
+    os.killpg(process.popen.pid, signal.SIGINT)
+    assert process.stopped_by(signal.SIGINT) > first
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_takes_the_other_with_it(start: Callable[..., Process], victim: int) -> None:
+    process = start(*LONG, *TWO, "--trainer.check_val_every_n_epoch=1")
+    process.train(60)
+    os.kill(ranks(process.folder)[victim], signal.SIGKILL)
+    assert process.end()[0] != 0
+    assert process.last_step() >= 10
+
+
+def test_torchrun_passes_a_signal_on(start: Callable[..., Process]) -> None:
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "vae_lightning")
+    process = start(*LONG, *TWO, launcher=launcher)
+    process.train()
+    process.popen.send_signal(signal.SIGTERM)
+    code, out, _ = process.end()
+    assert code != 0
+    assert f"last.ckpt has step {process.last_step()};" in out

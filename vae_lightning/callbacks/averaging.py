@@ -1,0 +1,54 @@
+"""Averages of the weights over the steps of a fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from vae_lightning.types import UserError
+
+
+class EMA(WeightAveraging):
+    """w' <- decay w' + (1 - decay) w after each step: validation, pictures, checkpoints and tests use w'.
+
+    Lightning's, which keeps w in the checkpoint as well, for the run to go on with; here also where the checkpoint is
+    written while w' stands in the model: in a validation that is left, and at the end. Buffers are copied from w's
+    model, not averaged: they may be counters. On the command line: `--trainer.callbacks+=EMA`.
+    """
+
+    def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
+        if not 0 <= decay < 1 or update_every_n_steps < 1:
+            raise UserError(
+                f"EMA: decay {decay} must be in [0, 1), update_every_n_steps {update_every_n_steps} positive"
+            )
+        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        self.update_every_n_steps = update_every_n_steps
+        self._swapped = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            assert self._average_model is not None
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()  # it is looked at in each step
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and step_idx % self.update_every_n_steps == 0
+
+    def _swap_models(self, pl_module: pl.LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._swapped = not self._swapped
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning's forgets w here, with which a run that is made longer goes on."""
+        self._swap_models(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            names = ("current_model_state", "state_dict")
+            checkpoint.update(zip(names, [checkpoint[name] for name in reversed(names)], strict=True))

@@ -1,0 +1,85 @@
+"""A step that would spoil the weights is not taken, on any rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim.optimizer import Optimizer
+
+from vae_lightning.types import UserError
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class FiniteSteps(pl.Callback):
+    """No optimizer step where the loss or a gradient is not finite, or where |gradient| > `max_grad_norm`.
+
+    The norm is that of the gradient before clipping, averaged over the ranks: it is not finite on all of them if the
+    loss is not finite on one (see `LatentVariableModel.training_step`), so that all decide alike without asking.
+    Schedules go on. `train/grad_norm` and `train/skipped_steps` are logged; after `stop_after` skipped steps in a row
+    the run stops with exit code 1. The norm has the units of the loss: look at it before you set `max_grad_norm`.
+
+    On a GPU the host does not wait: a fused optimizer is told on the device (set `fused: true`; others are waited for,
+    step by step), and the run of skipped steps is read every `stop_after` steps. Under 16-mixed the loss scaler skips
+    and finds its scale by that; `max_grad_norm` does not apply there.
+
+    The rule is that of Child, "Very Deep VAEs ...", 2021 (https://arxiv.org/abs/2011.10650), appendix.
+    """
+
+    def __init__(self, max_grad_norm: float | None = None, stop_after: int = 100) -> None:
+        if stop_after < 1 or (max_grad_norm is not None and not max_grad_norm > 0):
+            raise UserError(f"finite: max_grad_norm {max_grad_norm} and stop_after {stop_after} must be positive")
+        self.max_grad_norm, self.stop_after = max_grad_norm, stop_after
+        self._skipped = self._in_a_row = torch.zeros((), dtype=torch.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": int(self._skipped), "in_a_row": int(self._in_a_row)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._skipped = torch.tensor(state_dict["skipped"])
+        self._in_a_row = torch.tensor(state_dict["in_a_row"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._skipped, self._in_a_row = self._skipped.to(pl_module.device), self._in_a_row.to(pl_module.device)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm(gradients)
+        scaled = trainer.precision == "16-mixed"
+        limit = _LARGEST if self.max_grad_norm is None or scaled else self.max_grad_norm
+        bad = ~(norm <= limit)  # a NaN is not below anything
+        if not scaled:
+            _skip(optimizer, bad, waits=bad.device.type == "cpu")
+        self._count(bad)
+        interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and (trainer.global_step + 1) % interval == 0:
+            pl_module.log("train/grad_norm", norm)
+            pl_module.log("train/skipped_steps", self._skipped.float())
+        if norm.device.type == "cpu" or (trainer.global_step + 1) % self.stop_after == 0:
+            self._stop_if_hopeless(trainer)
+
+    def _count(self, bad: Tensor) -> None:
+        self._skipped = self._skipped + bad
+        self._in_a_row = (self._in_a_row + 1) * bad
+
+    def _stop_if_hopeless(self, trainer: pl.Trainer) -> None:
+        if self._in_a_row >= self.stop_after:
+            raise UserError(
+                f"the loss or its gradient was not finite, or too large, for {int(self._in_a_row)} steps in a row "
+                f"(now at step {trainer.global_step}): stopped. last.ckpt and best.ckpt are from before; a smaller "
+                "learning rate or a warm-up may help"
+            )
+
+
+def _skip(optimizer: Optimizer, bad: Tensor, waits: bool) -> None:
+    """Make the step that follows do nothing where `bad`; `waits`: whether to look at it here, on the host."""
+    if not waits and all(group.get("fused") for group in optimizer.param_groups):
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+    elif bad:
+        optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is left alone, with its state
