@@ -24,6 +24,6 @@ def _validate_distributions() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "VAE_LIGHTNING_RUN_ID", "PL_GLOBAL_SEED"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "VAE_LIGHTNING_RUN_ID", "VAE_LIGHTNING_CHOSEN_RUN", "PL_GLOBAL_SEED"):
         monkeypatch.delenv(name, raising=False)
     torch.manual_seed(0)

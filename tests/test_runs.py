@@ -131,7 +131,9 @@ def write(folder: Path, step: int, job: str | None = None) -> Path:
 def given(tmp_path: Path, **settings: Any) -> Any:
     from jsonargparse import Namespace
 
-    return Namespace(**{"runs_dir": str(tmp_path), "run_id": None, "ckpt_path": None, **settings})
+    return Namespace(
+        **{"runs_dir": str(tmp_path), "run_id": None, "allow_remote": False, "ckpt_path": None, **settings}
+    )
 
 
 def test_a_process_that_its_launcher_started_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

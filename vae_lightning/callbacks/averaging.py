@@ -28,6 +28,10 @@ class EMA(WeightAveraging):
         self.update_every_n_steps = update_every_n_steps
         self._swapped = False
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if getattr(pl_module, "several", None) is not None:
+            raise UserError("EMA averages after each step: it needs --speed.steps_per_call=1")
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":

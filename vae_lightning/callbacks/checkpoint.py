@@ -96,7 +96,7 @@ class BestAndLast(ModelCheckpoint):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         loop = trainer.fit_loop
-        if loop._should_accumulate():
+        if loop._should_accumulate() or _has_gradients(trainer, pl_module, batch_idx):
             return
         stop = save = False
         if -1 < trainer.max_steps <= trainer.global_step:  # Lightning leaves the epoch, as if the rest had been seen
@@ -171,6 +171,14 @@ class BestAndLast(ModelCheckpoint):
 def _is_training(trainer: pl.Trainer) -> bool:
     """Not in validate, test or predict, and not in the check before the first step."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
+
+
+def _has_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule, call: int) -> bool:
+    """Do gradients wait for another call's (`speed.steps_per_call`)? No checkpoint has them."""
+    several = getattr(pl_module, "several", None)
+    if several is None or call + 1 == trainer.num_training_batches:
+        return False
+    return bool((call + 1) * several.steps_per_call % several.accumulate)
 
 
 def _limits(trainer: pl.Trainer) -> list[int]:
