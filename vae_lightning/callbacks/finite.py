@@ -53,16 +53,18 @@ class FiniteSteps(pl.Callback):
         norm = get_total_norm(gradients)
         scaled = trainer.precision == "16-mixed"
         limit = _LARGEST if self.max_grad_norm is None or scaled else self.max_grad_norm
-        bad = ~(norm <= limit)  # a NaN is not below anything
-        if not scaled:
-            _skip(optimizer, bad, waits=bad.device.type == "cpu")
-        self._count(bad)
+        waits = norm.device.type == "cpu"
+        if not (waits and norm.item() <= limit and not self._in_a_row):  # the common case costs no more than the norm
+            bad = ~(norm <= limit)  # a NaN is not below anything
+            if not scaled:
+                _skip(optimizer, bad, waits)
+            self._count(bad)
+            if waits or (trainer.global_step + 1) % self.stop_after == 0:
+                self._stop_if_hopeless(trainer)
         interval = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if interval and (trainer.global_step + 1) % interval == 0:
             pl_module.log("train/grad_norm", norm)
             pl_module.log("train/skipped_steps", self._skipped.float())
-        if norm.device.type == "cpu" or (trainer.global_step + 1) % self.stop_after == 0:
-            self._stop_if_hopeless(trainer)
 
     def _count(self, bad: Tensor) -> None:
         self._skipped = self._skipped + bad
