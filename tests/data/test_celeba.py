@@ -60,14 +60,19 @@ def test_the_boxes_are_the_published_ones() -> None:
     assert CROPS["box148"][1] - CROPS["center148"][1] == 5
 
 
+def assert_same_but_for_rounding(pixels: torch.Tensor, expected: torch.Tensor) -> None:
+    """Torch resizes as PIL does, but for a grey level here and there."""
+    difference = pixels.int() - expected.int()
+    assert difference.abs().max() <= 1
+    assert difference.count_nonzero() < 0.01 * difference.numel()
+
+
 @pytest.mark.parametrize("crop", list(CROPS))
 def test_pixels_are_those_of_the_plain_way(layouts: Path, tmp_path: Path, crop: str) -> None:
     data = prepared(layouts / "folder", tmp_path, crop=crop)
     for split, first in (("train", 0), ("val", N * 8 // 10), ("test", N * 9 // 10)):
         expected = reference(layouts / "folder", f"{first + 1:06d}.jpg", CROPS[crop])
-        difference = data.images(split).pixels[0].int() - expected.int()  # type: ignore[arg-type]
-        assert difference.abs().max() <= 1
-        assert difference.count_nonzero() < 0.01 * difference.numel()  # of rounding
+        assert_same_but_for_rounding(data.images(split).pixels[0], expected)  # type: ignore[arg-type]
 
 
 def test_zip_and_folder_give_the_same(layouts: Path, tmp_path: Path) -> None:
@@ -120,9 +125,8 @@ def test_flips_in_training_and_nowhere_else(layouts: Path, tmp_path: Path) -> No
 def test_any_size(layouts: Path, tmp_path: Path) -> None:
     data = prepared(layouts / "folder", tmp_path, size=32)
     assert data.image_shape == (3, 32, 32)
-    assert torch.equal(
-        data.images("train").pixels[0], reference(layouts / "folder", "000001.jpg", CROPS["center148"], 32)
-    )
+    expected = reference(layouts / "folder", "000001.jpg", CROPS["center148"], 32)
+    assert_same_but_for_rounding(data.images("train").pixels[0], expected)
 
 
 def test_once_cached_the_files_are_not_needed(folder: Path, tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def no_network(*_: object) -> None:
 def test_a_grey_or_cmyk_jpeg_is_taken_as_rgb(folder: Path, tmp_path: Path, mode: str) -> None:
     damage_image(folder, as_mode(mode))
     pixels = prepared(folder, tmp_path / "cache").images("train").pixels[6]
-    assert (pixels.float() - reference(folder, "000007.jpg", CROPS["center148"]).float()).abs().max() == 0
+    assert_same_but_for_rounding(pixels, reference(folder, "000007.jpg", CROPS["center148"]))
 
 
 def test_what_is_not_celeba_is_refused_unless_told(layouts: Path, tmp_path: Path) -> None:
