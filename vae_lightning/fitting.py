@@ -71,6 +71,8 @@ def _no_single_latent(model: LatentVariableModel) -> UserError:
 def fit_prior(recipe: PriorRecipe, train: Encoded) -> Prior:
     """A prior of `recipe`, fitted to z ~ q(z|x) over the training set; a tenth of the images says when to stop."""
     prior = recipe(tuple(train.z.shape[2:]))
+    if len(train.z) < 2:
+        raise UserError("fit-prior: one training image; it takes two at least, one of them to tell when to stop")
     tenth = -(-len(train.z) // 10)
     prior.fit(train.z[tenth:].flatten(0, 1), train.z[:tenth].flatten(0, 1))
     return prior.eval().requires_grad_(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,7 +64,11 @@ class Trace:
 
     def log_likelihood(self) -> Tensor:
         """log p(x|z), at the samples: [K, B] nats."""
-        return self.p_x.log_prob(self.x)
+        return self._log_likelihood
+
+    @cached_property
+    def _log_likelihood(self) -> Tensor:
+        return self.p_x.log_prob(self.x)  # once, however many terms of an objective ask for it
 
     def kl(self) -> dict[str, Tensor]:
         """KL(q || p) of every latent, averaged over the samples where it depends on them: [B] nats each."""

@@ -10,11 +10,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
 from torch.utils.data import DataLoader
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, linear_gaussian, set_exact_posterior
 from vae_lightning.__main__ import main
+from vae_lightning.distributions import Given
 from vae_lightning.metrics import CollapseReport
 from vae_lightning.metrics.collapse import diagnose, use_of_latents
 from vae_lightning.models import VAE
@@ -168,3 +169,15 @@ def test_a_run_ends_with_it(
     findings = json.loads(results.read_text())["collapse"]
     assert findings[0].startswith("z is not used")
     assert findings[0] in capsys.readouterr().out
+
+
+def test_a_model_that_is_given_pixels_is_asked_for_the_others_alone() -> None:
+    """The neighbour's own known pixels are no surprise: the cost stays finite."""
+    x = (torch.rand(6, 1, 4, 4) < 0.5).float()
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[..., 1] = True
+    p_x = Independent(Bernoulli(logits=torch.zeros(1, 6, 1, 4, 4)), 3)
+    q = Independent(Normal(torch.zeros(6, 2), torch.ones(6, 2)), 1)
+    latent = Latent(q.sample((1,)), q, Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
+    cost = use_of_latents(Trace(x, Given(p_x, mask, x), {"z": latent}))["swap_cost"]
+    torch.testing.assert_close(cost, torch.zeros(6))

@@ -30,7 +30,6 @@ from vae_lightning.metrics import (
     RateDistortion,
     Reconstruction,
 )
-from vae_lightning.metrics.latents import kl_per_dimension
 from vae_lightning.metrics.likelihood import importance_estimate
 from vae_lightning.models import VAE
 from vae_lightning.objectives import ELBO
@@ -106,26 +105,23 @@ def test_rate_and_distortion_at_the_exact_posterior() -> None:
 def test_kl_of_each_dimension_adds_up_to_the_latents() -> None:
     q = normal(torch.randn(5, 3, dtype=torch.float64), 0.3)
     trace = trace_of(q, standard(3), num_samples=4)
-    latent = trace.latents["z"]
-    each = kl_per_dimension(latent)
-    assert each is not None
-    torch.testing.assert_close(each.sum(1), latent.kl())
+    each = trace.kl_by_dimension()["z"]
+    torch.testing.assert_close(each.sum(1), trace.latents["z"].kl())
     by_hand = 0.5 * (0.3**2 + q.mean**2 - 1) - math.log(0.3)
     torch.testing.assert_close(each, by_hand)
 
 
 def test_kl_of_each_dimension_is_sampled_where_it_has_no_closed_form() -> None:
     heavy = Independent(StudentT(5.0, torch.zeros(3)), 1)
-    latent = trace_of(normal(torch.zeros(2, 3)), heavy, num_samples=4).latents["z"]
+    trace = trace_of(normal(torch.zeros(2, 3)), heavy, num_samples=4)
+    latent = trace.latents["z"]
     assert latent.kl_estimator == "sampled"
-    each = kl_per_dimension(latent)
-    assert each is not None
-    torch.testing.assert_close(each.sum(1), latent.log_ratio().mean(0))
+    torch.testing.assert_close(trace.kl_by_dimension()["z"].sum(1), latent.log_ratio().mean(0))
 
 
 def test_a_density_that_does_not_factorise_has_no_kl_for_each_dimension() -> None:
     q = MultivariateNormal(torch.zeros(4, 2), torch.eye(2))
-    assert kl_per_dimension(trace_of(q).latents["z"]) is None
+    assert "z" not in trace_of(q).kl_by_dimension()
     assert "kl_per_dimension/z" not in found(LatentUnits(), trace_of(q))
 
 

@@ -20,7 +20,11 @@ from vae_lightning.data.files import write_whole
 from vae_lightning.metrics import CollapseReport, Evaluation
 from vae_lightning.ownership import own
 
-_UNITS = {"default": "nats per image, natural logarithm", "nll_ess": "samples, of nll.num_samples"}
+_UNITS = {
+    "default": "nats per image, natural logarithm",
+    "nll_ess": "samples, of nll.num_samples",
+    "dead_dimensions": "dimensions",
+}
 
 
 class RunFolder(pl.Callback):

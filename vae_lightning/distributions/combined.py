@@ -32,6 +32,11 @@ class Given(Independent):
         whole = Independent(self.base_dist, self.reinterpreted_batch_ndims, validate_args=self._validate_args)
         return Given(whole.expand(batch_shape), self.mask, self.known)
 
+    def of(self, known: Tensor) -> Given:
+        """The same of the unknown pixels, with other known ones."""
+        whole = Independent(self.base_dist, self.reinterpreted_batch_ndims, validate_args=self._validate_args)
+        return Given(whole, self.mask, known)
+
     def log_prob(self, value: Tensor) -> Tensor:
         certain = torch.where(value == self.known, 0.0, -torch.inf)
         pixels = torch.where(self.mask, certain, self.base_dist.log_prob(value))

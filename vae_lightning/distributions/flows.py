@@ -15,9 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, MultivariateNormal, Transform, constraints
-from torch.nn import functional as F
 
 from vae_lightning.distributions.families import DiagonalNormal, Family
+from vae_lightning.distributions.gaussians import FullPrecisionNormal, VectorNormal
 from vae_lightning.types import Shape, UserError
 
 
@@ -227,37 +227,26 @@ class _Autoregressive(Transform):
         return y, transform.log_abs_det_jacobian(x, y)
 
 
-class LinearIAF(Family):
+class LinearIAF(VectorNormal):
     """z = L(x) y, y ~ N(mu(x), diag sigma(x)^2), L unit lower triangular: q(z|x) = N(L mu, L diag sigma^2 L^T).
 
     Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), section 4: one linear autoregressive step makes any Gaussian
     of full covariance. Features [..., 2 D + D (D - 1) / 2] hold mu, the raw scale, and L below its diagonal, by rows.
     """
 
-    def __init__(self, event_shape: Shape, min_sigma: float = 1e-3) -> None:
-        super().__init__(event_shape)
-        if len(self.event_shape) != 1:
-            raise UserError(f"LinearIAF: is a flow of vectors; the latent has shape {self.event_shape}")
-        if min_sigma < 0:
-            raise UserError(f"LinearIAF: min_sigma is {min_sigma}; it must be at least 0")
-        self.min_sigma = min_sigma
-
     @property
     def param_shape(self) -> Shape:
-        size = self.event_shape[0]
-        return (2 * size + size * (size - 1) // 2,)
+        return (2 * self.size + self.size * (self.size - 1) // 2,)
 
-    def forward(self, features: Tensor) -> Distribution:
-        size = self.event_shape[0]
-        with torch.autocast(features.device.type, enabled=False):
-            full = features if features.dtype == torch.float64 else features.float()
-            mu, raw, below = full.split((size, size, size * (size - 1) // 2), dim=-1)
-            sigma = self.min_sigma + F.softplus(raw)
-            row, column = torch.tril_indices(size, size, offset=-1, device=full.device)
-            matrix = torch.eye(size, dtype=full.dtype, device=full.device).repeat(*full.shape[:-1], 1, 1)
-            matrix[..., row, column] = below  # L [..., D, D]
-            mean = (matrix @ mu[..., None])[..., 0]
-            return MultivariateNormal(mean, scale_tril=matrix * sigma[..., None, :], validate_args=self.validate_args)
+    def distribution(self, features: Tensor) -> MultivariateNormal:
+        mu, raw, below = features.split((self.size, self.size, self.param_shape[0] - 2 * self.size), dim=-1)
+        row, column = torch.tril_indices(self.size, self.size, offset=-1, device=features.device)
+        matrix = torch.diag_embed(torch.ones_like(mu))
+        matrix[..., row, column] = below  # L [..., D, D]
+        factor = matrix * self.sigma(raw)[..., None, :]
+        return FullPrecisionNormal(
+            (matrix @ mu[..., None])[..., 0], scale_tril=factor, validate_args=self.validate_args
+        )
 
 
 class RealNVP(_Flow):

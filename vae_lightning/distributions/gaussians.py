@@ -14,7 +14,7 @@ from vae_lightning.distributions.families import Family
 from vae_lightning.types import Shape, UserError
 
 
-class _VectorNormal(Family):
+class VectorNormal(Family):
     """A Gaussian over vectors [D]; `min_sigma` is a floor, in the units of z."""
 
     def __init__(self, event_shape: Shape, min_sigma: float = 1e-3) -> None:
@@ -37,7 +37,7 @@ class _VectorNormal(Family):
         return self.min_sigma + F.softplus(raw)
 
 
-class FullNormal(_VectorNormal):
+class FullNormal(VectorNormal):
     """N(mu, L L^T), with L lower triangular and its diagonal at least `min_sigma`: any covariance.
 
     The features are mu [D], the raw diagonal of L [D] and what is below it, row by row [D (D - 1) / 2].
@@ -53,10 +53,10 @@ class FullNormal(_VectorNormal):
         rows, columns = torch.tril_indices(self.size, self.size, offset=-1, device=features.device)
         factor = torch.diag_embed(self.sigma(raw))  # [..., D, D]
         factor[..., rows, columns] = below
-        return _FullPrecisionFull(mu, scale_tril=factor, validate_args=self.validate_args)
+        return FullPrecisionNormal(mu, scale_tril=factor, validate_args=self.validate_args)
 
 
-class LowRankNormal(_VectorNormal):
+class LowRankNormal(VectorNormal):
     """N(mu, diag sigma^2 + W W^T), with W [D, rank]: the `rank` directions in which z varies beyond sigma.
 
     The features are mu [D], the raw sigma [D] and W, row by row [D rank]. No direction is narrower than `min_sigma`.
@@ -77,7 +77,7 @@ class LowRankNormal(_VectorNormal):
         return _FullPrecisionLowRank(mu, w, self.sigma(raw).square(), validate_args=self.validate_args)
 
 
-class RankOneNormal(_VectorNormal):
+class RankOneNormal(VectorNormal):
     """N(mu, C) with C^-1 = diag(1 / sigma^2) + u u^T: one direction u in which z is narrower than sigma.
 
     The features are mu, the raw sigma and u, each [D]. Rezende, Mohamed & Wierstra 2014
@@ -105,7 +105,7 @@ class _FullPrecision(Distribution):
             return super().log_prob(value)
 
 
-class _FullPrecisionFull(_FullPrecision, MultivariateNormal): ...
+class FullPrecisionNormal(_FullPrecision, MultivariateNormal): ...
 
 
 class _FullPrecisionLowRank(_FullPrecision, LowRankMultivariateNormal): ...

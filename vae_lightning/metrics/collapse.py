@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from vae_lightning.distributions import Given
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
@@ -53,18 +54,18 @@ class CollapseReport(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, LatentVariableModel)
         if self._count < self.num_images and len(batch["x"]) > 1:  # one image has no other to swap with
-            for name, values in use_of_latents(pl_module.trace(batch)).items():
+            trace = pl_module.trace(batch)
+            for name, values in use_of_latents(trace).items() if trace.latents else ():
                 self._sums[name] = self._sums.get(name, torch.tensor(0.0)) + values.double().sum(0).cpu()
             self._count += len(batch["x"])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._sums:
-            return
-
         def total(value: Tensor) -> Tensor:
             whole = trainer.strategy.reduce(value.float().to(pl_module.device), reduce_op="sum")
             return torch.as_tensor(whole).cpu()
 
+        if total(torch.tensor(bool(self._sums))) < trainer.world_size:  # asked of all: a rank may have had no pair
+            return
         count = total(torch.tensor(self._count))
         means = {name: total(values) / count for name, values in self._sums.items()}
         self.findings = diagnose(means)
@@ -80,7 +81,9 @@ def use_of_latents(trace: Trace) -> dict[str, Tensor]:
     is run for it: it is p(x|z_(b-1)) asked for the neighbour's image. `kl/<latent>` in nats; `kl_by_dimension/<latent>`
     and `scale/<latent>`, the standard deviation of q in the prior's, where the distributions have them.
     """
-    neighbour = trace.p_x.log_prob(trace.x.roll(-1, 0)).roll(1, -1)  # [K, B]: log p(x_b|z_b-1)
+    other = trace.x.roll(-1, 0)
+    p_x = trace.p_x.of(other) if isinstance(trace.p_x, Given) else trace.p_x
+    neighbour = p_x.log_prob(other).roll(1, -1)  # [K, B]: log p(x_b|z_b-1)
     use = {"swap_cost": (trace.log_likelihood() - neighbour).mean(0)}
     use |= {f"kl/{name}": kl for name, kl in trace.kl().items()}
     use |= {f"kl_by_dimension/{name}": kl.flatten(1) for name, kl in trace.kl_by_dimension().items()}

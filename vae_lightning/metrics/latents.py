@@ -7,13 +7,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence
 
 from vae_lightning.data import ImageDataModule
 from vae_lightning.metrics.evaluator import Evaluator, Finding, mean_draws
 from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.models import LatentVariableModel
-from vae_lightning.trace import Latent, Trace
+from vae_lightning.trace import Trace
 from vae_lightning.types import Batch
 
 
@@ -69,9 +68,8 @@ class LatentUnits(Evaluator):
             # the square of a mean of S draws is too large by their variance over S
             square = mean.square() - (draws.var(0) / len(draws) if len(draws) > 1 else 0)
             add(torch.stack((mean, square), 1), self._means, name)  # [B, 2, D]
-            kl = kl_per_dimension(latent)
-            if kl is not None:
-                add(kl, self._kls, name)
+        for name, kl in trace.kl_by_dimension().items():
+            add(kl.flatten(1), self._kls, name)
 
     def compute(self) -> dict[str, Finding]:
         found: dict[str, Finding] = {}
@@ -83,27 +81,6 @@ class LatentUnits(Evaluator):
         for name, moments in self._kls.items():
             found[f"kl_per_dimension/{name}"] = moments.compute()[0].tolist()
         return found
-
-
-def kl_per_dimension(latent: Latent) -> Tensor | None:
-    """KL(q(z_d|x) || p(z_d)) for each dimension d: [B, D] nats, or None where q or p does not factorise.
-
-    In closed form where torch has one, else log q - log p at the sample; averaged over the K samples.
-    """
-    q, p = factorised(latent.q), factorised(latent.p)
-    if q is None or p is None:
-        return None
-    try:
-        kl = kl_divergence(q, p)
-    except NotImplementedError:
-        kl = q.log_prob(latent.z) - p.log_prob(latent.z)
-    return kl.expand(latent.z.shape).mean(0).flatten(1)  # [K, B, *event] -> [B, D]
-
-
-def factorised(distribution: Distribution) -> Distribution | None:
-    """The distributions of the single dimensions, as one with no event shape; None where they are not independent."""
-    base = distribution.base_dist if isinstance(distribution, Independent) else None
-    return base if base is not None and base.event_shape == () else None
 
 
 def add(values: Tensor, to: dict[str, MeanAndError], name: str) -> None:

@@ -68,7 +68,7 @@ class DLGM(LatentVariableModel):
         return Trace(x, self.decode({name: latent.z for name, latent in latents.items()}), latents)
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        xi = list(latents.values())  # L x [..., D_l]
+        xi = [latents[f"z{i + 1}"] for i in range(len(self.noise_maps))]  # L x [..., D_l]
         h = self.noise_maps[-1](xi[-1])
         for layer in reversed(range(len(xi) - 1)):
             h = self.transitions[layer](h) + self.noise_maps[layer](xi[layer])  # [..., D_l]

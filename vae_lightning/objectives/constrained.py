@@ -111,7 +111,7 @@ class GECO(Objective):
 
     @torch.no_grad()
     def _update(self, shortfall: Tensor) -> None:
-        constraint = mean_over_ranks(shortfall).clamp(-1, 1)
+        constraint = mean_over_ranks(shortfall).nan_to_num(0.0).clamp(-1, 1)  # a bad batch, which is not learned from
         self.average.lerp_(constraint.to(self.average.dtype), 1 - self.smoothing)
         self.multiplier.mul_(torch.exp(self.rate * self.average)).clamp_(1e-6, 1e6)
 

@@ -150,7 +150,8 @@ def log_posterior(trace: Trace) -> Tensor:
     At a copy of z: a flow that remembers what it drew would answer for z itself without looking at it, and the
     gradient through z would be lost without a word.
     """
-    return torch.stack([latent.q.log_prob(latent.z.clone()) for latent in trace.latents.values()]).sum(0)
+    zero = torch.zeros(trace.p_x.batch_shape, device=trace.x.device)
+    return sum((latent.q.log_prob(latent.z.clone()) for latent in trace.latents.values()), zero)
 
 
 def through_samples(value: Tensor, trace: Trace) -> Tensor:
