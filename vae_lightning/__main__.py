@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from vae_lightning import signals
 
@@ -61,11 +62,29 @@ def _share_cores() -> None:
     """On a machine at work with something else, let OpenMP's idle threads sleep: before torch is imported.
 
     Spinning, as is their default, they take the core that the next piece of work waits for: beside one busy process a
-    step on two cores took four times as long, against twice. On an idle machine spinning is 15 % faster.
+    step on two cores took four times as long, against twice. On an idle machine spinning is 15 % faster. Ranks that
+    share a machine are such work for each other.
     """
-    cores = os.cpu_count() or 1
-    if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.4 * cores:
+    if _share_in_use() > 0.4 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _share_in_use(seconds: float = 0.1) -> float:
+    """The part of the cores' time that others take now: the load average still has what ended a minute ago."""
+    try:
+        before = _jiffies()
+        time.sleep(seconds)
+        busy, idle = (now - then for now, then in zip(_jiffies(), before, strict=True))
+    except OSError:  # no Linux
+        return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
+    return busy / max(busy + idle, 1)
+
+
+def _jiffies() -> tuple[int, int]:
+    """Ticks of all cores since the start of the system: at work, and idle."""
+    with open("/proc/stat", "rb") as file:  # noqa: PTH123 - pathlib is not imported for --help
+        user, nice, system, idle, waiting, *others = map(int, file.readline().split()[1:9])
+    return user + nice + system + sum(others), idle + waiting
 
 
 def console() -> None:
