@@ -58,6 +58,15 @@ def test_the_one_before_is_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [BEST, LAST, PREVIOUS]
 
 
+def test_a_damaged_one_does_not_take_the_place_of_the_one_before_it(tmp_path: Path) -> None:
+    """A run that went on from `previous` writes `last` anew: until the next there must be a second good one."""
+    for step in (1, 2):
+        WholeFiles().save_checkpoint(contents(step), tmp_path / LAST)
+    (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:-100])
+    WholeFiles().save_checkpoint(contents(3), tmp_path / LAST)
+    assert (step_of(tmp_path / PREVIOUS), step_of(tmp_path / LAST)) == (1, 3)
+
+
 def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "no links")

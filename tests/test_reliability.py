@@ -29,10 +29,10 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_a_row_passes_or_says_why_not() -> None:
-    """At most five rows may stay without a test; what is still to come says `pending:` and whose it is."""
+    """At most five rows may stay without a test; what is still to come counts as one without."""
     without = []
     for number, _, _, tests, result in ROWS:
         assert re.search(r"passes, \d+ cases?|pending: \w+|recorded: \w+|not tested: \w+", result), number
         assert ("passes" in result) == ("::" in tests), number
-        without += [number] if "not tested:" in result else []
+        without += [number] if "not tested:" in result or "pending:" in result else []
     assert len(without) <= 5, without

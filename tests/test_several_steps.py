@@ -119,6 +119,12 @@ def test_resume_between_calls_is_exact(tmp_path: Path) -> None:
         fit(1, None, middle)
 
 
+def test_a_run_that_was_cut_within_a_call_is_not_taken_further(tmp_path: Path) -> None:
+    fit(3, tmp_path, max_steps=8)
+    with pytest.raises(UserError, match="ended by max_steps within a round"):
+        fit(3, None, tmp_path / "step8.ckpt")
+
+
 @pytest.mark.parametrize("flags", [{"limit_train_batches": 4}, {"val_check_interval": 2}], ids=str)
 def test_batches_that_do_not_fill_calls_are_refused(flags: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"not a multiple of 3; choose one, such as [36]"):

@@ -81,6 +81,8 @@ NAMES: dict[str, tuple[tuple[str, ...], Any]] = {
     "escaped-in-yaml": (ENCODER, f'{{class_path: "{MODULE}\\x2eNetwork"}}'),
     "tag-in-yaml": (ENCODER, f"!!python/name:{NAME}"),
     "config-file": (ENCODER, "evil.yaml"),
+    "config-file-by-its-path": (ENCODER, "/tmp/evil.yaml"),
+    "config-file-in-a-folder": (ENCODER, "runs/evil.yaml"),
     "function": (("optimizer",), HUB),
     "function-of-ours": (("optimizer",), "vae_lightning.__main__.console"),
     "function-of-torch": (ACTIVATION, "torch.utils.collect_env.main"),
@@ -107,6 +109,15 @@ def test_no_name_in_a_checkpoint_is_looked_up_unless_it_is_known(
     with pytest.raises(UserError, match=r"a\.ckpt: (names|holds|_instantiator is|its|not a)") as caught:
         how(path)
     assert "\n" not in str(caught.value)
+
+
+def test_no_file_is_read_for_a_word(honest: dict[str, Any], marker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot takes the name of a YAML file as well, and a file may have a plain word for its name."""
+    monkeypatch.chdir(marker.parent)
+    Path("evil").write_text(f"class_path: {NAME}")
+    torch.save(put(honest, "hyper_parameters", *ENCODER, value="evil"), marker.with_name("a.ckpt"))
+    with pytest.raises(UserError, match=r"a\.ckpt: holds 'evil'"):
+        load_model(marker.with_name("a.ckpt"))
 
 
 @pytest.mark.parametrize("how", [load_model, load])

@@ -32,8 +32,11 @@ class WholeFiles(CheckpointIO):
     """Written beside its place, synced, renamed; a new `last.ckpt` leaves the one before it as `previous.ckpt`.
 
     Lightning's own writes to $TMPDIR and copies from there, does not sync, and passes over a folder that it may not
-    write to.
+    write to. A damaged `last.ckpt`, from which no run went on, does not take the place of the one before it.
     """
+
+    def __init__(self) -> None:
+        self._written: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises UserError where it cannot be written: at once, with what was there before left as it was."""
@@ -46,9 +49,10 @@ class WholeFiles(CheckpointIO):
                 _sign(file)
                 file.flush()
                 os.fsync(file.fileno())
-            if path.name == LAST and path.exists():
+            if path.name == LAST and path.exists() and (path in self._written or not _is_damaged(path)):
                 _keep(path, path.with_name(PREVIOUS))
             part.replace(path)
+            self._written.add(path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
             with suppress(OSError):
@@ -79,6 +83,11 @@ def check_whole(path: str | Path) -> None:
         reason = str(error.strerror)
     if reason:
         raise UserError(f"{path}: not a readable checkpoint: {reason}")
+
+
+def _is_damaged(path: Path) -> bool:
+    with path.open("rb") as file:
+        return bool(_damage(file))
 
 
 def _damage(file: BinaryIO) -> str:

@@ -6,6 +6,9 @@ import io
 import os
 import signal
 import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,6 +224,7 @@ class CLI(LightningCLI):
                 print(f"{self.folder}: goes on from {Path(self.run.path or '').name}, step {self.run.step}", flush=True)
             if changed:
                 print(f"not as the checkpoint's own run (there -> here): {'; '.join(changed)}", flush=True)
+        self.run = replace(self.run, contents=None)  # Lightning reads the file again: not two copies for a whole run
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -302,10 +306,10 @@ def _experiment(configs: list[Any] | None) -> str:
 
 def _make_writable(folder: Path) -> None:
     try:
-        write_whole(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()  # a run that ends before it begins leaves nothing
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # a name of its own: other ranks may ask at the same time
+        with suppress(OSError):
+            folder.rmdir()  # where it is empty: a run that ends before it begins leaves nothing
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); choose another folder by --runs_dir"

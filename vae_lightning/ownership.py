@@ -47,4 +47,5 @@ def owner(folder: Path) -> dict[str, Any]:
 def job() -> str | None:
     """What the launcher of this process calls the work that it may start again."""
     names = ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID")
-    return "/".join(os.environ[name] for name in names if name in os.environ) or None
+    words = [os.environ[name] for name in names if name in os.environ]
+    return "/".join(word for word in words if word != "none") or None  # torchrun's, where it was given no id

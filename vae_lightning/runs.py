@@ -78,7 +78,7 @@ def _choose(given: Namespace, new: Path) -> Run:
         return _named(Path(given.ckpt_path), new)
     if has_name:
         return newest(new) or Run(new)
-    if _times_restarted():
+    if _times_restarted() and job():  # without a name, another run could pass for this one
         return newest(runs, job()) or Run(new)
     return Run(new)
 

@@ -13,8 +13,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM's --signal=USR1@90 is the last
@@ -67,19 +65,6 @@ def poll(on: bool) -> None:
 def reset() -> None:
     global _requested, _polled
     _requested, _polled = 0, False
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """What is inside is not cut in two; a signal that came meanwhile is raised after it."""
-    before = _polled
-    poll(True)
-    try:
-        yield
-    finally:
-        poll(before)
-    if not before and _requested:
-        raise Stopped(_requested)
 
 
 def _note(signum: int, _: FrameType | None) -> None:

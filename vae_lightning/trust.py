@@ -22,7 +22,7 @@ TRUSTED = ("vae_lightning.", "torch.nn.", "torch.optim.", "torch.distributions."
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # the one function that Lightning's checkpoints name
 _OLD_KEYS = ("hparams", "module_arguments")  # which Lightning still mixes into the hyper-parameters
 # A string is read as YAML once more, in which quotes, braces and escapes can hide a name
-_PLAIN = re.compile(r"[\w ./,+-]*")
+_PLAIN = re.compile(r"[\w .,+-]*")
 
 
 def is_remote(path: str | Path) -> bool:
@@ -105,7 +105,7 @@ def _strings(value: Any, path: str | Path) -> Iterator[str]:
 
 def _names(text: str, path: str | Path) -> list[str]:
     """The words of a string that can be imported: identifiers with dots between them."""
-    if not _PLAIN.fullmatch(text):
+    if not _PLAIN.fullmatch(text) or Path(text).is_file():  # a slot would read the file as YAML
         raise UserError(f"{path}: holds {text[:60]!r}, expected a name or a plain word: not loaded")
     return [word for word in text.split() if "." in word and all(part.isidentifier() for part in word.split("."))]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.callbacks import BestAndLast
+from vae_lightning.types import UserError
 
 
 class Scripted(pl.LightningModule):
@@ -31,7 +32,9 @@ class Scripted(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder: Path, scores: list[float], ckpt_path: Path | None = None, **settings: Any) -> pl.Trainer:
+def fit(
+    folder: Path, scores: list[float], ckpt_path: Path | None = None, batches: int = 1, **settings: Any
+) -> pl.Trainer:
     trainer = pl.Trainer(
         **{
             "default_root_dir": folder,
@@ -46,13 +49,19 @@ def fit(folder: Path, scores: list[float], ckpt_path: Path | None = None, **sett
             **settings,
         }
     )
-    trainer.fit(Scripted(scores), [0], [0], ckpt_path=ckpt_path)
+    trainer.fit(Scripted(scores), [0] * batches, [0], ckpt_path=ckpt_path)
     return trainer
 
 
 def step_of(path: Path) -> int:
     """An epoch has one step."""
     return int(torch.load(path, weights_only=True)["global_step"])
+
+
+def test_no_validation_within_a_step(tmp_path: Path) -> None:
+    """A checkpoint has no gradients: those of the batches before it would be lost."""
+    with pytest.raises(UserError, match="validation after every 3 batches falls within a step of 2"):
+        fit(tmp_path, [-1.0], accumulate_grad_batches=2, val_check_interval=3, batches=7)
 
 
 def test_best_and_last(tmp_path: Path) -> None:

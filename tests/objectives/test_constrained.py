@@ -152,7 +152,7 @@ def test_geco_is_the_same_on_every_rank(tmp_path: Path) -> None:
 def test_a_batch_that_is_not_finite_leaves_the_multiplier_alone() -> None:
     """The step is skipped elsewhere; a buffer that was NaN once would be so for the rest of the run."""
     objective = GECO(goal=100.0)
-    objective(trace_of({"z": nats([0.5])}, x=math.nan), 0)
+    objective._update(torch.tensor(math.nan))
     assert (objective.multiplier.item(), objective.average.item()) == (1.0, 0.0)
     objective(trace_of({"z": nats([0.5])}), 1)
     assert objective.multiplier > 1

@@ -86,6 +86,7 @@ class BestAndLast(ModelCheckpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        _check_intervals(trainer, pl_module)
         self._complete = []
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
         self._agreement = Agreement(trainer.world_size)
@@ -179,6 +180,22 @@ def _has_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule, call: int
     if several is None or call + 1 == trainer.num_training_batches:
         return False
     return bool((call + 1) * several.steps_per_call % several.accumulate)
+
+
+def _check_intervals(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Validation writes checkpoints, which have no gradients: none may wait there for the rest of their step."""
+    several = getattr(pl_module, "several", None)
+    per_call, accumulate = (
+        (several.steps_per_call, several.accumulate) if several else (1, trainer.accumulate_grad_batches)
+    )
+    batches = trainer.val_check_batch
+    if not isinstance(batches, int) or batches >= trainer.num_training_batches:
+        return
+    if batches * per_call % accumulate:
+        raise UserError(
+            f"trainer: validation after every {batches * per_call} batches falls within a step of {accumulate} "
+            "(accumulate_grad_batches); choose a val_check_interval that is a multiple of it"
+        )
 
 
 def _limits(trainer: pl.Trainer) -> list[int]:

@@ -28,15 +28,21 @@ class FastNetworks(pl.Callback):
         if steps_per_call < 1:
             raise UserError(f"speed: steps_per_call is {steps_per_call}; it must be at least 1")
         self.compile, self.channels_last, self.steps_per_call = compile, channels_last, steps_per_call
+        self._several: SeveralSteps | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_per_call": self.steps_per_call}
+        return {"steps_per_call": self.steps_per_call, "cut": self._several is not None and self._several.cut}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A checkpoint counts its epoch's rounds: with rounds of another size it would go on at another image."""
         saved = state_dict.get("steps_per_call", 1)
         if saved != self.steps_per_call:
             raise UserError(f"the checkpoint was written with --speed.steps_per_call={saved}; resume it with the same")
+        if state_dict.get("cut"):
+            raise UserError(
+                "the run was ended by max_steps within a round of --speed.steps_per_call, whose other batches it would "
+                "never see; begin a new run, with a larger max_steps"
+            )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -45,7 +51,7 @@ class FastNetworks(pl.Callback):
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(pl_module, LatentVariableModel)
             assert isinstance(data, ImageDataModule)
-            pl_module.several = SeveralSteps(pl_module, trainer, self.steps_per_call)
+            pl_module.several = self._several = SeveralSteps(pl_module, trainer, self.steps_per_call)
             data.batches_per_call = self.steps_per_call
             # counted in calls, where the logging interval is one of steps
             warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")

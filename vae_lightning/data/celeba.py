@@ -109,7 +109,8 @@ class CelebA(CachedImages):
             _require(images, names, {file.name for file in files})
         else:
             state = f"{images.stat().st_size} bytes of {images.stat().st_mtime_ns}"
-        return Source({"images": state, "partition": partition}, splits, lambda: self._read(images, names))
+        fingerprint = {"images": state, "partition": partition, "attributes": self._attributes_state()}
+        return Source(fingerprint, splits, lambda: self._read(images, names))
 
     def _read(self, images: Path, names: list[str]) -> Contents:
         box = CROPS[self.crop]
@@ -143,6 +144,14 @@ class CelebA(CachedImages):
                 f"{path}: expected {self.counts} images in train, val, test, found {tuple(splits.values())}"
             )
         return [name for part in parts for name in part], splits
+
+    def _attributes_state(self) -> str | None:
+        """Changes when the file does; None where there is none."""
+        try:
+            about = find(self._folders(), ["list_attr_celeba.txt"], "").stat()
+        except MissingFileError:
+            return None
+        return f"{about.st_size} bytes of {about.st_mtime_ns}"
 
     def _attributes(self, names: list[str]) -> np.ndarray | None:
         """uint8 [N, 40] in {0, 1}, in the order of `names`; None where there is no such file."""

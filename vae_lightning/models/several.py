@@ -26,6 +26,7 @@ class SeveralSteps:
             setattr(trainer, name, _in_calls(name, getattr(trainer, name), steps_per_call))
         self.model, self.trainer, self.steps_per_call = model, trainer, steps_per_call
         self.accumulate, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, 1
+        self.cut = False  # was a call left in its middle, for max_steps?
 
     def __call__(self, batches: Sequence[Batch], call: int) -> None:
         """Steps on `batches`, the `call`-th group of the epoch; fewer where max_steps is reached."""
@@ -35,6 +36,7 @@ class SeveralSteps:
         logged = None
         for i, batch in enumerate(batches):
             if self.model.global_step == self.trainer.max_steps:
+                self.cut = True
                 break
             index = call * self.steps_per_call + i
             step = self.model.global_step
