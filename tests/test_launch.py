@@ -89,8 +89,9 @@ def test_slurm_requeues_after_its_signal_and_after_nothing_else(
 ) -> None:
     found, lines = run_script(tmp_path, "slurm.sbatch", CONFIG, SLURM, ends)
     assert (found, lines[1:]) == (code, ["scontrol\trequeue\t7"] if requeued else [])
-    program, name, *ours = lines[0].split("\t")
-    assert (program, name) == ("srun", "vae-lightning")
+    program, together, name, *ours = lines[0].split("\t")
+    # one rank that dies ends the others, which would wait for it
+    assert (program, together, name) == ("srun", "--kill-on-bad-exit=1", "vae-lightning")
     config = assert_understood(ours)
     assert (config.trainer.num_nodes, config.trainer.devices) == (2, "4")
 
