@@ -148,9 +148,8 @@ class CLI(LightningCLI):
         if given.trainer.enable_progress_bar is None:
             given.trainer.enable_progress_bar = sys.stdout.isatty()
         on_gpu = torch.cuda.is_available() and given.trainer.accelerator in ("auto", "gpu", "cuda")
-        if (
-            not torch.cuda.is_available()
-        ):  # Lightning has each optimizer step ask the driver for it: 3 % of a small step
+        if not torch.cuda.is_available():
+            # Lightning has each optimizer step ask the driver for it: 3 % of a small step
             os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
         given.matmul_precision = given.matmul_precision or ("high" if on_gpu else "highest")
         torch.set_float32_matmul_precision(given.matmul_precision if self.config.subcommand == "fit" else "highest")

@@ -108,9 +108,7 @@ def newest(place: Path, of_job: str | None = None) -> Run | None:
     if of_job is not None:
         folders = [folder for folder in folders if owner(folder).get("job") == of_job]
     dated = [(path.stat().st_mtime_ns, folder) for folder in folders for path in _present(folder)]
-    for folder in dict.fromkeys(folder for _, folder in sorted(dated, reverse=True)):
-        return _newest_whole(folder)
-    return None
+    return _newest_whole(max(dated)[1]) if dated else None
 
 
 def _newest_whole(folder: Path) -> Run:

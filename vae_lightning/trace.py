@@ -101,3 +101,10 @@ def factors(distribution: Distribution) -> Distribution | None:
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return None if distribution.event_shape else distribution
+
+
+def kind(distribution: Distribution) -> str:
+    """What a message calls a distribution: the class within the wrappers."""
+    for wrapped in ("base_dist", "base"):
+        distribution = getattr(distribution, wrapped, distribution)
+    return type(distribution).__name__

@@ -117,7 +117,6 @@ class DiagonalNormal(_LocationScale):
         self, event_shape: Shape, sigma: float | None = None, learn_sigma: bool = False, min_sigma: float = 1e-3
     ) -> None:
         super().__init__(event_shape, sigma, learn_sigma, min_sigma)
-        self.min_sigma = min_sigma
 
     def pointwise(self, *params: Tensor) -> TorchNormal:
         return TorchNormal(*self.location_and_scale(params), validate_args=self.validate_args)

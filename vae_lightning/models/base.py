@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
@@ -24,7 +24,7 @@ from vae_lightning.models.several import SeveralSteps
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
-from vae_lightning.trace import Trace
+from vae_lightning.trace import Trace, kind
 from vae_lightning.trust import TRUSTED, check_checkpoint, read_checkpoint
 from vae_lightning.types import Batch, UserError
 
@@ -130,7 +130,7 @@ class LatentVariableModel(pl.LightningModule):
         value = trace.outside_support()
         if value is not None:
             raise UserError(
-                f"the likelihood {_name(trace.p_x)} gives no probability to a pixel of value {value:.4g}; binarise the "
+                f"the likelihood {kind(trace.p_x)} gives no probability to a pixel of value {value:.4g}; binarise the "
                 "data (--data.binarisation=dynamic or threshold), or choose a likelihood for grey pixels "
                 "(--model.likelihood=ContinuousBernoulli or DiagonalNormal, or Binomial or DiscretizedLogistic where "
                 "its number of levels fits)"
@@ -138,13 +138,13 @@ class LatentVariableModel(pl.LightningModule):
         for name, latent in trace.latents.items():
             if not share_support(latent.q, latent.p, latent.z):
                 raise UserError(
-                    f"latent {name}: its posterior {_name(latent.q)} and its prior {_name(latent.p)} are not over the "
+                    f"latent {name}: its posterior {kind(latent.q)} and its prior {kind(latent.p)} are not over the "
                     "same space; give the posterior's own family as the prior (--model.prior=FamilyPrior "
                     "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size"
                 )
         if len(self._stages_checked) == 1:
             kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
-            rank_zero_info(f"likelihood {_name(trace.p_x)}; KL by latent: {kinds}")
+            rank_zero_info(f"likelihood {kind(trace.p_x)}; KL by latent: {kinds}")
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
@@ -268,7 +268,9 @@ class _Speedometer:
         return rate
 
 
-def _name(p: Distribution) -> str:
-    for wrapped in ("base_dist", "base"):
-        p = getattr(p, wrapped, p)
-    return type(p).__name__
+def layer_sizes(owner: str, latent_sizes: Sequence[int]) -> list[int]:
+    """The sizes of the latents of a hierarchy, checked."""
+    sizes = list(latent_sizes)
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"{owner}: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
+    return sizes

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lightning.distributions import Bernoulli, DiagonalNormal, FamilyRecipe, StandardNormal
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace
-from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
+from vae_lightning.types import Batch, NetworkRecipe, Shape
 
 
 class DLGM(LatentVariableModel):
@@ -44,10 +44,7 @@ class DLGM(LatentVariableModel):
     ) -> None:
         super().__init__(objective, optimizer, scheduler, scheduler_interval)
         self.save_hyperparameters(logger=False)
-        sizes = list(latent_sizes)
-        if not sizes or min(sizes) < 1:
-            raise UserError(f"DLGM: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
-        image_shape = tuple(image_shape)
+        sizes, image_shape = layer_sizes("DLGM", latent_sizes), tuple(image_shape)
         self.likelihood = likelihood(image_shape)
         families = [posterior((size,)) for size in sizes]
         self.posteriors = nn.ModuleList(families)

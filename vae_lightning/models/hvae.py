@@ -18,7 +18,7 @@ from vae_lightning.distributions import (
     StandardNormal,
     normal_product,
 )
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace
@@ -141,9 +141,7 @@ class HVAE(LatentVariableModel):
     ) -> None:
         super().__init__(objective, optimizer, scheduler, scheduler_interval)
         self.save_hyperparameters(logger=False)
-        sizes, image_shape = list(latent_sizes), tuple(image_shape)
-        if not sizes or min(sizes) < 1:
-            raise UserError(f"HVAE: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
+        sizes, image_shape = layer_sizes("HVAE", latent_sizes), tuple(image_shape)
         self.inference = inference(image_shape, sizes)  # phi
         self.likelihood = likelihood(image_shape)
         self.prior = prior((sizes[-1],))

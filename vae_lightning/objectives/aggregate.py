@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae_lightning.objectives.constrained import kind
 from vae_lightning.objectives.elbo import Objective, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
-from vae_lightning.trace import Latent, Trace, factors
+from vae_lightning.trace import Latent, Trace, factors, kind
 from vae_lightning.types import UserError
 
 

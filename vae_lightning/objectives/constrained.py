@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent
 
 from vae_lightning.objectives.elbo import Objective, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
-from vae_lightning.trace import Trace
+from vae_lightning.trace import Trace, kind
 from vae_lightning.types import UserError
 
 
@@ -126,8 +125,3 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     total = value.clone()
     torch.distributed.all_reduce(total)
     return total / torch.distributed.get_world_size()
-
-
-def kind(distribution: Distribution) -> str:
-    """What a message calls a distribution: the class within `Independent`."""
-    return type(distribution.base_dist if isinstance(distribution, Independent) else distribution).__name__
