@@ -36,6 +36,14 @@ def test_look_alikes_of_mnist_have_their_own_folder(tmp_path: Path, dataset: typ
     assert len(data.images("train").pixels) + len(data.images("val").pixels) == 60
 
 
+@pytest.mark.parametrize("dataset", [FashionMNIST, KMNIST])
+def test_look_alikes_do_not_take_mnists_files_for_their_own(tmp_path: Path, dataset: type[FashionMNIST]) -> None:
+    """The names are the same, and no digest of the contents tells them apart."""
+    write_mnist(tmp_path, train=60, test=12)
+    with pytest.raises(UserError, match="not found"):
+        dataset(str(tmp_path), verify=False).load("train")
+
+
 def test_emnist_stands_upright(tmp_path: Path) -> None:
     """The files hold each image transposed."""
     images = RANDOM.integers(0, 256, (30, 28, 28), dtype=np.uint8)

@@ -95,8 +95,10 @@ class MNIST(ImageDataModule):
         remedy = "download it (any command does, given a network) or pass --data.data_dir (make train DATA_DIR=...)"
         return find(self._folders(), [name, f"{name}.gz"], remedy)
 
-    def _folders(self) -> tuple[Path, Path]:
-        return Path(self.data_dir) / self.folder / "raw", Path(self.data_dir)
+    def _folders(self) -> list[Path]:
+        """Its own; and `data_dir` itself where digests tell whose a file is: the look-alikes' have the same names."""
+        own = Path(self.data_dir) / self.folder / "raw"
+        return [own, Path(self.data_dir)] if all(contents for _, contents in self.digests.values()) else [own]
 
 
 class BinarizedMNIST(ImageDataModule):
