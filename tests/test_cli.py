@@ -217,7 +217,7 @@ def build(tmp_path: Path, *args: str) -> CLI:
 SLOTS: dict[str, tuple[Sequence[str], str, type, dict[str, Any]]] = {
     "encoder": (["--model.encoder=ConvEncoder", "--model.encoder.channels=[4,8]"], "encoder", networks.ConvEncoder, {}),
     "decoder": (["--model.decoder=ConvDecoder", "--model.decoder.channels=[4,8]"], "decoder", networks.ConvDecoder, {}),
-    "posterior": (["--model.posterior.min_sigma=0.01"], "posterior", d.DiagonalNormal, {"min_sigma": 0.01}),
+    "posterior": (["--model.posterior.min_sigma=0.01"], "posterior", d.DiagonalNormal, {"min_scale": 0.01}),
     "prior": (["--model.prior=StandardNormal"], "prior", d.StandardNormal, {}),
     "continuous": (["--model.likelihood=ContinuousBernoulli"], "likelihood", d.ContinuousBernoulli, {}),
     "normal": (
