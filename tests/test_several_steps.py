@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger
 
-from vae_lightning.callbacks import FastNetworks
+from vae_lightning.callbacks import EMA, FastNetworks
 from vae_lightning.data import Digits
 from vae_lightning.distributions import ContinuousBernoulli
 from vae_lightning.models import VAE
@@ -59,7 +59,11 @@ def fit(
         scheduler_interval="epoch" if scheduler else flags.pop("interval", "step"),
     )
     log = Memory()
-    callbacks = [FastNetworks(steps_per_call=steps_per_call), *([Saver(folder)] if folder else [])]
+    callbacks = [
+        FastNetworks(steps_per_call=steps_per_call),
+        *flags.pop("also", []),
+        *([Saver(folder)] if folder else []),
+    ]
     options: dict[str, Any] = {"max_epochs": 3, "log_every_n_steps": 3, **flags}
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -123,6 +127,29 @@ def test_a_run_that_was_cut_within_a_call_is_not_taken_further(tmp_path: Path) -
     fit(3, tmp_path, max_steps=8)
     with pytest.raises(UserError, match="ended by max_steps within a round"):
         fit(3, None, tmp_path / "step8.ckpt")
+
+
+def test_averages_of_weights_are_the_same_averages(tmp_path: Path) -> None:
+    """After every 3rd step, whether or not a call ends there alone; and after a resume in mid-epoch."""
+
+    def run(steps_per_call: int, folder: Path | None = None, ckpt_path: Path | None = None) -> tuple[VAE, VAE]:
+        ema = EMA(decay=0.7, update_every_n_steps=3)
+        model, _, _ = fit(steps_per_call, folder, ckpt_path, also=[ema], limit_train_batches=6)
+        assert ema._average_model is not None
+        return model, ema._average_model.module
+
+    one, several = run(1), run(3, tmp_path)
+    (tmp_path / "resumed").mkdir()
+    resumed = run(3, tmp_path / "resumed", tmp_path / "step9.ckpt")
+    for expected, *found in zip(one, several, resumed, strict=True):
+        for model in found:
+            assert all(torch.equal(v, model.state_dict()[name]) for name, v in expected.state_dict().items())
+    assert not all(torch.equal(a, b) for a, b in zip(one[0].parameters(), one[1].parameters(), strict=True))
+
+
+def test_an_average_that_no_call_ends_at_is_refused() -> None:
+    with pytest.raises(UserError, match=r"update_every_n_steps is 4; with --speed.steps_per_call=3 .* a multiple"):
+        fit(3, also=[EMA(update_every_n_steps=4)])
 
 
 @pytest.mark.parametrize("flags", [{"limit_train_batches": 4}, {"val_check_interval": 2}], ids=str)

@@ -12,8 +12,9 @@ from vae_lightning.types import UserError
 
 
 class EMA(WeightAveraging):
-    """w' <- decay w' + (1 - decay) w after each step: validation, pictures, checkpoints and tests use w'.
+    """w' <- decay w' + (1 - decay) w after every n-th step: validation, pictures, checkpoints and tests use w'.
 
+    n = `update_every_n_steps`, and `decay` is that of one update; with `--speed.steps_per_call` n is a multiple of it.
     Lightning's, which keeps w in the checkpoint as well, for the run to go on with; here also where the checkpoint is
     written while w' stands in the model: in a validation that is left, and at the end. Buffers are copied from w's
     model, not averaged: they may be counters. On the command line: `--trainer.callbacks+=EMA`.
@@ -29,8 +30,12 @@ class EMA(WeightAveraging):
         self._swapped = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if getattr(pl_module, "several", None) is not None:
-            raise UserError("EMA averages after each step: it needs --speed.steps_per_call=1")
+        several = getattr(pl_module, "several", None)
+        if several is not None and self.update_every_n_steps % several.steps_per_call:
+            raise UserError(
+                f"EMA: update_every_n_steps is {self.update_every_n_steps}; with --speed.steps_per_call="
+                f"{several.steps_per_call} it sees the weights after so many steps: choose a multiple"
+            )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -39,7 +44,9 @@ class EMA(WeightAveraging):
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()  # it is looked at in each step
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and step_idx % self.update_every_n_steps == 0
+        """A multiple of n was reached or passed: the last call of an epoch may be of fewer steps."""
+        n = self.update_every_n_steps
+        return step_idx is not None and (step_idx + 1) // n > self._latest_update_step // n
 
     def _swap_models(self, pl_module: pl.LightningModule) -> None:
         super()._swap_models(pl_module)
