@@ -42,6 +42,7 @@ from vae_lightning.errors import Parser, check_configs, one_line
 from vae_lightning.loggers import MetricsCSV, start_wandb
 from vae_lightning.login import wandb_is_offline
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
+from vae_lightning.metrics.evaluator import in_order
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.report import summary
 from vae_lightning.types import UserError
@@ -260,9 +261,11 @@ class CLI(LightningCLI):
         batches = self.trainer.predict(**kwargs)
         if not batches:
             raise UserError("nothing was predicted: limit_predict_batches is 0")
-        whole = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
-        rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = Path(self.trainer.strategy.broadcast(str(self.folder))) / f"predictions{rank}.pt"
+        device = self.trainer.strategy.root_device  # where the ranks can exchange them
+        whole = {name: in_order([batch[name].to(device) for batch in batches]).cpu() for name in batches[0]}
+        if not self.trainer.is_global_zero:
+            return
+        path = self.folder / "predictions.pt"
         contents = io.BytesIO()
         torch.save(whole, contents)
         write_whole(path, contents.getvalue())

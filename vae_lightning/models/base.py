@@ -79,7 +79,7 @@ class LatentVariableModel(pl.LightningModule):
 
     def loss_of(self, batch: Batch, index: int) -> tuple[Tensor, bool]:
         """The loss of the epoch's batch number `index`, with that batch's noise; and whether it was logged."""
-        self._reseed(_TRAIN, self.current_epoch, index)
+        self._reseed(self.global_rank, _TRAIN, self.current_epoch, index)
         terms, trace = self._evaluate(batch)
         interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_due = bool(interval) and (self.global_step + 1) % interval == 0
@@ -160,7 +160,8 @@ class LatentVariableModel(pl.LightningModule):
         sigma = noise_scale(trace.p_x)
         return {} if sigma is None else {"sigma": sigma.detach()}
 
-    # -- noise: a function of (seed, epoch, batch, rank), so that ranks differ and a resumed run repeats ---------------
+    # -- noise: a function of (seed, epoch, batch, rank), so that ranks differ and a resumed run repeats; in evaluation
+    # of (seed, batch) alone, whichever rank has that batch (see `ImageLoader`) ----------------------------------------
 
     def on_train_epoch_start(self) -> None:
         self._speed.restart()
@@ -180,17 +181,21 @@ class LatentVariableModel(pl.LightningModule):
         self._speed.restart()
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed(_EVALUATE, 0, batch_idx)
+        self._reseed_evaluation(0, batch_idx)
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed(_EVALUATE, 1, batch_idx)
+        self._reseed_evaluation(1, batch_idx)
 
     def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed(_EVALUATE, 2, batch_idx)
+        self._reseed_evaluation(2, batch_idx)
 
-    def _reseed(self, *counters: int) -> None:
+    def _reseed_evaluation(self, stage: int, batch_idx: int) -> None:
+        batch = batch_idx * self.trainer.world_size + self.global_rank  # of those that one rank would have
+        self._reseed(0, _EVALUATE, stage, batch)
+
+    def _reseed(self, rank: int, *counters: int) -> None:
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning's seed_everything keeps it
-        reseed(self.device, seed, self.global_rank, *counters)
+        reseed(self.device, seed, rank, *counters)
 
     # -- optimizer and checkpoint -----------------------------------------------------------------------------------
 
