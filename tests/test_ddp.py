@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import shutil
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 
 from tests.helpers import DIGITS, EPOCHS, REPOSITORY, only, read_csv, run_cli
 from vae_lightning.__main__ import main
+from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.data import Digits
 from vae_lightning.data.base import ImageLoader
 from vae_lightning.data.loader import evaluation_batch_size
@@ -90,6 +93,30 @@ def test_two_processes_predict_what_one_predicts_in_its_order(two: Path, monkeyp
     assert torch.equal(both["label"], Digits().images("test").labels)  # type: ignore[arg-type]
     for name, values in one.items():
         torch.testing.assert_close(both[name], values)
+
+
+def test_within_an_epoch_another_number_of_ranks_is_refused_and_between_two_it_is_said(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of two goes on as one: one's slice of the epoch would have images that the two have seen."""
+    monkeypatch.chdir(REPOSITORY)
+    whole = torch.load(two / "checkpoints" / "last.ckpt", weights_only=True)
+    assert [whole["global_step"], whole["callbacks"]["ExactResume"]["devices"]] == [20, 2]
+    copy = Path(shutil.copytree(two, tmp_path / "copy", ignore=shutil.ignore_patterns("wandb")))
+    fit = ("fit", "-c", DIGITS, *EPOCHS, *ONE, f"--ckpt_path={copy}")
+    assert main([*fit, "--trainer.max_epochs=3"]) == 0
+    assert "NOT EXACT: not the run that it would have been without a stop: devices 2 -> 1\n" in capsys.readouterr().out
+    resumed = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 20 + 20  # the whole epoch: one process has as many batches as it has images
+
+    progress = whole["loops"]["fit_loop"]["epoch_loop.batch_progress"]  # as it would be four steps earlier
+    progress["current"].update(ready=6, started=6, processed=6, completed=6)
+    progress["is_last_batch"] = False
+    WholeFiles().save_checkpoint(whole, copy / "checkpoints" / "last.ckpt")
+    assert main([*fit, "--trainer.max_epochs=3"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(r"from within an epoch \(6 batches seen, 20 now\).*only the same devices.*: devices 2 -> 1;", said)
 
 
 def test_two_processes_go_on_within_an_epoch_as_if_never_stopped(two: Path, tmp_path: Path) -> None:
