@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -69,12 +70,17 @@ def run(tmp_path: Path) -> Run:
         name = f"planted-{os.getpid()}"
         command = [sys.executable, str(script), *FIT, *args, f"--runs_dir={tmp_path}", f"--run_id={name}"]
         env = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
-        pipes: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 4 * LIMIT}
-        result = subprocess.run(command, cwd=REPOSITORY, env=env, check=False, **pipes)
-        end = time.time()
-        time.sleep(0.2)
-        assert ranks(tmp_path / name) == []
-        return Result(result.returncode, result.stderr, end)
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=env, **pipes)
+        try:
+            _, err = process.communicate(timeout=240)  # of which imports beside other work may take most
+            end = time.time()
+            time.sleep(0.2)
+            assert ranks(tmp_path / name) == []
+        finally:
+            for pid in ranks(tmp_path / name):
+                os.kill(pid, signal.SIGKILL)
+        return Result(process.returncode, err, end)
 
     return run
 

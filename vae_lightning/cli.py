@@ -232,7 +232,12 @@ class CLI(LightningCLI):
         except UserError as error:
             error.exit_code = 1
             raise
-        except (SIGTERMException, signals.Stopped):
+        except (SIGTERMException, signals.Stopped, RuntimeError):
+            if not signals.requested():
+                raise  # an error of its own, and not of a connection that another rank has closed because of the signal
+            launcher = self.trainer.strategy.launcher
+            if launcher is not None:
+                launcher.kill(signals.requested())  # each takes the first signal alone
             self._say_stopped()
             raise signals.Stopped(signals.requested()) from None
 
@@ -240,9 +245,10 @@ class CLI(LightningCLI):
         """Where the run was left, and how it goes on."""
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             last = self.folder / "checkpoints" / "last.ckpt"
-            where = f"{last} has step {self.trainer.global_step}; --ckpt_path last goes on from it"
-            name = signal.Signals(signals.requested()).name
-            print(f"{name}: stopped; {where if last.is_file() else 'nothing was trained yet'}", flush=True)
+            where = "nothing was trained yet" if self.config.subcommand == "fit" else "no result was written"
+            if self.config.subcommand == "fit" and last.is_file():
+                where = f"{last} has step {self.trainer.global_step}; --ckpt_path last goes on from it"
+            print(f"{signal.Signals(signals.requested()).name}: stopped; {where}", flush=True)
 
     def after_fit(self) -> None:
         if signals.requested():  # after the last step

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from vae_lightning import signals
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png, stack
 from vae_lightning.checkpoints import load_model, local_checkpoint
 from vae_lightning.data import ImageDataModule
@@ -26,7 +27,7 @@ from vae_lightning.data.loader import first_images
 from vae_lightning.fitting import encode, fit_prior, own_prior, parse_args, report, save_prior, use_fitted_prior
 from vae_lightning.metrics import MeanAndError, draw_missing, impute, missing_error
 from vae_lightning.noise import reseed
-from vae_lightning.runs import Complete, is_started_by_lightning
+from vae_lightning.runs import Complete
 from vae_lightning.signals import Stopped
 from vae_lightning.trust import check_names, is_remote
 from vae_lightning.types import UserError
@@ -60,7 +61,7 @@ def run(args: list[str]) -> int:
     except Stopped as stopped:
         # Lightning kills all ranks where one that it has started seems to have failed: the first one would not get to
         # its end. Nobody else reads the exit code of these.
-        return 0 if is_started_by_lightning() else 128 + stopped.signum
+        return 0 if signals.is_started_by_first_rank() else 128 + stopped.signum
     except Complete as complete:
         print(complete, flush=True)
     except UserError as error:
