@@ -81,7 +81,11 @@ def fit(
     [
         {},
         {"interval": "epoch"},
-        {"scheduler": partial(ReduceLROnPlateau, monitor="val/elbo", mode="max", patience=0, threshold=1e9)},
+        {
+            "scheduler": partial(
+                ReduceLROnPlateau, monitor="val/elbo", mode="max", patience=0, threshold=1e9, threshold_mode="abs"
+            )
+        },
         {"accumulate_grad_batches": 4},
         {"gradient_clip_val": 0.5},
         {"max_steps": 8},

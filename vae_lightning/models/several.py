@@ -62,17 +62,6 @@ class SeveralSteps:
             if config.interval == interval and count % config.frequency == 0 and not config.reduce_on_plateau:
                 config.scheduler.step()  # type: ignore[call-arg]
 
-    def schedule_on_plateau(self) -> None:
-        """After the epoch's validation."""
-        for config in self.trainer.lr_scheduler_configs:
-            value = self.trainer.callback_metrics.get(str(config.monitor))
-            if (
-                config.reduce_on_plateau
-                and value is not None
-                and not (self.trainer.current_epoch + 1) % config.frequency
-            ):
-                config.scheduler.step(value)  # type: ignore[arg-type]
-
 
 def _in_calls(name: str, batches: int | float | None, steps_per_call: int) -> int | float | None:
     """A Trainer's setting in batches (an int) as one in calls; a fraction of the epoch stays what it is."""
