@@ -134,6 +134,19 @@ def test_two_processes_go_on_within_an_epoch_as_if_never_stopped(two: Path, tmp_
     assert rows[0] == rows[1]
 
 
+def test_several_steps_a_call_are_the_same_steps_on_two_ranks(two: Path, tmp_path: Path) -> None:
+    """Ten batches an epoch in calls of four, four and two: each backward pass of a call is averaged over the ranks."""
+    several = ("--speed.steps_per_call=4", "--trainer.logger=false", f"--runs_dir={tmp_path}", "--run_id=several")
+    run_cli("fit", "-c", DIGITS, "--trainer.max_epochs=2", *EPOCHS, *TWO, *several)
+    folder = tmp_path / "vae" / "digits" / "several"
+    whole, calls = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (two, folder))
+    assert calls["global_step"] == whole["global_step"] == 20
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(calls["state_dict"][name], value), name
+    rows = [[row for row in read_csv(run / "metrics.csv") if "val/elbo" in row] for run in (two, folder)]
+    assert rows[0] == rows[1]
+
+
 def test_one_batch_of_128_and_two_of_64_give_the_same_gradient_in_expectation() -> None:
     """The two ranks have the same images between them; each draws its own noise, over which we average."""
     torch.manual_seed(0)

@@ -135,6 +135,12 @@ def test_batches_that_do_not_fill_calls_are_refused(flags: dict[str, Any]) -> No
         fit(3, **flags)
 
 
+def test_a_fraction_of_the_epochs_batches_is_refused() -> None:
+    """Lightning would take it of the calls: half of 3 calls of 3 is 1, with 3 batches of the 3.5 that were meant."""
+    with pytest.raises(UserError, match=r"limit_train_batches is 0\.5, a fraction .* a multiple of 3, such as 30"):
+        fit(3, limit_train_batches=0.5)
+
+
 def test_no_steps_are_refused() -> None:
     with pytest.raises(UserError, match="steps_per_call is 0; it must be at least 1"):
         FastNetworks(steps_per_call=0)
