@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from tests.helpers import read_csv
 from vae_lightning import signals
-from vae_lightning.callbacks import EMA, BestAndLast, ExactResume, FiniteSteps
+from vae_lightning.callbacks import EMA, BestAndLast, ExactResume, FiniteSteps, Pictures, pictures
+from vae_lightning.callbacks.pictures import sample_grid
 from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.data import Digits
 from vae_lightning.distributions import ContinuousBernoulli
@@ -38,12 +40,16 @@ class Variant(NamedTuple):
 
 
 one_cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=EPOCHS * BATCHES)
+# each epoch's value is called no better than the last, so that a step that is lost shows in the rate
+plateau = partial(ReduceLROnPlateau, monitor="val/elbo", mode="max", patience=0, threshold=1e9, threshold_mode="abs")
 WARM_UP = {"objective": partial(ELBO, beta=LinearWarmup(7))}
 VARIANTS = {
     "plain": Variant(),
     "schedules": Variant({**WARM_UP, "scheduler": one_cycle, "scheduler_interval": "step"}),
     "accumulate": Variant(WARM_UP, {"accumulate_grad_batches": 2}, steps=2),
     "bf16": Variant(trainer={"precision": "bf16-mixed"}),
+    "plateau": Variant({"scheduler": plateau}),
+    "plateau, validated last": Variant({"scheduler": plateau}, {"val_check_interval": BATCHES}),
     "ema": Variant(callbacks=(partial(EMA, decay=0.7),)),  # type: ignore[arg-type]
 }
 
@@ -149,6 +155,8 @@ def names(kind: str) -> Iterator[str]:
     if kind == "plain":
         yield from (f"step{step}" for step in range(1, EPOCHS * steps))
         yield from (f"epoch{epoch}" for epoch in range(EPOCHS - 1))
+    elif "val_check_interval" in VARIANTS[kind].trainer:  # at the last step its validation is to come, or is over
+        yield from ("step1", f"step{steps + 1}", "epoch0", "epoch1")
     else:
         yield from ("step1", f"step{steps}", f"step{steps + 1}", "epoch0")
 
@@ -192,6 +200,8 @@ MOMENTS = [
     *(("plain", "on_train_batch_start", step) for step in range(1, EPOCHS * BATCHES + 1)),
     *(("plain", "on_validation_batch_start", batch) for batch in (1, 2)),  # its first batch, and its last
     ("plain", "on_train_epoch_end", 1),
+    ("plateau, validated last", "on_validation_start", 2),
+    ("plateau, validated last", "on_train_epoch_end", 2),
     ("ema", "on_train_batch_start", 4),
     ("ema", "on_validation_batch_start", 3),
     ("ema", "on_validation_start", 3),
@@ -212,3 +222,28 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     resumed = fit(tmp_path, tmp_path / "checkpoints" / "last.ckpt", kind, BestAndLast())
     assert_equal(resumed, wholes[kind])
     assert resumed.rows == wholes[kind].rows
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_signal_while_pictures_are_drawn_waits_for_them(
+    wholes: dict[str, Fit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are whole, the run stops after them, and goes on as if it had not been stopped."""
+    monkeypatch.setattr(signals, "_requested", 0)
+    monkeypatch.setattr(signals, "_polled", False)
+
+    def draw(*args: Any) -> Tensor:
+        signals._note(signal.SIGTERM, None)  # as the handler of a signal
+        return sample_grid(*args)
+
+    monkeypatch.setattr(pictures, "sample_grid", draw)
+    with pytest.raises((SIGTERMException, signals.Stopped)):
+        fit(tmp_path, None, "plain", Pictures(every_n_epochs=1, num_images=10), BestAndLast())
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "reconstructions-0001.png",
+        "samples-0001.png",
+    ]
+    signals.reset()
+    resumed = fit(tmp_path, tmp_path / "checkpoints" / "last.ckpt", "plain", BestAndLast())
+    assert_equal(resumed, wholes["plain"])
+    assert resumed.rows == wholes["plain"].rows

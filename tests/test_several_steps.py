@@ -85,7 +85,11 @@ def fit(
     [
         {},
         {"interval": "epoch"},
-        {"scheduler": partial(ReduceLROnPlateau, monitor="val/elbo", mode="max", patience=0, threshold=1e9)},
+        {
+            "scheduler": partial(
+                ReduceLROnPlateau, monitor="val/elbo", mode="max", patience=0, threshold=1e9, threshold_mode="abs"
+            )
+        },
         {"accumulate_grad_batches": 4},
         {"gradient_clip_val": 0.5},
         {"max_steps": 8},
@@ -156,6 +160,12 @@ def test_an_average_that_no_call_ends_at_is_refused() -> None:
 def test_batches_that_do_not_fill_calls_are_refused(flags: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"not a multiple of 3; choose one, such as [36]"):
         fit(3, **flags)
+
+
+def test_a_fraction_of_the_epochs_batches_is_refused() -> None:
+    """Lightning would take it of the calls: half of 3 calls of 3 is 1, with 3 batches of the 3.5 that were meant."""
+    with pytest.raises(UserError, match=r"limit_train_batches is 0\.5, a fraction .* a multiple of 3, such as 30"):
+        fit(3, limit_train_batches=0.5)
 
 
 def test_no_steps_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, read_csv
+from vae_lightning.__main__ import main
 from vae_lightning.checkpoint_io import check_whole
 
 LONG = ("fit", "-c", DIGITS, "--trainer.max_epochs=20000", "--trainer.logger=false", "--trainer.accelerator=cpu")
@@ -185,6 +187,50 @@ def test_a_rank_that_is_killed_takes_the_other_with_it(start: Callable[..., Proc
     os.kill(ranks(process.folder)[victim], signal.SIGKILL)
     assert process.end()[0] != 0
     assert process.last_step() >= 10
+
+
+EVALUATING = """
+import os, sys, time
+sys.path.insert(0, {repository!r})
+from vae_lightning.models import VAE
+def on_test_epoch_end(self):
+    print("evaluating", os.environ["LOCAL_RANK"], flush=True)
+    time.sleep({seconds}[int(os.environ["LOCAL_RANK"])])
+VAE.on_test_epoch_end = VAE.on_validation_epoch_end = on_test_epoch_end
+from vae_lightning.__main__ import console
+console()
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint."""
+    folder = tmp_path_factory.mktemp("weights")
+    with contextlib.chdir(REPOSITORY):
+        assert main([*LONG, "--trainer.max_steps=1", f"--runs_dir={folder}"]) == 0
+    return next(folder.rglob("last.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "victim", "seconds"),
+    [("test", 1, (0, 60)), ("validate", 0, (60, 60))],
+    ids=["the second, for which the first waits", "the first"],
+)
+def test_a_signal_to_one_rank_outside_of_training_ends_both(
+    start: Callable[..., Process], weights: Path, tmp_path: Path, verb: str, victim: int, seconds: tuple[int, int]
+) -> None:
+    """There is nothing to agree on, and nothing to save."""
+    script = tmp_path / "evaluating.py"
+    script.write_text(EVALUATING.format(repository=str(REPOSITORY), seconds=seconds))
+    process = start(verb, *LONG[1:], *TWO, f"--ckpt_path={weights}", launcher=(str(script),))
+    assert process.popen.stdout is not None
+    lines = (line for line in iter(process.popen.stdout.readline, "") if line.startswith("evaluating"))
+    assert {next(lines), next(lines)} == {"evaluating 0\n", "evaluating 1\n"}
+    os.kill(ranks(process.folder)[victim], signal.SIGTERM)
+    code, out, err = process.end()
+    assert code == 143, err
+    assert "Traceback" not in err
+    assert "SIGTERM: stopped; no result was written" in out
 
 
 def test_torchrun_passes_a_signal_on(start: Callable[..., Process]) -> None:

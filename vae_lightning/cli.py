@@ -42,6 +42,7 @@ from vae_lightning.errors import Parser, check_configs, one_line
 from vae_lightning.loggers import MetricsCSV, start_wandb
 from vae_lightning.login import wandb_is_offline
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
+from vae_lightning.metrics.evaluator import in_order
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.report import summary
 from vae_lightning.types import UserError
@@ -231,7 +232,12 @@ class CLI(LightningCLI):
         except UserError as error:
             error.exit_code = 1
             raise
-        except (SIGTERMException, signals.Stopped):
+        except (SIGTERMException, signals.Stopped, RuntimeError):
+            if not signals.requested():
+                raise  # an error of its own, and not of a connection that another rank has closed because of the signal
+            launcher = self.trainer.strategy.launcher
+            if launcher is not None:
+                launcher.kill(signals.requested())  # each takes the first signal alone
             self._say_stopped()
             raise signals.Stopped(signals.requested()) from None
 
@@ -239,9 +245,10 @@ class CLI(LightningCLI):
         """Where the run was left, and how it goes on."""
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             last = self.folder / "checkpoints" / "last.ckpt"
-            where = f"{last} has step {self.trainer.global_step}; --ckpt_path last goes on from it"
-            name = signal.Signals(signals.requested()).name
-            print(f"{name}: stopped; {where if last.is_file() else 'nothing was trained yet'}", flush=True)
+            where = "nothing was trained yet" if self.config.subcommand == "fit" else "no result was written"
+            if self.config.subcommand == "fit" and last.is_file():
+                where = f"{last} has step {self.trainer.global_step}; --ckpt_path last goes on from it"
+            print(f"{signal.Signals(signals.requested()).name}: stopped; {where}", flush=True)
 
     def after_fit(self) -> None:
         if signals.requested():  # after the last step
@@ -260,9 +267,11 @@ class CLI(LightningCLI):
         batches = self.trainer.predict(**kwargs)
         if not batches:
             raise UserError("nothing was predicted: limit_predict_batches is 0")
-        whole = {name: torch.cat([batch[name].cpu() for batch in batches]) for name in batches[0]}
-        rank = f"-{self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-        path = Path(self.trainer.strategy.broadcast(str(self.folder))) / f"predictions{rank}.pt"
+        device = self.trainer.strategy.root_device  # where the ranks can exchange them
+        whole = {name: in_order([batch[name].to(device) for batch in batches]).cpu() for name in batches[0]}
+        if not self.trainer.is_global_zero:
+            return
+        path = self.folder / "predictions.pt"
         contents = io.BytesIO()
         torch.save(whole, contents)
         write_whole(path, contents.getvalue())

@@ -17,18 +17,20 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from vae_lightning import signals
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png, stack
 from vae_lightning.checkpoints import load_model, local_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS
 from vae_lightning.data.cache import BrokenImagesError
+from vae_lightning.data.loader import first_images
 from vae_lightning.fitting import encode, fit_prior, own_prior, parse_args, report, save_prior, use_fitted_prior
 from vae_lightning.metrics import MeanAndError, draw_missing, impute, missing_error
 from vae_lightning.noise import reseed
-from vae_lightning.runs import Complete, is_started_by_lightning
+from vae_lightning.runs import Complete
 from vae_lightning.signals import Stopped
 from vae_lightning.trust import check_names, is_remote
-from vae_lightning.types import Batch, UserError
+from vae_lightning.types import UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
 LIGHTNING_VERBS = ("train", "fit", "validate", "test", "predict")
@@ -59,7 +61,7 @@ def run(args: list[str]) -> int:
     except Stopped as stopped:
         # Lightning kills all ranks where one that it has started seems to have failed: the first one would not get to
         # its end. Nobody else reads the exit code of these.
-        return 0 if is_started_by_lightning() else 128 + stopped.signum
+        return 0 if signals.is_started_by_first_rank() else 128 + stopped.signum
     except Complete as complete:
         print(complete, flush=True)
     except UserError as error:
@@ -89,7 +91,7 @@ def _draw(verb: str, args: list[str]) -> None:
             use_fitted_prior(model, given.checkpoint)
         grid = sample_grid(model, given.num_images, given.seed)
     else:
-        batch = _first_images(_data_of(given.checkpoint), given.num_images)
+        batch = first_images(_data_of(given.checkpoint).test_dataloader(), given.num_images)
         grid = reconstruction_grid(model, batch, given.seed)
     _write(grid, given.output)
 
@@ -103,7 +105,7 @@ def _impute(args: list[str]) -> None:
     given = _picture_arguments(parser, "imputations", args)
     model = load_model(given.checkpoint)
     data = _data_of(given.checkpoint)
-    batch = _first_images(data, given.num_images)
+    batch = first_images(data.test_dataloader(), given.num_images)
     x = batch["x"]
     reseed(model.device, given.seed)
     missing = draw_missing(x, given.missing)
@@ -213,11 +215,6 @@ def _data_of(checkpoint: Path) -> ImageDataModule:
         raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
     data.prepare_data()
     return data
-
-
-def _first_images(data: ImageDataModule, n: int) -> Batch:
-    """The first n test images."""
-    return {name: values[:n] for name, values in next(iter(data.test_dataloader())).items()}
 
 
 def _mean_image(data: ImageDataModule, num_images: int = 10_000) -> Tensor:

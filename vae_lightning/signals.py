@@ -1,8 +1,9 @@
 """SIGTERM, SIGINT and SIGUSR1: the run stops where it can go on from, within seconds, with exit code 128 + the signal.
 
 The handler only notes the signal. In training, `BestAndLast` asks between steps, lets all ranks agree, saves and stops;
-elsewhere there is nothing to save and the command ends at once. A thread keeps the time: a process that is stuck (in a
-collective whose other ranks are gone, say) is ended by force, since no Python handler runs while it waits.
+elsewhere there is nothing to save and the command ends at once, with the first rank of its machine. A thread keeps the
+time: a process that is stuck (in a collective whose other ranks are gone, say) is ended by force, since no Python
+handler runs while it waits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ GRACE = 20.0
 """Seconds from the first signal to the forced end."""
 
 _PR_SET_PDEATHSIG = 1
+_FIRST_RANK = "VAE_LIGHTNING_FIRST_RANK"  # its process, to those that it starts for other devices
+_first_rank = 0
 _requested = 0
 _polled = False
 
@@ -43,6 +46,22 @@ def install() -> None:
     if "LOCAL_RANK" in os.environ and sys.platform == "linux":
         # a rank whose launcher was killed would train on alone: it gets a SIGTERM of its own
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    _find_first_rank()
+
+
+def _find_first_rank() -> None:
+    global _first_rank
+    if _FIRST_RANK in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        _first_rank = int(os.environ[_FIRST_RANK])
+        if os.getppid() != _first_rank:  # it was killed before we could ask to be told
+            raise Stopped(signal.SIGTERM)
+    else:
+        os.environ[_FIRST_RANK] = str(os.getpid())
+
+
+def is_started_by_first_rank() -> bool:
+    """Is this process one that the first rank of its machine has started, by the same command, for another device?"""
+    return _first_rank > 0
 
 
 def requested() -> int:
@@ -71,7 +90,14 @@ def _note(signum: int, _: FrameType | None) -> None:
     first = not _requested
     request(signum)
     if first and not _polled:
+        _tell_first_rank(signum)
         raise Stopped(signum)
+
+
+def _tell_first_rank(signum: int) -> None:
+    """Ranks agree in training alone: elsewhere it would wait for this one, or take its end for a failure."""
+    if _first_rank and os.getppid() == _first_rank:
+        os.kill(_first_rank, signum)
 
 
 def _end_by_force(receiver: int) -> None:
@@ -81,5 +107,6 @@ def _end_by_force(receiver: int) -> None:
             break
     time.sleep(GRACE)
     name = signal.Signals(signum).name
+    _tell_first_rank(signum)
     os.write(2, f"vae-lightning: {name}: no clean end within {GRACE:.0f} s; ended by force\n".encode())
     os._exit(128 + signum)

@@ -342,7 +342,7 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
     metrics = [RateDistortion(), LatentUnits(), Information(20), Reconstruction(), Disentanglement()]
     for metric in metrics:
         metric.begin(MODEL, None)
-    for index in torch.arange(rank, 41, world_size).split(8):
+    for index in torch.arange(41).split(8)[rank::world_size]:
         p_x = Independent(Normal((0.9 * x[index] + 0.01 * z[:, index].sum(-1)[..., None, None, None]), 1.0), 3)
         latent = Latent(z[:, index], normal(mean[index], 0.5), standard(2))
         for metric in metrics:
@@ -353,7 +353,7 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
 
 
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
-    """41 images: 21 on one rank, 20 on the other, the last batches of 5 and 4. This process is rank 0."""
+    """41 images: batches of 8, 8 and 8 on one rank, of 8, 8 and 1 on the other. This process is rank 0."""
     one, store = over_images(0, 1), str(tmp_path / "store")
     env = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
     other = subprocess.Popen([sys.executable, "-W", "ignore", "-c", RANK_ONE, store], env=env)

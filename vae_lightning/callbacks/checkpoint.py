@@ -46,10 +46,10 @@ class BestAndLast(ModelCheckpoint):
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
+        # Lightning's handlers begin a collective inside a signal handler, and hang; its loop broadcasts a flag at
+        # each step. Ours is raised by the same loop, where a step and its logging are over.
+        trainer._signal_connector = self._connector  # type: ignore[assignment]
         if stage == "fit":
-            # Lightning's handlers begin a collective inside a signal handler, and hang; its loop broadcasts a flag at
-            # each step. Ours is raised by the same loop, where a step and its logging are over.
-            trainer._signal_connector = self._connector  # type: ignore[assignment]
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     # -- the run's state in a checkpoint ----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vae_lightning.data.files import write_whole
+from vae_lightning.data.loader import first_images
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.noise import reseed
 from vae_lightning.types import Batch, UserError
@@ -53,7 +54,7 @@ class Pictures(pl.Callback):
         loaders = trainer.val_dataloaders
         if not trainer.is_global_zero or loaders is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        batch = {name: values[: self.num_images] for name, values in next(iter(loaders)).items()}
+        batch = first_images(loaders, self.num_images)
         grids = {
             "reconstructions": reconstruction_grid(model, batch, self.seed),
             "samples": sample_grid(model, self.num_images, self.seed),

@@ -18,7 +18,9 @@ from vae_lightning import __version__
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.metrics import CollapseReport, Evaluation
+from vae_lightning.metrics.evaluator import objects_from_all_ranks
 from vae_lightning.ownership import own
+from vae_lightning.types import Batch
 
 _UNITS = {
     "default": "nats per image, natural logarithm",
@@ -38,13 +40,25 @@ class RunFolder(pl.Callback):
         self.config = config
         self._lock: IO[str] | None = None
         self._since = 0.0
+        self._images = 0
         self._seconds: dict[str, float] = {}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seconds["fit"] = round(time.monotonic() - self._since, 1)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = time.monotonic()
+        self._since, self._images = time.monotonic(), 0
+
+    def on_test_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._images += len(batch["x"])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -73,6 +87,7 @@ class RunFolder(pl.Callback):
             self._lock = None
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._images = sum(objects_from_all_ranks(self._images))  # not all, where limit_test_batches cuts each rank's
         self._seconds["test"] = round(time.monotonic() - self._since, 1)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             text = json.dumps(self._results(trainer), indent=2)
@@ -92,7 +107,7 @@ class RunFolder(pl.Callback):
             "details": evaluation["details"],
             "left_out": evaluation["left_out"],
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "data": {**config["data"], "split": "test", "num_images": len(data.images("test").pixels)},
+            "data": {**config["data"], "split": "test", "num_images": self._images},
             "binarisation": data.binarisation,
             "model": config["model"],
             "seed": config["seed_everything"],

@@ -17,7 +17,7 @@ import torch
 
 from vae_lightning.data.cache import Contents, Header, broken_chunks, open_cache, prepare_cache, read_header
 from vae_lightning.data.files import MissingFileError
-from vae_lightning.data.loader import ImageLoader, Images
+from vae_lightning.data.loader import ImageLoader, Images, evaluation_batch_size
 from vae_lightning.data.transforms import Binarisation, Transform
 from vae_lightning.types import Shape, UserError
 
@@ -33,6 +33,7 @@ class ImageDataModule(pl.LightningDataModule):
     (x ~ Bernoulli(pixel / max): in training anew in each epoch, for val and test drawn once, the same for every run).
     `flip`: in training, mirror half of the images, others in each epoch. `dequantise`: x = (pixel + u) / (max + 1) with
     u ~ U[0, 1).
+    `eval_batch_size`: at most; a set is evaluated in eight batches or more, which ranks share: `evaluation_batch_size`.
     `resident`: where the bytes live: on the `device`, in host `memory`, in a file that is memory-mapped (`mmap`), or
     `auto`: on the device where they take no more than half of its free memory, else where `load` left them.
     """
@@ -118,6 +119,8 @@ class ImageDataModule(pl.LightningDataModule):
     def _loader(self, split: Split, batch_size: int) -> ImageLoader:
         images, train = self.images(split), split == "train"
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if not train:
+            batch_size = evaluation_batch_size(len(images.pixels), batch_size, world_size)
         position = self._position if train and self.trainer else int
         transform = self.transform(images.max_value)
         device = self._device()

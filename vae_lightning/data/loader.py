@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_lightning.data.transforms import Transform
 from vae_lightning.noise import derive_seed
-from vae_lightning.types import Batch
+from vae_lightning.types import Batch, UserError
 
 T = TypeVar("T")
 
@@ -24,6 +24,8 @@ _EVALUATION_SEED = 0
 """The noise of val and test is drawn once, from this seed, whatever the run's own: one test set for all."""
 _KEEP_MAPPED = 512 * 2**20
 """Bytes of files that a pass over a memory map may make resident before it gives their pages back."""
+_EVALUATION_BATCHES = 8
+"""A set is evaluated in at least so many batches, so that each of up to as many ranks has one of the same batches."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class ImageLoader:
     """Batches `{x, label}` of `images` on `device`, made without a line of Python per image.
 
     A training loader's order and noise are functions of (seed, epoch, index); ranks take disjoint slices of the order,
-    equally long, so that no rank waits for another. An evaluation loader covers each image once over all ranks.
+    equally long, so that no rank waits for another. An evaluation loader covers each image once over all ranks: rank r
+    of W takes the batches r, r + W, r + 2 W, ... of those that one rank would take; `evaluation_batch_size` sees to it
+    that there is one.
     Lightning sets the epoch through `sampler.set_epoch`, as it does for a `DataLoader`; `position` says how many
     batches of that epoch have been seen already, so that a fit resumed in mid-epoch goes on at the next one.
     Above 1, `batches_per_call` has it yield lists of so many batches, the last one of what is left.
@@ -94,6 +98,8 @@ class ImageLoader:
         """See `state_dict`."""
 
     def __len__(self) -> int:
+        if not self.train:
+            return len(range(self.rank, -(-len(self.images.pixels) // self.batch_size), self.world_size))
         return -(-self._num_images() // (self.batch_size * self.batches_per_call))
 
     def __iter__(self) -> Iterator[Any]:
@@ -118,14 +124,13 @@ class ImageLoader:
         return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
     def _num_images(self) -> int:
-        """Of this rank."""
-        total = len(self.images.pixels)
-        return total // self.world_size if self.train else len(range(self.rank, total, self.world_size))
+        """Of this rank, in an epoch of training."""
+        return len(self.images.pixels) // self.world_size
 
     def _order(self) -> Tensor:
         total = len(self.images.pixels)
-        if not self.train:
-            return torch.arange(self.rank, total, self.world_size)
+        if not self.train:  # only the set's last batch may be short, and it is some rank's last as well
+            return torch.cat(evaluation_batches(total, self.batch_size, self.rank, self.world_size))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, _SHUFFLE, self.epoch))
         return torch.randperm(total, generator=generator)[self.rank :: self.world_size][: self._num_images()]
 
@@ -157,6 +162,37 @@ class ImageLoader:
 
     def _on_device(self, value: Tensor) -> Tensor:
         return value if value.device == self.device else value.to(self.device, non_blocking=True)
+
+
+def evaluation_batch_size(total: int, batch_size: int, world_size: int) -> int:
+    """`batch_size`, or less where `total` images would give fewer than eight batches, or fewer than there are ranks.
+
+    So it is the same for 1 to 8 ranks: they evaluate the same batches, each with that batch's own noise, and find the
+    same numbers. More ranks than that do so where there is a batch of `batch_size` for each of them; else their batches
+    are smaller, and what is sampled differs by its standard error.
+    """
+    if total < world_size:
+        raise UserError(f"{total} images for {world_size} ranks: each needs one to evaluate; use fewer devices")
+    least = max(world_size, min(total, _EVALUATION_BATCHES))
+    size = -(-total // least)
+    size = size if (least - 1) * size < total else total // least  # rounded up, it may give fewer batches
+    return max(1, min(batch_size, size))
+
+
+def evaluation_batches(total: int, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
+    """The images of each batch of a rank: every `world_size`-th batch of the whole order."""
+    return list(torch.arange(total).split(batch_size)[rank::world_size])
+
+
+def first_images(batches: Iterable[Batch], n: int) -> Batch:
+    """The first n images, or as many as there are."""
+    parts, count = [], 0
+    for batch in batches:
+        parts.append(batch)
+        count += len(batch["x"])
+        if count >= n:
+            break
+    return {name: torch.cat([part[name] for part in parts])[:n] for name in parts[0]}
 
 
 def _resident_file_bytes() -> int:

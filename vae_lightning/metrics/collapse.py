@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.distributions import Given
+from vae_lightning.metrics.evaluator import objects_from_all_ranks
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
@@ -29,7 +30,8 @@ class CollapseReport(pl.Callback):
 
     Logs `test/swap_cost`, E[log p(x|z)] less the same with z of another image, in nats, and for each latent whose q and
     p are products over dimensions `test/dead_dimensions/<latent>`, how many have a KL below 0.01 nats an image.
-    `num_images` is of each process; 0 leaves the report out. A conditional model's condition is swapped with z.
+    In whole batches, the same ones for any number of ranks; 0 leaves the report out. A conditional model's condition is
+    swapped with z.
     """
 
     def __init__(self, num_images: int = 1000) -> None:
@@ -38,10 +40,10 @@ class CollapseReport(pl.Callback):
         self.num_images = num_images
         self.findings: list[str] = []
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._count = self._size = 0
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._sums, self._count, self.findings = {}, 0, []
+        self._sums, self._count, self._size, self.findings = {}, 0, 0, []
 
     def on_test_batch_end(
         self,
@@ -53,21 +55,23 @@ class CollapseReport(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(pl_module, LatentVariableModel)
-        if self._count < self.num_images and len(batch["x"]) > 1:  # one image has no other to swap with
+        self._size = max(self._size, len(batch["x"]))
+        size = getattr(trainer.test_dataloaders, "batch_size", None) or self._size
+        before = (batch_idx * trainer.world_size + trainer.global_rank) * size  # those of the other ranks with them
+        if before < self.num_images and len(batch["x"]) > 1:  # one image has no other to swap with
             trace = pl_module.trace(batch)
             for name, values in use_of_latents(trace).items() if trace.latents else ():
                 self._sums[name] = self._sums.get(name, torch.tensor(0.0)) + values.double().sum(0).cpu()
             self._count += len(batch["x"])
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        def total(value: Tensor) -> Tensor:
-            whole = trainer.strategy.reduce(value.float().to(pl_module.device), reduce_op="sum")
-            return torch.as_tensor(whole).cpu()
-
-        if total(torch.tensor(bool(self._sums))) < trainer.world_size:  # asked of all: a rank may have had no pair
+        ranks = objects_from_all_ranks((self._sums, self._count))  # one may have had no pair, and knows no names
+        count = sum(count for _, count in ranks)
+        names = {name: None for sums, _ in ranks for name in sums}
+        if not names:
             return
-        count = total(torch.tensor(self._count))
-        means = {name: total(values) / count for name, values in self._sums.items()}
+        totals = {name: torch.stack([sums[name] for sums, _ in ranks if name in sums]).sum(0) for name in names}
+        means = {name: (total / count).float() for name, total in totals.items()}
         self.findings = diagnose(means)
         dead = {f"test/dead_dimensions/{name}": _dead(kl).float() for name, kl in _of("kl_by_dimension", means).items()}
         pl_module.log_dict({"test/swap_cost": means["swap_cost"], **dead}, rank_zero_only=False)

@@ -170,8 +170,8 @@ class Disentanglement(Evaluator):
         self._factors.append(batch["label"])
 
     def compute(self) -> dict[str, Finding]:
-        codes = in_order(torch.cat(self._codes)).double().cpu().numpy()
-        factors = in_order(torch.cat(self._factors)).cpu().numpy()
+        codes = in_order(self._codes).double().cpu().numpy()
+        factors = in_order(self._factors).cpu().numpy()
         found = {
             "mig": mutual_information_gap(codes, factors),
             "sap": separated_attribute_predictability(codes, factors),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import ClassVar, TypeAlias
+from itertools import zip_longest
+from typing import ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch
 
+T = TypeVar("T")
 Finding: TypeAlias = float | list[float] | str
 """A number is logged as `test/<name>`; a list or a text stands in results.json alone, under `details`."""
 
@@ -50,19 +52,29 @@ class Evaluator(ABC):
     def compute(self) -> dict[str, Finding]: ...
 
 
-def in_order(values: Tensor) -> Tensor:
-    """The rows of all ranks, [n of this rank, ...] to [N, ...], in the order that one rank would have seen.
+def in_order(batches: Sequence[Tensor]) -> Tensor:
+    """The rows of this rank's batches, [n, ...] each, and of all other ranks', [N, ...], in the order of one rank.
 
-    Rank r of W evaluates the images r, r + W, r + 2 W, ... (see `ImageLoader`).
+    Rank r of W evaluates the batches r, r + W, r + 2 W, ... (see `ImageLoader`).
     """
-    parts = from_all_ranks(values)
-    place = [torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)]
-    return torch.cat(parts)[torch.cat(place).argsort().to(values.device)]
+    sizes = from_all_ranks(torch.tensor([len(batch) for batch in batches], device=batches[0].device))
+    rows = from_all_ranks(torch.cat(list(batches)))
+    parts = [own.split(size.tolist()) for own, size in zip(rows, sizes, strict=True)]
+    return torch.cat([batch for turn in zip_longest(*parts) for batch in turn if batch is not None])
 
 
 def from_all_ranks(values: Tensor) -> list[Tensor]:
     """This tensor of each rank, rank by rank; their first dimensions may differ."""
     return [values] if rank_and_world_size()[1] == 1 else list(gather_all_tensors(values))
+
+
+def objects_from_all_ranks(value: T) -> list[T]:
+    """This value of each rank, rank by rank: plain data that a rank may lack parts of."""
+    world_size = rank_and_world_size()[1]
+    values = [value] * world_size
+    if world_size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def rank_and_world_size() -> tuple[int, int]:

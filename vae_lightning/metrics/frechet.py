@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from vae_lightning.data import ImageDataModule
+from vae_lightning.data.loader import evaluation_batch_size, evaluation_batches
 from vae_lightning.metrics.classifier import grey, load_classifier, prepare_classifier
 from vae_lightning.metrics.evaluator import Evaluator, Finding, rank_and_world_size
 from vae_lightning.models import LatentVariableModel
@@ -56,8 +57,9 @@ class _Frechet(Evaluator):
         distance = self.distance(self._data).to(model.device)
         rank, world_size = rank_and_world_size()
         count = len(images.pixels)
-        reseed(model.device, self._data.seed, rank, _SAMPLE)
-        for index in torch.arange(rank, count, world_size).split(self._data.eval_batch_size):
+        size = evaluation_batch_size(count, self._data.eval_batch_size, world_size)
+        for turn, index in enumerate(evaluation_batches(count, size, rank, world_size)):
+            reseed(model.device, self._data.seed, _SAMPLE, turn * world_size + rank)
             distance.update(grey(images, index).to(model.device), real=True)
             distance.update(model.sample(len(index)).float().clamp(0, 1), real=False)
         return float(distance.compute()), count

@@ -70,7 +70,7 @@ class Information(Evaluator):
     def compute(self) -> dict[str, Finding]:
         found: dict[str, Finding] = {}
         for name, seen in self._seen.items():
-            z, own = in_order(torch.cat([s.z for s in seen])), in_order(torch.cat([s.log_q for s in seen]))
+            z, own = in_order([s.z for s in seen]), in_order([s.log_q for s in seen])
             chosen = torch.linspace(0, len(z) - 1, min(self.num_points, len(z)), device=z.device).round().long()
             log_q_z = log_aggregate([s.q for s in seen], z[chosen], len(z))
             found |= _named(f"mutual_information/{name}", own[chosen].double() - log_q_z)

@@ -109,6 +109,14 @@ class MarginalLikelihood(pl.Callback):
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._nll, self._ess = MeanAndError().to(pl_module.device), MeanAndError().to(pl_module.device)
 
+    @torch.no_grad()
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx == 0:  # not at its end, where the noise that it takes would be the next metric's
+            assert isinstance(pl_module, LatentVariableModel)
+            self._p_x = pl_module.trace(batch).p_x
+
     def on_test_batch_end(
         self,
         trainer: pl.Trainer,
@@ -122,8 +130,6 @@ class MarginalLikelihood(pl.Callback):
         found = importance_estimate(pl_module, batch, self.num_samples, self.chunk_size)
         self._nll.update(-found.log_p)
         self._ess.update(found.effective_samples)
-        if batch_idx == 0:  # after the samples above, whose noise it would change
-            self._p_x = pl_module.trace(batch).p_x
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         mean, error = self._nll.compute()

@@ -55,6 +55,8 @@ class LatentVariableModel(pl.LightningModule):
         self._stages_checked: set[str] = set()
         self._speed = _Speedometer()
         self._loaded_step = 0
+        self._loaded_values: dict[str, float] = {}
+        self._epochs_scheduled = 0
         self.several: SeveralSteps | None = None  # set where `training_step` is given several batches at once
 
     @abstractmethod
@@ -79,7 +81,7 @@ class LatentVariableModel(pl.LightningModule):
 
     def loss_of(self, batch: Batch, index: int) -> tuple[Tensor, bool]:
         """The loss of the epoch's batch number `index`, with that batch's noise; and whether it was logged."""
-        self._reseed(_TRAIN, self.current_epoch, index)
+        self._reseed(self.global_rank, _TRAIN, self.current_epoch, index)
         terms, trace = self._evaluate(batch)
         interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_due = bool(interval) and (self.global_step + 1) % interval == 0
@@ -118,8 +120,13 @@ class LatentVariableModel(pl.LightningModule):
         """The step that schedules see: of the fit, or of the fit that the loaded checkpoint was saved in."""
         return self.global_step if self.trainer.state.fn == "fit" else self._loaded_step
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["plateau"] = {"values": self._monitored(), "epochs": self._epochs_scheduled}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = int(checkpoint.get("global_step", 0))
+        plateau = checkpoint.get("plateau", {})
+        self._loaded_values, self._epochs_scheduled = plateau.get("values", {}), plateau.get("epochs", 0)
 
     def _check_once(self, trace: Trace) -> None:
         """At the first batch of a stage: is x possible under p(x|z), z under p(z), and how is each KL computed?"""
@@ -160,14 +167,15 @@ class LatentVariableModel(pl.LightningModule):
         sigma = noise_scale(trace.p_x)
         return {} if sigma is None else {"sigma": sigma.detach()}
 
-    # -- noise: a function of (seed, epoch, batch, rank), so that ranks differ and a resumed run repeats ---------------
+    # -- noise: a function of (seed, epoch, batch, rank), so that ranks differ and a resumed run repeats; in evaluation
+    # of (seed, batch) alone, whichever rank has that batch (see `ImageLoader`) ----------------------------------------
+
+    def on_train_start(self) -> None:
+        self._schedule_on_plateau()  # a run that goes on from an epoch's last step begins the next one without a word
 
     def on_train_epoch_start(self) -> None:
         self._speed.restart()
-
-    def on_train_epoch_end(self) -> None:
-        if self.several is not None:
-            self.several.schedule_on_plateau()
+        self._schedule_on_plateau()
 
     def on_validation_start(self) -> None:
         self._rng_state = torch.get_rng_state()
@@ -180,17 +188,21 @@ class LatentVariableModel(pl.LightningModule):
         self._speed.restart()
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed(_EVALUATE, 0, batch_idx)
+        self._reseed_evaluation(0, batch_idx)
 
     def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed(_EVALUATE, 1, batch_idx)
+        self._reseed_evaluation(1, batch_idx)
 
     def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed(_EVALUATE, 2, batch_idx)
+        self._reseed_evaluation(2, batch_idx)
 
-    def _reseed(self, *counters: int) -> None:
+    def _reseed_evaluation(self, stage: int, batch_idx: int) -> None:
+        batch = batch_idx * self.trainer.world_size + self.global_rank  # of those that one rank would have
+        self._reseed(0, _EVALUATE, stage, batch)
+
+    def _reseed(self, rank: int, *counters: int) -> None:
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning's seed_everything keeps it
-        reseed(self.device, seed, self.global_rank, *counters)
+        reseed(self.device, seed, rank, *counters)
 
     # -- optimizer and checkpoint -----------------------------------------------------------------------------------
 
@@ -207,6 +219,31 @@ class LatentVariableModel(pl.LightningModule):
         if monitor and monitor.startswith("val/") and self.scheduler_interval == "epoch":
             config["frequency"] = self.trainer.check_val_every_n_epoch or 1  # when there is a new value to read
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """As Lightning's, but for a plateau by epoch: see `_schedule_on_plateau`."""
+        if metric is None or self.scheduler_interval == "step":
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _schedule_on_plateau(self) -> None:
+        """The step of ReduceLROnPlateau after an epoch, taken as the next one begins.
+
+        Lightning takes it after the epoch's last checkpoint is written, and takes none at the end of the epoch that a
+        run goes on in: both would lose it.
+        """
+        values, epochs = self._monitored(), self.trainer.current_epoch
+        is_new, self._epochs_scheduled = epochs > self._epochs_scheduled, epochs
+        for config in self.trainer.lr_scheduler_configs:
+            by_epoch = config.interval == "epoch" or self.several is not None
+            due = is_new and epochs % config.frequency == 0
+            if config.reduce_on_plateau and by_epoch and due and config.monitor in values:
+                config.scheduler.step(values[config.monitor])  # type: ignore[arg-type]
+
+    def _monitored(self) -> dict[str, float]:
+        """What schedulers look at, as it was last: from before the checkpoint, where it has not been logged since."""
+        monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.monitor}
+        metrics: dict[str, Any] = {**self._loaded_values, **(self.trainer.callback_metrics if monitors else {})}
+        return {name: float(metrics[name]) for name in sorted(monitors & metrics.keys())}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.several is not None:  # else Lightning does

@@ -62,21 +62,15 @@ class SeveralSteps:
             if config.interval == interval and count % config.frequency == 0 and not config.reduce_on_plateau:
                 config.scheduler.step()  # type: ignore[call-arg]
 
-    def schedule_on_plateau(self) -> None:
-        """After the epoch's validation."""
-        for config in self.trainer.lr_scheduler_configs:
-            value = self.trainer.callback_metrics.get(str(config.monitor))
-            if (
-                config.reduce_on_plateau
-                and value is not None
-                and not (self.trainer.current_epoch + 1) % config.frequency
-            ):
-                config.scheduler.step(value)  # type: ignore[arg-type]
-
 
 def _in_calls(name: str, batches: int | float | None, steps_per_call: int) -> int | float | None:
-    """A Trainer's setting in batches (an int) as one in calls; a fraction of the epoch stays what it is."""
+    """A Trainer's setting in batches (an int) as one in calls; a fraction of the epoch's time stays what it is."""
     if not isinstance(batches, int):
+        if name == "limit_train_batches" and batches not in (None, 0.0, 1.0):  # of calls, it would be more batches
+            raise UserError(
+                f"speed.steps_per_call: {name} is {batches}, a fraction of the epoch; give a number of batches that is "
+                f"a multiple of {steps_per_call}, such as {10 * steps_per_call}"
+            )
         return batches
     if batches % steps_per_call:
         raise UserError(
