@@ -56,16 +56,16 @@ def own_prior(model: LatentVariableModel) -> Prior:
     """The prior that a fitted one may take the place of.
 
     Raises:
-        UserError: where the model has not one prior over one latent vector.
+        UserError: where the model has not one prior over one latent.
     """
     prior = getattr(model, "prior", None)
-    if not isinstance(prior, Prior) or len(prior.event_shape) != 1:
+    if not isinstance(prior, Prior):
         raise _no_single_latent(model)
     return prior
 
 
 def _no_single_latent(model: LatentVariableModel) -> UserError:
-    return UserError(f"{type(model).__name__}: a prior is fitted to one latent vector with one prior; it has not that")
+    return UserError(f"{type(model).__name__}: a prior is fitted to one latent with one prior; it has not that")
 
 
 def fit_prior(recipe: PriorRecipe, train: Encoded) -> Prior:
@@ -85,7 +85,7 @@ def report(model: LatentVariableModel, fitted: Prior, held_out: Encoded) -> str:
     All three on the CPU.
     """
     own = own_prior(model)
-    z = held_out.z  # [N, K, D]
+    z = held_out.z  # [N, K, *event]
     densities = {type(own).__name__: own().log_prob(z), f"fitted {type(fitted).__name__}": fitted().log_prob(z)}
     if not isinstance(own, StandardNormal):
         densities = {"N(0, I)": StandardNormal(own.event_shape)().log_prob(z), **densities}
