@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, StudentT
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
+from vae_lightning.distributions import RealNVP
 from vae_lightning.objectives import (
     CIWAE,
     ELBO,
@@ -334,6 +335,14 @@ def test_a_posterior_without_the_property_needed_is_refused_in_one_line() -> Non
             objective(trace, 0)
         assert "\n" not in str(error.value)
     assert FreeBits()(trace, 0)["loss"].shape == (6,)
+
+
+def test_a_flow_is_not_called_by_the_name_of_what_it_starts_from() -> None:
+    family = RealNVP((2,), num_steps=1, hidden_sizes=(4,))
+    q = family(torch.zeros(6, *family.param_shape))
+    trace = Trace(torch.zeros(6, 1), Independent(Normal(torch.zeros(1, 6, 1), 1.0), 1), {"z": latent(q, q)})
+    with pytest.raises(UserError, match="that of latent z is Flowed"):
+        BetaTC(100)(trace, 0)
 
 
 def test_heavy_tails_need_no_closed_form() -> None:

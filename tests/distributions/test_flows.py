@@ -126,10 +126,10 @@ def test_log_density_is_that_of_the_jacobian_by_autograd(name: str) -> None:
     q = family(features(family))
     if not isinstance(q, Flowed):
         pytest.skip("a Gaussian in closed form")
-    e = q.base.sample()
+    e = q.q_0.sample()
     f = q.flow(q.context)
     jacobian = torch.autograd.functional.jacobian(f, e).reshape(5, 5)
-    expected = q.base.log_prob(e) - torch.linalg.slogdet(jacobian).logabsdet
+    expected = q.q_0.log_prob(e) - torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(q.log_prob(f(e)), expected)
     torch.testing.assert_close(f.inv(f(e)), e)
 
@@ -243,7 +243,7 @@ def test_iaf_starts_near_the_identity(family: Callable[..., Family], shape: Shap
     family = family(shape, gate_bias=40.0).double()
     q = family(features(family))
     assert isinstance(q, Flowed)
-    e = q.base.sample()
+    e = q.q_0.sample()
     torch.testing.assert_close(q.flow(q.context)(e), e)
 
 

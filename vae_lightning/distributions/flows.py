@@ -53,8 +53,8 @@ def _version(z: Tensor) -> int | None:
 class Flowed(Distribution):
     """log q(z) = log q_0(e) - log |det df/de| with z = f(e), e ~ q_0.
 
-    `base` is q_0; `flow(context)` is f, a `Transform` of vectors or maps, with `context` (or None) as its condition:
-    [*batch, C], for maps [*batch, C, H, W].
+    `flow(context)` is f, a `Transform` of vectors or maps, with `context` (or None) as its condition: [*batch, C], for
+    maps [*batch, C, H, W].
     The density of the last sample drawn by `rsample` is kept, so that a posterior's own samples cost no inversion;
     any other point is inverted, which an autoregressive f does one dimension after the other: D times the work.
     Float32 at least, whatever autocast says.
@@ -67,21 +67,21 @@ class Flowed(Distribution):
     has_rsample = True
 
     def __init__(
-        self, base: Distribution, flow: Callable[[Tensor | None], Transform], context: Tensor | None = None
+        self, q_0: Distribution, flow: Callable[[Tensor | None], Transform], context: Tensor | None = None
     ) -> None:
-        self.base, self.flow, self.context = base, flow, context
+        self.q_0, self.flow, self.context = q_0, flow, context
         self._last: _Sample | None = None
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        super().__init__(q_0.batch_shape, q_0.event_shape, validate_args=False)
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
         return reals(len(self.event_shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        e = self.base.rsample(torch.Size(sample_shape))  # [*sample, *batch, D]
+        e = self.q_0.rsample(torch.Size(sample_shape))  # [*sample, *batch, D]
         with torch.autocast(e.device.type, enabled=False):
             z, log_det = self.flow(self.context).call_and_ladj(e)  # type: ignore[attr-defined]
-            log_prob = self.base.log_prob(e) - log_det
+            log_prob = self.q_0.log_prob(e) - log_det
         self._last = _Sample(z, _version(z), log_prob, torch.is_grad_enabled())
         return z
 
@@ -100,14 +100,14 @@ class Flowed(Distribution):
                 e, log_det = self.flow(self.context).inv.call_and_ladj(value)  # type: ignore[attr-defined]
             except NotImplementedError as error:
                 raise UserError(f"{_FOREIGN}, and its transform has no inverse; {_REMEDY}") from error
-            return self.base.log_prob(e) + log_det
+            return self.q_0.log_prob(e) + log_det
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
         shape = torch.Size(batch_shape)
         context = self.context
         if context is not None:
             context = context.expand(*shape, *context.shape[-len(self.event_shape) :])
-        return Flowed(self.base.expand(shape), self.flow, context)
+        return Flowed(self.q_0.expand(shape), self.flow, context)
 
 
 class Flow(Family):
