@@ -298,6 +298,7 @@ def test_schedules(schedule: Schedule, values: dict[int, float]) -> None:
         *[partial(cls, 0, 5) for cls in (MIWAE, PIWAE)],
         *[partial(cls, 5, 0) for cls in (MIWAE, PIWAE)],
         *[partial(CIWAE, beta) for beta in (-0.1, 1.1, float("nan"))],
+        *[partial(cls, beta=-1.0) for cls in (ELBO, STL, partial(BetaTC, 100))],
         partial(FreeBits, -0.1),
         partial(Capacity, -1.0),
         partial(Capacity, gamma=-1.0),

@@ -132,8 +132,8 @@ class MarginalLikelihood(pl.Callback):
         values = {"test/nll": mean, "test/nll_stderr": error, "test/nll_ess": ess}
         levels, p_x = _dequantised_levels(trainer, "test"), self._p_x
         if p_x is not None and (self.bits_per_dimension or is_mass(p_x) or levels is not None):
-            values["test/nll_bpd"] = bits_per_dimension(mean, p_x, levels)
-            values["test/nll_bpd_stderr"] = error / math.prod(p_x.event_shape) / math.log(2)
+            bits = bits_per_dimension(torch.stack((mean, mean + error)), p_x, levels)
+            values |= {"test/nll_bpd": bits[0], "test/nll_bpd_stderr": bits[1] - bits[0]}
         pl_module.log_dict({name: value.float() for name, value in values.items()}, rank_zero_only=False)
 
 
