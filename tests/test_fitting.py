@@ -16,14 +16,19 @@ from tests.models.linear_gaussian import linear_gaussian
 from vae_lightning.__main__ import main
 from vae_lightning.checkpoints import load_model
 from vae_lightning.distributions import (
+    Dirichlet,
+    FamilyPrior,
     FlowPrior,
+    Gamma,
     LearnedNormal,
     MixtureOfFullNormals,
     Prior,
     PriorRecipe,
     StandardNormal,
+    UniformSphere,
+    VonMisesFisher,
 )
-from vae_lightning.fitting import Encoded, encode, fit_prior, report, save_prior, use_fitted_prior
+from vae_lightning.fitting import Encoded, check_space, encode, fit_prior, report, save_prior, use_fitted_prior
 from vae_lightning.models import DLGM, VAE
 from vae_lightning.objectives import ELBO
 from vae_lightning.types import UserError
@@ -167,6 +172,38 @@ def test_a_prior_is_fitted_to_latent_maps(monkeypatch: pytest.MonkeyPatch, recip
     assert gain is not None
     assert float(gain[1]) > 10
     assert prior().sample((5,)).shape == (5, 2, 3, 3)
+
+
+SPACES: list[tuple[PriorRecipe, PriorRecipe, bool]] = [
+    (StandardNormal, MixtureOfFullNormals, True),
+    (partial(FamilyPrior, family=Gamma), MixtureOfFullNormals, True),
+    (partial(FamilyPrior, family=Dirichlet), MixtureOfFullNormals, False),
+    (partial(FamilyPrior, family=Dirichlet), FlowPrior, False),
+    (partial(FamilyPrior, family=Dirichlet), partial(FamilyPrior, family=Dirichlet, learn=True), True),
+    (UniformSphere, MixtureOfFullNormals, False),
+    (UniformSphere, partial(FamilyPrior, family=VonMisesFisher, learn=True), True),
+    (StandardNormal, partial(FamilyPrior, family=Gamma, learn=True), False),
+]
+
+
+@pytest.mark.parametrize(("own", "fitted", "fits"), SPACES)
+def test_a_prior_over_another_space_is_not_fitted(own: PriorRecipe, fitted: PriorRecipe, fits: bool) -> None:
+    """A mixture of Gaussians on a simplex has a density as high as one likes, and the gain in it is none."""
+    if fits:
+        check_space(own((4,)), fitted)
+        return
+    with pytest.raises(
+        UserError, match=r"is not over the space of the model's latents.*--prior=FamilyPrior"
+    ) as refused:
+        check_space(own((4,)), fitted)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("prior", "lines"), [(partial(FamilyPrior, family=Gamma), 3), (UniformSphere, 2)])
+def test_the_standard_normal_is_compared_where_it_is_over_the_same_space(prior: PriorRecipe, lines: int) -> None:
+    model = VAE((1, 2, 2), 4, prior=prior)
+    z = model.prior().sample((50, 1))
+    assert report(model, model.prior, Encoded(z, torch.zeros(50, 1))).count("validation") == lines
 
 
 def test_an_empty_set_and_a_model_without_one_prior_are_refused() -> None:
