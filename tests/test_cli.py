@@ -113,15 +113,18 @@ def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
 def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) -> None:
     found = results(trained.folder)
     metrics = found["metrics"]
-    beside = ("rate", "distortion", "psnr", "mutual_information/z", "aggregate_gap/z")
-    names = (*TERMS, "nll", "nll_stderr", "nll_bpd", "nll_ess", "active_units/z", "swap_cost", "dead_dimensions/z")
-    assert {f"test/{name}" for name in (*names, *beside, *(f"{name}_stderr" for name in beside))} == set(metrics)
+    alone = ("loss", "nll_ess", "active_units/z", "swap_cost", "dead_dimensions/z")
+    beside = ("rate", "distortion", "psnr", "mutual_information/z", "aggregate_gap/z", "nll", "nll_bpd")
+    with_error = {*beside, *TERMS} - {*alone}
+    assert {f"test/{name}" for name in (*alone, *with_error, *(f"{name}_stderr" for name in with_error))} == set(
+        metrics
+    )
     assert all(math.isfinite(value) for value in metrics.values())
     assert 0 < metrics["test/nll_stderr"] < 20
     assert metrics["test/nll"] < -metrics["test/elbo"]  # K = 4 is a tighter bound than the ELBO
     assert found["nll"]["num_samples"] == 4
     assert 1 <= metrics["test/nll_ess"] <= 4
-    assert len(found["details"]["kl_per_dimension/z"]) == 8
+    assert len(found["details"]["kl_per_dimension/z"]) == len(found["details"]["kl_per_dimension_stderr/z"]) == 8
     assert "factors" in found["left_out"]["Disentanglement"]
     assert found["units"]["psnr"] == "dB"
     assert found["evaluation"]["num_samples"] == 4

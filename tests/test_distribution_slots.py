@@ -78,6 +78,11 @@ CASES: dict[str, tuple[Sequence[str], type, type]] = {
         d.RelaxedCategorical,
         d.Binomial,
     ),
+    "IAF of maps": (
+        ["--model.posterior=ConvIAF", "--model.posterior.hidden_channels=[8]", "--model.latent_size=[3,2,2]"],
+        d.ConvIAF,
+        d.Binomial,
+    ),
     "sphere": (["--model.posterior=VonMisesFisher", "--model.prior=UniformSphere"], d.VonMisesFisher, d.Binomial),
 }
 
@@ -85,6 +90,13 @@ CASES: dict[str, tuple[Sequence[str], type, type]] = {
 MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "rank": (["--model.posterior=LowRankNormal", "--model.posterior.rank=9"], 2, "rank is 9; .* 8 dimensions"),
     "groups": (["--model.posterior=Dirichlet", "--model.posterior.group_size=3"], 2, "group_size is 3; .*divide the 8"),
+    "maps": (
+        ["--model.posterior=ConvIAF"],
+        2,
+        r"ConvIAF: is a flow of maps .* has shape \(8,\); .*--model.latent_size",
+    ),
+    "vectors": (["--model.posterior=IAF", "--model.latent_size=[3,2,2]"], 2, r"IAF: is a flow of vectors; .*ConvIAF"),
+    "latent": (["--model.latent_size=[3,2]"], 2, r"latent_size is \[3, 2\]; .*\[channels, height, width\]"),
     "no gradient": (["--model.posterior=Categorical"], 1, "no pathwise gradient.*RelaxedCategorical"),
     "another space": (["--model.posterior=VonMisesFisher"], 1, "latent z: .*VonMisesFisher.*Normal.*UniformSphere"),
     "levels": (["--model.likelihood=DiscretizedLogistic"], 1, "DiscretizedLogistic gives no probability to a pixel"),

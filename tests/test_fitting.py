@@ -15,9 +15,21 @@ from tests.helpers import TrainedRun, read_picture, trained_run
 from tests.models.linear_gaussian import linear_gaussian
 from vae_lightning.__main__ import main
 from vae_lightning.checkpoints import load_model
-from vae_lightning.distributions import LearnedNormal, MixtureOfFullNormals, Prior, StandardNormal
-from vae_lightning.fitting import Encoded, encode, fit_prior, report, save_prior, use_fitted_prior
-from vae_lightning.models import VAE
+from vae_lightning.distributions import (
+    Dirichlet,
+    FamilyPrior,
+    FlowPrior,
+    Gamma,
+    LearnedNormal,
+    MixtureOfFullNormals,
+    Prior,
+    PriorRecipe,
+    StandardNormal,
+    UniformSphere,
+    VonMisesFisher,
+)
+from vae_lightning.fitting import Encoded, check_space, encode, fit_prior, report, save_prior, use_fitted_prior
+from vae_lightning.models import DLGM, VAE
 from vae_lightning.objectives import ELBO
 from vae_lightning.types import UserError
 
@@ -145,13 +157,61 @@ def test_a_worse_prior_is_called_that() -> None:
     assert "the worse one" in report(model, bad, Encoded(z, torch.zeros(100, 1).double()))
 
 
-def test_an_empty_set_and_a_model_without_a_latent_vector_are_refused() -> None:
+MAP_PRIORS = [partial(MixtureOfFullNormals, num_components=2), LearnedNormal, partial(FlowPrior, num_steps=1)]
+
+
+@pytest.mark.parametrize("recipe", MAP_PRIORS)
+def test_a_prior_is_fitted_to_latent_maps(monkeypatch: pytest.MonkeyPatch, recipe: PriorRecipe) -> None:
+    """Of N(3, 1/4) in each place: it says more of them than N(0, I), and samples are maps."""
+    monkeypatch.setattr(Prior, "fit_steps", 100)
+    model = VAE((1, 8, 8), (2, 3, 3))
+    assert encode(model, [{"x": torch.zeros(4, 1, 8, 8)}], "the test").z.shape == (4, 1, 2, 3, 3)
+    z = Encoded(3 + 0.5 * torch.randn(300, 1, 2, 3, 3), torch.zeros(300, 1))
+    prior = fit_prior(recipe, z)
+    gain = re.search(r"a gain of (\S+)", report(model, prior, z))
+    assert gain is not None
+    assert float(gain[1]) > 10
+    assert prior().sample((5,)).shape == (5, 2, 3, 3)
+
+
+SPACES: list[tuple[PriorRecipe, PriorRecipe, bool]] = [
+    (StandardNormal, MixtureOfFullNormals, True),
+    (partial(FamilyPrior, family=Gamma), MixtureOfFullNormals, True),
+    (partial(FamilyPrior, family=Dirichlet), MixtureOfFullNormals, False),
+    (partial(FamilyPrior, family=Dirichlet), FlowPrior, False),
+    (partial(FamilyPrior, family=Dirichlet), partial(FamilyPrior, family=Dirichlet, learn=True), True),
+    (UniformSphere, MixtureOfFullNormals, False),
+    (UniformSphere, partial(FamilyPrior, family=VonMisesFisher, learn=True), True),
+    (StandardNormal, partial(FamilyPrior, family=Gamma, learn=True), False),
+]
+
+
+@pytest.mark.parametrize(("own", "fitted", "fits"), SPACES)
+def test_a_prior_over_another_space_is_not_fitted(own: PriorRecipe, fitted: PriorRecipe, fits: bool) -> None:
+    """A mixture of Gaussians on a simplex has a density as high as one likes, and the gain in it is none."""
+    if fits:
+        check_space(own((4,)), fitted)
+        return
+    with pytest.raises(
+        UserError, match=r"is not over the space of the model's latents.*--prior=FamilyPrior"
+    ) as refused:
+        check_space(own((4,)), fitted)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("prior", "lines"), [(partial(FamilyPrior, family=Gamma), 3), (UniformSphere, 2)])
+def test_the_standard_normal_is_compared_where_it_is_over_the_same_space(prior: PriorRecipe, lines: int) -> None:
+    model = VAE((1, 2, 2), 4, prior=prior)
+    z = model.prior().sample((50, 1))
+    assert report(model, model.prior, Encoded(z, torch.zeros(50, 1))).count("validation") == lines
+
+
+def test_an_empty_set_and_a_model_without_one_prior_are_refused() -> None:
     model = linear_gaussian(ELBO)
     with pytest.raises(UserError, match="the training set has no images"):
         encode(model, [], "the training set")
-    model.prior = StandardNormal((2, 4, 4))
-    with pytest.raises(UserError, match="one latent vector"):
-        report(model, StandardNormal((2,)), Encoded(torch.zeros(1, 1, 2), torch.zeros(1, 1)))
+    with pytest.raises(UserError, match="DLGM: a prior is fitted to one latent with one prior"):
+        report(DLGM((1, 4, 4)), StandardNormal((2,)), Encoded(torch.zeros(1, 1, 2), torch.zeros(1, 1)))
 
 
 def test_every_fittable_prior_is_stopped_by_held_out_latents(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, StudentT
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
+from vae_lightning.distributions import RealNVP
 from vae_lightning.objectives import (
     CIWAE,
     ELBO,
@@ -297,6 +298,7 @@ def test_schedules(schedule: Schedule, values: dict[int, float]) -> None:
         *[partial(cls, 0, 5) for cls in (MIWAE, PIWAE)],
         *[partial(cls, 5, 0) for cls in (MIWAE, PIWAE)],
         *[partial(CIWAE, beta) for beta in (-0.1, 1.1, float("nan"))],
+        *[partial(cls, beta=-1.0) for cls in (ELBO, STL, partial(BetaTC, 100))],
         partial(FreeBits, -0.1),
         partial(Capacity, -1.0),
         partial(Capacity, gamma=-1.0),
@@ -334,6 +336,14 @@ def test_a_posterior_without_the_property_needed_is_refused_in_one_line() -> Non
             objective(trace, 0)
         assert "\n" not in str(error.value)
     assert FreeBits()(trace, 0)["loss"].shape == (6,)
+
+
+def test_a_flow_is_not_called_by_the_name_of_what_it_starts_from() -> None:
+    family = RealNVP((2,), num_steps=1, hidden_sizes=(4,))
+    q = family(torch.zeros(6, *family.param_shape))
+    trace = Trace(torch.zeros(6, 1), Independent(Normal(torch.zeros(1, 6, 1), 1.0), 1), {"z": latent(q, q)})
+    with pytest.raises(UserError, match="that of latent z is Flowed"):
+        BetaTC(100)(trace, 0)
 
 
 def test_heavy_tails_need_no_closed_form() -> None:

@@ -24,7 +24,16 @@ from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS
 from vae_lightning.data.cache import BrokenImagesError
 from vae_lightning.data.loader import first_images
-from vae_lightning.fitting import encode, fit_prior, own_prior, parse_args, report, save_prior, use_fitted_prior
+from vae_lightning.fitting import (
+    check_space,
+    encode,
+    fit_prior,
+    own_prior,
+    parse_args,
+    report,
+    save_prior,
+    use_fitted_prior,
+)
 from vae_lightning.metrics import MeanAndError, draw_missing, impute, missing_error
 from vae_lightning.noise import reseed
 from vae_lightning.runs import Complete
@@ -154,7 +163,7 @@ def _fit_prior(args: list[str]) -> None:
     path, recipe, seed = parse_args(args)
     path = _best(path)
     model = load_model(path)
-    own_prior(model)
+    check_space(own_prior(model), recipe)
     data = _data_of(path)
     data.setup("fit")
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,11 +19,12 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from vae_lightning.data.files import write_whole
-from vae_lightning.distributions import MixtureOfFullNormals, Prior, PriorRecipe, StandardNormal
+from vae_lightning.distributions import MixtureOfFullNormals, Prior, PriorRecipe, StandardNormal, share_support
 from vae_lightning.errors import one_line
 from vae_lightning.metrics import MeanAndError
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.recipes import to_plain
+from vae_lightning.trace import kind
 from vae_lightning.trust import check_names
 from vae_lightning.types import Batch, UserError
 
@@ -56,16 +57,36 @@ def own_prior(model: LatentVariableModel) -> Prior:
     """The prior that a fitted one may take the place of.
 
     Raises:
-        UserError: where the model has not one prior over one latent vector.
+        UserError: where the model has not one prior over one latent.
     """
     prior = getattr(model, "prior", None)
-    if not isinstance(prior, Prior) or len(prior.event_shape) != 1:
+    if not isinstance(prior, Prior):
         raise _no_single_latent(model)
     return prior
 
 
 def _no_single_latent(model: LatentVariableModel) -> UserError:
-    return UserError(f"{type(model).__name__}: a prior is fitted to one latent vector with one prior; it has not that")
+    return UserError(f"{type(model).__name__}: a prior is fitted to one latent with one prior; it has not that")
+
+
+def check_space(own: Prior, recipe: PriorRecipe) -> None:
+    """A density on a simplex or a sphere and one over R^D are not of the same thing: a gain between them means nothing.
+
+    Raises:
+        UserError: where samples of the model's own prior have no density under one of `recipe`, or one of another kind.
+    """
+    fitted = recipe(own.event_shape)
+    if not _one_space(own, fitted):
+        raise UserError(
+            f"fit-prior: {type(fitted).__name__} is not over the space of the model's latents, whose prior is "
+            f"{kind(own())}; give the posterior's own family: --prior=FamilyPrior --prior.family=... --prior.learn=true"
+        )
+
+
+@torch.no_grad()
+def _one_space(own: Prior, other: Prior) -> bool:
+    p = own()
+    return share_support(p, other(), p.sample((100,)))
 
 
 def fit_prior(recipe: PriorRecipe, train: Encoded) -> Prior:
@@ -85,9 +106,9 @@ def report(model: LatentVariableModel, fitted: Prior, held_out: Encoded) -> str:
     All three on the CPU.
     """
     own = own_prior(model)
-    z = held_out.z  # [N, K, D]
+    z = held_out.z  # [N, K, *event]
     densities = {type(own).__name__: own().log_prob(z), f"fitted {type(fitted).__name__}": fitted().log_prob(z)}
-    if not isinstance(own, StandardNormal):
+    if not isinstance(own, StandardNormal) and _one_space(own, StandardNormal(own.event_shape)):
         densities = {"N(0, I)": StandardNormal(own.event_shape)().log_prob(z), **densities}
     gain = fitted().log_prob(z) - own().log_prob(z)
     lines = [f"validation  log p(z) {_said(log_p)} nats/image under {name}" for name, log_p in densities.items()]

@@ -16,6 +16,7 @@ from torch.distributions.transforms import AffineTransform
 
 from vae_lightning.distributions import (
     IAF,
+    ConvIAF,
     DiagonalNormal,
     Family,
     LinearIAF,
@@ -28,9 +29,12 @@ from vae_lightning.trace import Latent
 from vae_lightning.types import Shape, UserError
 
 SMALL = {"hidden_sizes": (12,), "context_size": 3}
+SMALL_MAPS = {"hidden_channels": (12,), "context_size": 3}
 FLOWS: dict[str, Callable[[Shape], Family]] = {
     "IAF": partial(IAF, **SMALL),
     "IAF, deep": partial(IAF, num_steps=3, hidden_sizes=(12, 12), context_size=2, gate_bias=0.5),
+    "IAF of maps": partial(ConvIAF, **SMALL_MAPS),
+    "IAF of maps, deep": partial(ConvIAF, num_steps=3, hidden_channels=(8, 6), kernel_size=5, context_size=2),
     "linear IAF": LinearIAF,
     "RealNVP": partial(RealNVP, **SMALL),
     "neural spline": partial(NeuralSplineFlow, **SMALL),
@@ -38,8 +42,15 @@ FLOWS: dict[str, Callable[[Shape], Family]] = {
 ROWS = pytest.mark.parametrize("name", FLOWS)
 
 
+MAPS: dict[int, Shape] = {1: (1, 1, 1), 2: (1, 1, 2), 3: (1, 3, 1), 4: (2, 1, 2), 5: (5, 1, 1)}  # by how many numbers
+
+
+def shape_of(name: str, size: int) -> Shape:
+    return MAPS[size] if "maps" in name else (size,)
+
+
 def make(name: str, size: int) -> Family:
-    return FLOWS[name]((size,)).double()
+    return FLOWS[name](shape_of(name, size)).double()
 
 
 def features(family: Family, *batch_shape: int, scale: float = 1.0) -> Tensor:
@@ -50,7 +61,7 @@ def features(family: Family, *batch_shape: int, scale: float = 1.0) -> Tensor:
 def test_normalised_in_one_dimension(name: str) -> None:
     family = make(name, 1)
     points = torch.linspace(-20, 20, 8_001, dtype=torch.float64)
-    density = family(features(family, 4)).log_prob(points[:, None, None]).exp()
+    density = family(features(family, 4)).log_prob(points.reshape(-1, 1, *family.event_shape)).exp()
     torch.testing.assert_close(torch.trapezoid(density, points, dim=0), torch.ones(4).double(), rtol=0, atol=1e-4)
 
 
@@ -58,7 +69,8 @@ def test_normalised_in_one_dimension(name: str) -> None:
 def test_normalised_in_two_dimensions(name: str) -> None:
     family = make(name, 2)
     line = torch.linspace(-8, 8, 161, dtype=torch.float64)
-    density = family(features(family)).log_prob(torch.cartesian_prod(line, line)).exp()
+    points = torch.cartesian_prod(line, line).reshape(-1, *family.event_shape)
+    density = family(features(family)).log_prob(points).exp()
     assert density.sum().item() * (line[1] - line[0]).item() ** 2 == pytest.approx(1, abs=2e-3)
 
 
@@ -67,14 +79,16 @@ def test_shapes(name: str) -> None:
     """Event-shaped: log_prob is [*sample, *batch]; an expanded posterior is the same one."""
     family = make(name, 3)
     q = family(features(family, 2, 7))
-    assert (q.batch_shape, q.event_shape) == ((2, 7), (3,))
+    assert (q.batch_shape, q.event_shape) == ((2, 7), family.event_shape)
     z = q.rsample((5,))
-    assert z.shape == (5, 2, 7, 3)
+    assert z.shape == (5, 2, 7, *family.event_shape)
+    assert q.support is not None
+    assert q.support.check(z).shape == (5, 2, 7)
     assert q.log_prob(z).shape == (5, 2, 7)
     wide = q.expand((5, 2, 7))
     assert wide.batch_shape == (5, 2, 7)
     torch.testing.assert_close(wide.log_prob(z), q.log_prob(z))
-    assert wide.rsample().shape == (5, 2, 7, 3)
+    assert wide.rsample().shape == (5, 2, 7, *family.event_shape)
 
 
 @ROWS
@@ -112,10 +126,10 @@ def test_log_density_is_that_of_the_jacobian_by_autograd(name: str) -> None:
     q = family(features(family))
     if not isinstance(q, Flowed):
         pytest.skip("a Gaussian in closed form")
-    e = q.base.sample()
+    e = q.q_0.sample()
     f = q.flow(q.context)
-    jacobian = torch.autograd.functional.jacobian(f, e)
-    expected = q.base.log_prob(e) - torch.linalg.slogdet(jacobian).logabsdet
+    jacobian = torch.autograd.functional.jacobian(f, e).reshape(5, 5)
+    expected = q.q_0.log_prob(e) - torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(q.log_prob(f(e)), expected)
     torch.testing.assert_close(f.inv(f(e)), e)
 
@@ -140,9 +154,9 @@ def test_gradient_reaches_features_and_weights(name: str) -> None:
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
 def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) -> None:
     """float32 from whatever the network has, autocast or not: its own samples have finite densities and gradients."""
-    family = FLOWS[name]((4,))
-    raw = (size * torch.tensor([-1.0, 1.0, -0.5, 0.0, 0.5]).repeat(99)[: family.param_shape[0]]).to(dtype)
-    raw.requires_grad_()
+    family = FLOWS[name](shape_of(name, 4))
+    pattern = torch.tensor([-1.0, 1.0, -0.5, 0.0, 0.5]).repeat(99)[: math.prod(family.param_shape)]
+    raw = (size * pattern.reshape(family.param_shape)).to(dtype).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         q = family(raw[None])
         z = q.rsample((2,))
@@ -157,7 +171,7 @@ def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) 
 @ROWS
 def test_density_is_float32_under_autocast(name: str) -> None:
     """To 1e-4 of the float64 density at the same point, not to bfloat16's 1e-2."""
-    family = FLOWS[name]((4,))
+    family = FLOWS[name](shape_of(name, 4))
     raw = torch.randn(8, *family.param_shape).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         q = family(raw)
@@ -182,12 +196,54 @@ def test_a_step_of_iaf_is_autoregressive(step: int) -> None:
     assert ((gates > 0) & (gates < 1)).all()
 
 
-def test_iaf_starts_near_the_identity() -> None:
+@pytest.mark.parametrize("kernel_size", [3, 7])
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_step_of_iaf_on_maps_is_autoregressive(step: int, kernel_size: int) -> None:
+    """dz/de is triangular in the order of rows, columns, channels, and in the opposite order in the second step.
+
+    A kernel of 2 W - 1 sees everything before, one of 3 all but what is up and far to the right, with each pixel of it.
+    """
+    channels, height, width = shape = (3, 3, 4)
+    family = ConvIAF(shape, hidden_channels=(12, 9), kernel_size=kernel_size, context_size=3).double()
+    f = family.flow.transforms[step](torch.randn(3, height, width, dtype=torch.float64))
+    by_map = torch.autograd.functional.jacobian(f, torch.randn(shape, dtype=torch.float64))
+    jacobian = by_map.permute(1, 2, 0, 4, 5, 3).reshape(36, 36)  # in the order
+    beyond, within = (jacobian.triu(1), jacobian.tril(-1)) if step == 0 else (jacobian.tril(-1), jacobian.triu(1))
+    assert torch.equal(beyond, torch.zeros_like(beyond))
+    gates = jacobian.diagonal()
+    assert ((gates > 0) & (gates < 1)).all()
+    unseen = 0 if kernel_size == 7 else channels**2 * _blind_spot(height, width)
+    assert (within != 0).sum() == 36 * 35 // 2 - unseen
+
+
+def _blind_spot(height: int, width: int) -> int:
+    """Of how many pairs of pixels, the second before the first, it is further to the right than it is up."""
+    places = [divmod(i, width) for i in range(height * width)]
+    return sum(b[1] - a[1] > a[0] - b[0] for i, a in enumerate(places) for b in places[:i])
+
+
+def test_the_context_of_maps_is_heard_at_its_own_place_whichever_way_a_step_goes() -> None:
+    """dm/dh is diagonal in places, where m looks at its own place alone."""
+    family = ConvIAF((2, 3, 4), hidden_channels=(8,), context_size=3).double()
+    h, z = torch.randn(3, 3, 4, dtype=torch.float64), torch.zeros(2, 3, 4, dtype=torch.float64)
+    for step in family.flow.transforms:
+        with torch.no_grad():
+            step.rest[-1].weight[:, :, 0] = step.rest[-1].weight[:, :, 1, 0] = 0
+        slope = torch.autograd.functional.jacobian(lambda h, step=step: step.shift_and_gate(z, h)[0], h)
+        by_place = slope.permute(1, 2, 4, 5, 0, 3).reshape(12, 12, 6).abs().sum(2)
+        assert (by_place.diagonal() > 0).all()
+        assert (by_place - torch.diag(by_place.diagonal()) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"), [(partial(IAF, **SMALL), (4,)), (partial(ConvIAF, **SMALL_MAPS), (2, 3, 3))]
+)
+def test_iaf_starts_near_the_identity(family: Callable[..., Family], shape: Shape) -> None:
     """With the gates open, z is e."""
-    family = partial(IAF, gate_bias=40.0, **SMALL)((4,)).double()
+    family = family(shape, gate_bias=40.0).double()
     q = family(features(family))
     assert isinstance(q, Flowed)
-    e = q.base.sample()
+    e = q.q_0.sample()
     torch.testing.assert_close(q.flow(q.context)(e), e)
 
 
@@ -204,12 +260,14 @@ def test_linear_iaf_is_its_matrix_times_a_diagonal_gaussian() -> None:
     torch.testing.assert_close(q.covariance_matrix, matrix @ variance @ matrix.T)
 
 
-@pytest.mark.parametrize(("name", "estimator"), [("linear IAF", "closed form"), ("IAF", "sampled")])
+@pytest.mark.parametrize(
+    ("name", "estimator"), [("linear IAF", "closed form"), ("IAF", "sampled"), ("IAF of maps", "sampled")]
+)
 def test_kl_against_the_standard_normal(name: str, estimator: str) -> None:
     """In closed form for the Gaussian, sampled for the flow, and of the same mean as the sampled log q - log p."""
     family = make(name, 3)
     q = family(features(family, 2))
-    one = Latent(q.rsample((20_000,)), q, StandardNormal((3,)).double()())
+    one = Latent(q.rsample((20_000,)), q, StandardNormal(family.event_shape).double()())
     assert one.kl_estimator == estimator
     error = one.log_ratio().std(0) / math.sqrt(20_000)
     assert ((one.log_ratio().mean(0) - one.kl().expand(20_000, 2).mean(0)).abs() < 4.5 * error).all()
@@ -292,6 +350,12 @@ def test_building_a_flow_leaves_torchs_own_checks_as_they_are(monkeypatch: pytes
         (partial(IAF, context_size=0), (2,)),
         (partial(IAF, min_gate=0.0), (2,)),
         (IAF, (2, 4, 4)),
+        (ConvIAF, (4,)),
+        (partial(ConvIAF, num_steps=0), (2, 4, 4)),
+        (partial(ConvIAF, hidden_channels=()), (2, 4, 4)),
+        (partial(ConvIAF, kernel_size=4), (2, 4, 4)),
+        (partial(ConvIAF, context_size=0), (2, 4, 4)),
+        (partial(ConvIAF, min_gate=1.0), (2, 4, 4)),
         (LinearIAF, (2, 4, 4)),
         (partial(LinearIAF, min_sigma=-1.0), (2,)),
         (partial(RealNVP, hidden_sizes=(0,)), (2,)),

@@ -17,6 +17,7 @@ from vae_lightning.distributions import (
     DiagonalNormal,
     DiscretizedLogistic,
     FamilyRecipe,
+    Given,
     MixtureOfDiscretizedLogistics,
     StudentT,
     bits_per_dimension,
@@ -96,6 +97,16 @@ def test_bits_of_a_mass(recipe: FamilyRecipe) -> None:
     p_x = family(torch.zeros(3, *family.param_shape))
     assert is_mass(p_x)
     assert bits_per_dimension(torch.tensor(7.0), p_x).item() == pytest.approx(7 / 10 / math.log(2))
+
+
+def test_bits_of_an_image_given_in_part_are_of_the_rest() -> None:
+    """A fair coin has one bit: with 2 of 6 pixels given, or 2 and 4 of them in the two images of a batch."""
+    p_x = Bernoulli((1, 2, 3))(torch.zeros(1, 2, 1, 2, 3))
+    x = torch.ones(2, 1, 2, 3)
+    for columns in ([1, 1], [1, 2]):
+        mask = torch.stack([torch.arange(3) < n for n in columns])[:, None, None].expand(2, 1, 2, 3)
+        given = Given(p_x, mask, x)
+        torch.testing.assert_close(bits_per_dimension(-given.log_prob(x).mean(), given), torch.tensor(1.0))
 
 
 def test_bits_of_a_uniform_pixel_are_eight() -> None:

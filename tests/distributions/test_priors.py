@@ -181,6 +181,16 @@ def test_a_sphere_of_one_number_is_refused() -> None:
         UniformSphere((6,), group_size=4)
 
 
+class PseudoInputsOnASphere(VampPrior):
+    """Bound to q(z|x) of a model with von Mises-Fisher posteriors."""
+
+    def __init__(self, event_shape: Shape) -> None:
+        super().__init__(event_shape, num_components=3)
+        family = VonMisesFisher(event_shape)
+        encoder = MLP((1, 2, 2), family.param_shape)
+        self.bind(lambda x: family(encoder(x)), (1, 2, 2))
+
+
 @pytest.mark.parametrize(
     ("posterior", "prior", "fits"),
     [
@@ -196,6 +206,9 @@ def test_a_sphere_of_one_number_is_refused() -> None:
         (Dirichlet, UniformSphere, False),
         (RelaxedCategorical, partial(FamilyPrior, family=Dirichlet), True),
         (RelaxedCategorical, partial(FamilyPrior, family=Categorical), False),
+        (VonMisesFisher, PseudoInputsOnASphere, True),
+        (partial(VonMisesFisher, group_size=2), PseudoInputsOnASphere, False),
+        (DiagonalNormal, PseudoInputsOnASphere, False),
     ],
 )
 def test_which_prior_fits_which_posterior(posterior: FamilyRecipe, prior: Callable[[Shape], Prior], fits: bool) -> None:

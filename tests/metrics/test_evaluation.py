@@ -249,6 +249,7 @@ def test_the_sprites_own_factors_score_one(tmp_path: Path) -> None:
     assert min(scores["sap"], scores["factor_vae_score"]) > 0.98
     assert min(scores["dci_disentanglement"], scores["dci_completeness"]) > 0.8
     assert scores["mig"] > 0.6  # 300 images: see the bias that its docstring states
+    assert all(0 < scores[f"{name}_stderr"] < 0.1 or scores[name] == 1 for name in metric.units)  # type: ignore[operator]
 
 
 # -- how they hang together -------------------------------------------------------------------------------------------
@@ -295,6 +296,25 @@ def test_numbers_do_not_depend_on_the_batch_size() -> None:
 def test_what_is_asked_for_and_does_not_apply_is_refused(evaluation: Evaluation) -> None:
     with pytest.raises(UserError, match="Disentanglement does not apply: the factors of Digits are not known"):
         run_test(evaluation)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_errors_of_the_terms_are_those_of_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s / sqrt(N) of what the steps of all batches have said of each image, and of their parts; the means as logged."""
+    said: list[dict[str, Tensor]] = []
+    step = VAE.test_step
+
+    def spy(self: VAE, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        said.append(step(self, batch, batch_idx))
+        return said[-1]
+
+    monkeypatch.setattr(VAE, "test_step", spy)
+    numbers = run_test(Evaluation(metrics=[]), eval_batch_size=100)
+    assert len(said) > 2
+    for name in ("elbo", "log_likelihood", "kl", "kl/z"):
+        values = torch.cat([terms[name] for terms in said]).double()
+        assert numbers[f"test/{name}"] == pytest.approx(values.mean().item(), rel=1e-5)
+        assert numbers[f"test/{name}_stderr"] == pytest.approx(values.std().item() / math.sqrt(len(values)), rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")

@@ -49,6 +49,18 @@ def test_shapes(name: str, image_shape: Shape) -> None:
         assert parameter.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", [name for name, (_, reads, writes) in NETWORKS.items() if not (reads and writes)])
+@pytest.mark.parametrize("maps", [(6, 2, 2), (6, 3, 2)])
+def test_convolutions_take_features_in_maps(name: str, maps: Shape) -> None:
+    """[5, 2, 2] of an image halved twice by convolutions all the way, any other size by the hidden layer."""
+    recipe, reads_image, _ = NETWORKS[name]
+    image_shape = (1, 8, 7)
+    in_shape, out_shape = (image_shape, maps) if reads_image else (maps, image_shape)
+    network = recipe(in_shape, out_shape)
+    assert network(torch.randn(2, 3, *in_shape)).shape == (2, 3, *out_shape)
+    assert any(isinstance(layer, torch.nn.Linear) for layer in network.layers) == (maps == (6, 3, 2))
+
+
 def test_affine_map_is_affine() -> None:
     network = MLP((3,), (2,), hidden_sizes=()).double()
     a, b = torch.randn(2, 3, dtype=torch.float64)

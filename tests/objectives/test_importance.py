@@ -97,6 +97,20 @@ def test_theta_is_trained_by_the_iwae(make: type[IWAE] | type[PIWAE]) -> None:
     torch.testing.assert_close(theta_gradient(make), theta_gradient(partial(IWAE, num_samples=k)))
 
 
+def test_a_small_weight_does_not_end_a_slope_in_half_precision() -> None:
+    """1e-9 times the gradient, to float16's rounding: within the network it would be 0, however the loss is scaled."""
+    gradients = []
+    for half, weight in ((False, 1.0), (True, 1e-9)):
+        torch.manual_seed(1)
+        model = VAE((1, 4, 4), 2)
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            trace = model.trace({"x": torch.ones(4, 1, 4, 4)}, 3)
+        zero = through_samples(trace.log_likelihood(), trace, torch.full((3, 4), weight))
+        slopes = torch.autograd.grad(zero.sum() / weight, list(model.encoder.parameters()))
+        gradients.append(torch.cat([slope.flatten() for slope in slopes]))
+    assert (gradients[1] - gradients[0]).norm() < 0.01 * gradients[0].norm()
+
+
 @pytest.mark.parametrize(("m", "k"), [(1, 6), (2, 3), (6, 1)])
 def test_piwae_trains_phi_by_the_miwae_and_theta_by_the_iwae(m: int, k: int) -> None:
     """Each network's gradient, on the same noise, to rounding; with several bounds the two differ."""
@@ -134,7 +148,7 @@ def test_paths_in_a_hierarchy(order: str) -> None:
     trace = Trace(torch.zeros(5, 1), Independent(Normal(torch.zeros(4, 5, 1), 1.0), 1), latents)
     weight = torch.rand(4, 5, dtype=torch.float64)
     found = torch.autograd.grad(
-        through_samples(weight * log_posterior(trace), trace).sum(), parameters, retain_graph=True
+        through_samples(log_posterior(trace), trace, weight).sum(), parameters, retain_graph=True
     )
     fixed = chain(a.detach(), b.detach(), c.detach(), (z1, z2, z3))
     log_q = sum(q.log_prob(z) for q, z in zip(fixed, (z1, z2, z3), strict=True))

@@ -24,6 +24,8 @@ from vae_lightning.types import Batch
 
 _UNITS = {
     "default": "nats per image, natural logarithm",
+    "stderr": "standard error over the test images, in the unit of its number",
+    "nll_bpd": "bits per dimension",
     "nll_ess": "samples, of nll.num_samples",
     "dead_dimensions": "dimensions",
 }

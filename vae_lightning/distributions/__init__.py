@@ -24,6 +24,7 @@ from vae_lightning.distributions.levels import (
     bits_per_dimension,
     is_mass,
 )
+from vae_lightning.distributions.map_flows import ConvIAF
 from vae_lightning.distributions.priors import (
     FamilyPrior,
     FlowPrior,
@@ -45,6 +46,7 @@ __all__ = [
     "Categorical",
     "CategoricalLevels",
     "ContinuousBernoulli",
+    "ConvIAF",
     "DiagonalNormal",
     "Dirichlet",
     "DiscretizedLogistic",

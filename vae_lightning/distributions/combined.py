@@ -37,6 +37,12 @@ class Given(Independent):
         whole = Independent(self.base_dist, self.reinterpreted_batch_ndims, validate_args=self._validate_args)
         return Given(whole, self.mask, known)
 
+    @property
+    def num_unknown(self) -> float:
+        """How many numbers of an image are unknown, on average over the masks."""
+        shape = torch.broadcast_shapes(self.mask.shape, self.event_shape)
+        return (~self.mask).expand(shape).flatten(-self.reinterpreted_batch_ndims).double().sum(-1).mean().item()
+
     def log_prob(self, value: Tensor) -> Tensor:
         certain = torch.where(value == self.known, 0.0, -torch.inf)
         pixels = torch.where(self.mask, certain, self.base_dist.log_prob(value))

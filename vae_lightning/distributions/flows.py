@@ -1,12 +1,14 @@
 """Flows: an invertible map f carries a simple density to another, log p(f(e)) = log p(e) - log |det df/de|.
 
-Here are posteriors q(z|x) with a flow; a flow as the prior is in `priors.py`. The maps are zuko's
-(https://zuko.readthedocs.io), save for the gated step of IAF, which it lacks.
+Here are posteriors q(z|x) with a flow of vectors; one of maps is in `map_flows.py`, a flow as the prior in `priors.py`.
+The maps f are zuko's (https://zuko.readthedocs.io), save for the gated step of IAF, which it lacks.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
@@ -51,7 +53,8 @@ def _version(z: Tensor) -> int | None:
 class Flowed(Distribution):
     """log q(z) = log q_0(e) - log |det df/de| with z = f(e), e ~ q_0.
 
-    `base` is q_0; `flow(context)` is f, a `Transform` of vectors with `context` [*batch, C] (or None) as its condition.
+    `flow(context)` is f, a `Transform` of vectors or maps, with `context` (or None) as its condition: [*batch, C], for
+    maps [*batch, C, H, W].
     The density of the last sample drawn by `rsample` is kept, so that a posterior's own samples cost no inversion;
     any other point is inverted, which an autoregressive f does one dimension after the other: D times the work.
     Float32 at least, whatever autocast says.
@@ -61,21 +64,24 @@ class Flowed(Distribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.real_vector
     has_rsample = True
 
     def __init__(
-        self, base: Distribution, flow: Callable[[Tensor | None], Transform], context: Tensor | None = None
+        self, q_0: Distribution, flow: Callable[[Tensor | None], Transform], context: Tensor | None = None
     ) -> None:
-        self.base, self.flow, self.context = base, flow, context
+        self.q_0, self.flow, self.context = q_0, flow, context
         self._last: _Sample | None = None
-        super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        super().__init__(q_0.batch_shape, q_0.event_shape, validate_args=False)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> constraints.Constraint:
+        return reals(len(self.event_shape))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        e = self.base.rsample(torch.Size(sample_shape))  # [*sample, *batch, D]
+        e = self.q_0.rsample(torch.Size(sample_shape))  # [*sample, *batch, D]
         with torch.autocast(e.device.type, enabled=False):
             z, log_det = self.flow(self.context).call_and_ladj(e)  # type: ignore[attr-defined]
-            log_prob = self.base.log_prob(e) - log_det
+            log_prob = self.q_0.log_prob(e) - log_det
         self._last = _Sample(z, _version(z), log_prob, torch.is_grad_enabled())
         return z
 
@@ -94,42 +100,50 @@ class Flowed(Distribution):
                 e, log_det = self.flow(self.context).inv.call_and_ladj(value)  # type: ignore[attr-defined]
             except NotImplementedError as error:
                 raise UserError(f"{_FOREIGN}, and its transform has no inverse; {_REMEDY}") from error
-            return self.base.log_prob(e) + log_det
+            return self.q_0.log_prob(e) + log_det
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
         shape = torch.Size(batch_shape)
-        context = None if self.context is None else self.context.expand(*shape, self.context.shape[-1])
-        return Flowed(self.base.expand(shape), self.flow, context)
+        context = self.context
+        if context is not None:
+            context = context.expand(*shape, *context.shape[-len(self.event_shape) :])
+        return Flowed(self.q_0.expand(shape), self.flow, context)
 
 
-class _Flow(Family):
-    """z = f(e; h(x)), e ~ N(mu(x), diag sigma(x)^2): features [..., 2 D + C] hold mu, the raw scale, the context h.
+class Flow(Family):
+    """z = f(e; h(x)), e ~ N(mu(x), diag sigma(x)^2): features hold mu, the raw scale, and the context h.
 
-    A subclass sets `flow`, a module from h [..., C] to a `Transform` of vectors of D.
+    Of vectors [D] the features are [..., 2 D + S], S = `context_size`; of maps [C, H, W], `event_dims` 3, they are
+    [..., 2 C + S, H, W]. A subclass sets `flow`, a module from h to a `Transform` of events.
     """
 
     flow: Callable[[Tensor | None], Transform]
+    event_dims: ClassVar[int] = 1
 
     def __init__(self, event_shape: Shape, context_size: int, min_sigma: float) -> None:
         super().__init__(event_shape)
-        if len(self.event_shape) != 1:
-            raise UserError(f"{type(self).__name__}: is a flow of vectors; the latent has shape {self.event_shape}")
+        if len(self.event_shape) != self.event_dims:
+            raise UserError(self._misfit())
         if context_size < 1:
             raise UserError(f"{type(self).__name__}: context_size is {context_size}; it must be at least 1")
         self.context_size = context_size
         self.base = DiagonalNormal(event_shape, min_sigma=min_sigma)
 
+    def _misfit(self) -> str:
+        name, shape = type(self).__name__, self.event_shape
+        return f"{name}: is a flow of vectors; the latent has shape {shape}; choose ConvIAF, which is one of maps"
+
     @property
     def param_shape(self) -> Shape:
-        return (2 * self.event_shape[0] + self.context_size,)
+        return (2 * self.event_shape[0] + self.context_size, *self.event_shape[1:])
 
     def forward(self, features: Tensor) -> Distribution:
         full = features if features.dtype == torch.float64 else features.float()
-        params, context = full.split((2 * self.event_shape[0], self.context_size), dim=-1)
+        params, context = full.split((2 * self.event_shape[0], self.context_size), dim=-self.event_dims)
         return Flowed(self.base(params), self.flow, context)
 
 
-class IAF(_Flow):
+class IAF(Flow):
     """z <- g z + (1 - g) m with (m_i, s_i) = MADE(z_1 .. z_(i-1), h), g = sigmoid(s): inverse autoregressive flow.
 
     Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), algorithm 1, from z ~ N(mu(x), diag sigma(x)^2), `num_steps`
@@ -151,18 +165,41 @@ class IAF(_Flow):
     ) -> None:
         super().__init__(event_shape, context_size, min_sigma)
         check_sizes("IAF", num_steps, hidden_sizes)
-        if not 0 < min_gate < 1:
-            raise UserError(f"IAF: min_gate is {min_gate}; it is a floor of the gate, between 0 and 1")
+        check_gate("IAF", min_gate)
         size = self.event_shape[0]
         steps = [
-            _GatedStep(size, context_size, k % 2 == 1, hidden_sizes, gate_bias, min_gate, activation)
+            _MadeStep(size, context_size, k % 2 == 1, hidden_sizes, activation, gate_bias, min_gate)
             for k in range(num_steps)
         ]
         self.flow = load_zuko().lazy.LazyComposedTransform(*steps)
 
 
-class _GatedStep(nn.Module):
-    """h -> the transform z_i <- g_i z_i + (1 - g_i) m_i, of which (m_i, g_i) see h and the dimensions before i."""
+class GatedStep(nn.Module):
+    """h -> the transform z_i <- g_i z_i + (1 - g_i) m_i, of which (m_i, g_i) see h and what comes before i in an order.
+
+    g = sigmoid(s + `gate_bias`), with the floor `min_gate`. A subclass says (m, s).
+    """
+
+    def __init__(self, event_shape: Shape, gate_bias: float, min_gate: float) -> None:
+        super().__init__()
+        self.event_shape, self.gate_bias, self.min_gate = event_shape, gate_bias, min_gate
+        self._dependent = load_zuko().transforms.DependentTransform
+
+    @abstractmethod
+    def shift_and_gate(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """m and s [..., *event] of z [..., *event], for a context with the batch shape of z or fewer leading dims."""
+
+    def forward(self, context: Tensor) -> Transform:
+        return _Autoregressive(partial(self._update, context), self.event_shape)
+
+    def _update(self, context: Tensor, z: Tensor) -> Transform:
+        m, s = self.shift_and_gate(z, context)
+        g = self.min_gate + (1 - self.min_gate) * torch.sigmoid(s + self.gate_bias)
+        return self._dependent(AffineTransform((1 - g) * m, g), len(self.event_shape))
+
+
+class _MadeStep(GatedStep):
+    """In the order of the vector's dimensions, or with `reverse` in the opposite one."""
 
     def __init__(
         self,
@@ -170,40 +207,34 @@ class _GatedStep(nn.Module):
         context_size: int,
         reverse: bool,
         hidden_sizes: Sequence[int],
+        activation: Callable[[], nn.Module],
         gate_bias: float,
         min_gate: float,
-        activation: Callable[[], nn.Module],
     ) -> None:
-        super().__init__()
-        zuko = load_zuko()
+        super().__init__((size,), gate_bias, min_gate)
         before = torch.ones(size, size).tril(-1).bool()  # [i, j]: j comes before i
         sees = torch.cat([before.T if reverse else before, torch.ones(size, context_size).bool()], dim=1)
-        self.made = zuko.nn.MaskedMLP(torch.cat([sees, sees]), tuple(hidden_sizes), activation)  # m above s
-        self.size, self.gate_bias, self.min_gate = size, gate_bias, min_gate
-        self._dependent = zuko.transforms.DependentTransform
+        self.made = load_zuko().nn.MaskedMLP(torch.cat([sees, sees]), tuple(hidden_sizes), activation)  # m above s
 
-    def forward(self, context: Tensor) -> Transform:
-        return _Autoregressive(partial(self._update, context), self.size)
-
-    def _update(self, context: Tensor, z: Tensor) -> Transform:
+    def shift_and_gate(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         context = context.expand(*z.shape[:-1], context.shape[-1])
         m, s = self.made(torch.cat([z, context], dim=-1)).chunk(2, dim=-1)
-        g = self.min_gate + (1 - self.min_gate) * torch.sigmoid(s + self.gate_bias)
-        return self._dependent(AffineTransform((1 - g) * m, g), 1)
+        return m, s
 
 
 class _Autoregressive(Transform):
     """y_i = f_i(x_i; x_1 .. x_(i-1)): `step(x)` is the elementwise transform f of all dimensions, given x.
 
-    Inverted by `num_passes` sweeps, each of which makes one more dimension right; the result is checked.
+    Inverted by as many sweeps as there are dimensions, each of which makes one more of them right; the result is
+    checked.
     """
 
-    domain = codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, step: Callable[[Tensor], Transform], num_passes: int) -> None:
+    def __init__(self, step: Callable[[Tensor], Transform], event_shape: Shape) -> None:
         super().__init__()
-        self.step, self.num_passes = step, num_passes
+        self.step, self.num_passes = step, math.prod(event_shape)
+        self.domain = self.codomain = reals(len(event_shape))
 
     def _call(self, x: Tensor) -> Tensor:
         return self.step(x)(x)
@@ -249,7 +280,7 @@ class LinearIAF(VectorNormal):
         )
 
 
-class RealNVP(_Flow):
+class RealNVP(Flow):
     """z_b <- z_b e^(s(z_a, h)) + t(z_a, h), z_a and z_b the halves of z by turns: affine coupling.
 
     Dinh et al. 2017 (https://arxiv.org/abs/1605.08803), here as a posterior, from z ~ N(mu(x), diag sigma(x)^2); |s| is
@@ -271,7 +302,7 @@ class RealNVP(_Flow):
         self.flow = load_zuko().flows.MAF(self.event_shape[0], context_size, **sizes).transform
 
 
-class NeuralSplineFlow(_Flow):
+class NeuralSplineFlow(Flow):
     """As `RealNVP`, with a monotone rational-quadratic spline of `num_bins` pieces on [-5, 5] for the affine map.
 
     Durkan et al. 2019 (https://arxiv.org/abs/1906.04032). Outside of [-5, 5] a dimension is left as it is.
@@ -299,3 +330,13 @@ def check_sizes(owner: str, num_steps: int, hidden_sizes: Sequence[int]) -> None
         raise UserError(f"{owner}: num_steps is {num_steps}; it must be at least 1")
     if not hidden_sizes or min(hidden_sizes) < 1:
         raise UserError(f"{owner}: hidden_sizes {list(hidden_sizes)}: needs one positive size or more, such as (320,)")
+
+
+def check_gate(owner: str, min_gate: float) -> None:
+    if not 0 < min_gate < 1:
+        raise UserError(f"{owner}: min_gate is {min_gate}; it is a floor of the gate, between 0 and 1")
+
+
+def reals(event_dims: int) -> constraints.Constraint:
+    """R^D, as vectors or as maps."""
+    return constraints.independent(constraints.real, event_dims)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet as TorchDirichlet
 from torch.distributions import (
     Distribution,
+    MixtureSameFamily,
     OneHotCategorical,
     OneHotCategoricalStraightThrough,
     RelaxedOneHotCategorical,
@@ -108,12 +109,19 @@ def share_support(q: Distribution, p: Distribution, z: Tensor) -> bool:
 
     A simplex or a sphere is a thin sheet in R^D: a density on it and a Normal's are not of the same thing.
     """
-    if isinstance(q, Groups) or isinstance(p, Groups):
-        return isinstance(q, Groups) and isinstance(p, Groups) and repr(q.support) == repr(p.support)
+    sheets = [_sheet(q), _sheet(p)]
+    if sheets != [None, None]:
+        return sheets[0] == sheets[1]
     with suppress(NotImplementedError):  # of a distribution that does not say
         if p.support is not None and not constraints.is_dependent(p.support):
             return bool(p.support.check(z).all())
     return True
+
+
+def _sheet(p: Distribution) -> str | None:
+    """Where the groups of z lie, for `Groups` and mixtures of them."""
+    one = p.component_distribution if isinstance(p, MixtureSameFamily) else p
+    return repr(one.support) if isinstance(one, Groups) else None
 
 
 class _GroupFamily(Family):

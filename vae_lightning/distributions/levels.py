@@ -13,6 +13,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 from torch.nn import functional as F
 
 from vae_lightning.distributions import pixels
+from vae_lightning.distributions.combined import Given
 from vae_lightning.distributions.families import Family
 from vae_lightning.types import Shape, UserError
 
@@ -97,7 +98,7 @@ def is_mass(p_x: Distribution) -> bool:
 
 
 def bits_per_dimension(nats: Tensor, p_x: Distribution, dequantised_levels: int | None = None) -> Tensor:
-    """-log P(x) / (D log 2) from `nats` = -log p(x), D the numbers in x.
+    """-log P(x) / (D log 2) from `nats` = -log p(x), D the numbers in x, of an image that is given in part the others.
 
     Where x was dequantised, x = (k + u) / L with L = `dequantised_levels`, a density bounds the mass of the level k:
     -log P(k) <= E[-log p(x)] + D log L (Theis et al. 2016, https://arxiv.org/abs/1511.01844, eq. 7).
@@ -105,7 +106,8 @@ def bits_per_dimension(nats: Tensor, p_x: Distribution, dequantised_levels: int 
     Raises:
         UserError: for a density of levels that were not dequantised, which has no bound: bits of it mean nothing.
     """
-    per_dimension = nats / math.prod(p_x.event_shape) / math.log(2)
+    size = p_x.num_unknown if isinstance(p_x, Given) else math.prod(p_x.event_shape)
+    per_dimension = nats / size / math.log(2)
     if is_mass(p_x):
         return per_dimension
     if dequantised_levels is None:

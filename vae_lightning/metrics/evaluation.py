@@ -10,16 +10,21 @@ from vae_lightning.data import ImageDataModule
 from vae_lightning.metrics.disentanglement import Disentanglement
 from vae_lightning.metrics.evaluator import Evaluator, Finding
 from vae_lightning.metrics.information import Information
-from vae_lightning.metrics.latents import LatentUnits, RateDistortion
+from vae_lightning.metrics.latents import LatentUnits, RateDistortion, add
+from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, UserError
 
+_TERMS = ("elbo", "log_likelihood", "kl")  # the same under every objective, with the parts of the last
 DEFAULT: tuple[type[Evaluator], ...] = (RateDistortion, LatentUnits, Information, Reconstruction, Disentanglement)
 
 
 class Evaluation(pl.Callback):
     """At test: numbers beside the ELBO and the NLL, each from the model's traces and samples alone.
+
+    And the standard errors over images of the terms that `test` logs under every objective: `test/elbo_stderr`, of
+    `log_likelihood`, `kl` and `kl/<latent>` too.
 
     `metrics`: those that are wanted; null is each of RateDistortion, LatentUnits, Information, Reconstruction and
     Disentanglement that applies to the model and the data. `also`: more of them, such as FrechetDistance. One that is
@@ -35,6 +40,7 @@ class Evaluation(pl.Callback):
         self.found: dict[str, Finding] = {}
         self.left_out: dict[str, str] = {}
         self._running: list[Evaluator] = []
+        self._terms: dict[str, MeanAndError] = {}
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -56,7 +62,7 @@ class Evaluation(pl.Callback):
 
     def _begin(self, model: LatentVariableModel, data: ImageDataModule | None, batch: Batch) -> None:
         """Before any work is done: what applies? Asked of two images."""
-        self.found, self.left_out, self._running = {}, {}, []
+        self.found, self.left_out, self._running, self._terms = {}, {}, [], {}
         trace = model.trace({name: value[:2] for name, value in batch.items()}, self.num_samples)
         wanted = [metric() for metric in DEFAULT] if self.metrics is None else self.metrics
         for metric in [*wanted, *self.also]:
@@ -78,6 +84,9 @@ class Evaluation(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        for name, term in outputs.items():
+            if name.partition("/")[0] in _TERMS:
+                add(term, self._terms, name)
         if self._running:
             assert isinstance(pl_module, LatentVariableModel)
             trace = pl_module.trace(batch, self.num_samples)
@@ -88,4 +97,5 @@ class Evaluation(pl.Callback):
         for metric in self._running:
             self.found |= metric.compute()
         numbers = {f"test/{name}": float(value) for name, value in self.numbers.items()}
+        numbers |= {f"test/{name}_stderr": term.compute()[1].item() for name, term in self._terms.items()}
         pl_module.log_dict(numbers, rank_zero_only=False)

@@ -43,8 +43,9 @@ class LatentUnits(Evaluator):
     """`active_units/<latent>`: how many dimensions have Var_x(E_q[z|x]) > 0.01, over the test images.
 
     Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519), section 5.2. In the details: that variance,
-    and the KL of each dimension, in nats per image, where q and p both factorise over the dimensions (in closed form,
-    or at the sample). Of a density that does not factorise only the sum exists, which is `test/kl/<latent>`.
+    and the KL of each dimension, in nats per image with its standard error, where q and p both factorise over the
+    dimensions (in closed form, or at the sample). Of a density that does not factorise only the sum exists, which is
+    `test/kl/<latent>`.
     """
 
     units: ClassVar[Mapping[str, str]] = {
@@ -79,7 +80,8 @@ class LatentUnits(Evaluator):
             found[f"active_units/{name}"] = float((variance > self.threshold).sum())
             found[f"variance_of_means/{name}"] = variance.tolist()
         for name, moments in self._kls.items():
-            found[f"kl_per_dimension/{name}"] = moments.compute()[0].tolist()
+            mean, error = moments.compute()
+            found |= {f"kl_per_dimension/{name}": mean.tolist(), f"kl_per_dimension_stderr/{name}": error.tolist()}
         return found
 
 

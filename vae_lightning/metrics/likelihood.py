@@ -85,8 +85,9 @@ class MarginalLikelihood(pl.Callback):
 
     `test/nll_ess`: the effective sample size of these K, averaged over images. Near 1, more samples lower the number.
 
-    `test/nll_bpd`, in bits per dimension, where they mean something: under a likelihood over grey levels, or for
-    dequantised data. `bits_per_dimension`: true insists on them, and refuses any other likelihood before training.
+    `test/nll_bpd`, in bits per dimension, with its standard error, where they mean something: under a likelihood over
+    grey levels, or for dequantised data. `bits_per_dimension`: true insists on them, and refuses any other likelihood
+    before training.
     """
 
     def __init__(self, num_samples: int = 200, chunk_size: int = 20, bits_per_dimension: bool = False) -> None:
@@ -137,7 +138,8 @@ class MarginalLikelihood(pl.Callback):
         values = {"test/nll": mean, "test/nll_stderr": error, "test/nll_ess": ess}
         levels, p_x = _dequantised_levels(trainer, "test"), self._p_x
         if p_x is not None and (self.bits_per_dimension or is_mass(p_x) or levels is not None):
-            values["test/nll_bpd"] = bits_per_dimension(mean, p_x, levels)
+            bits = bits_per_dimension(torch.stack((mean, mean + error)), p_x, levels)
+            values |= {"test/nll_bpd": bits[0], "test/nll_bpd_stderr": bits[1] - bits[0]}
         pl_module.log_dict({name: value.float() for name, value in values.items()}, rank_zero_only=False)
 
 

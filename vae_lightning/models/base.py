@@ -98,9 +98,11 @@ class LatentVariableModel(pl.LightningModule):
         terms, trace = self._evaluate(batch)
         self._log("val", terms, self._scalars(trace))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The objective's terms of every image [B], for whoever asks how far they spread."""
         terms, trace = self._evaluate(batch)
         self._log("test", terms, self._scalars(trace))
+        return terms
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One sample of each latent, the mean of p(x|z) there, and the label where there is one."""

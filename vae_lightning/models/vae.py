@@ -28,13 +28,14 @@ class VAE(LatentVariableModel):
 
     Six slots, each a recipe (a class, or a `functools.partial` of one): `encoder`, `posterior`, `decoder`,
     `likelihood`, `prior`, `objective`. Images are [B, *image_shape] with `image_shape` = (C, H, W); z is [K, B, D] with
-    D = `latent_size`. Every width that joins two slots is computed here.
+    D = `latent_size`, or maps [K, B, c, h, w] with `latent_size` = (c, h, w). Every width that joins two slots is
+    computed here.
     """
 
     def __init__(
         self,
         image_shape: Shape,
-        latent_size: int = 32,
+        latent_size: int | Shape = 32,
         encoder: NetworkRecipe = MLP,
         posterior: FamilyRecipe = DiagonalNormal,
         decoder: NetworkRecipe = MLP,
@@ -47,9 +48,7 @@ class VAE(LatentVariableModel):
     ) -> None:
         super().__init__(objective, optimizer, scheduler, scheduler_interval)
         self.save_hyperparameters(logger=False)
-        if latent_size < 1:
-            raise UserError(f"VAE: latent_size is {latent_size}; it must be at least 1")
-        image_shape, latent_shape = tuple(image_shape), (latent_size,)
+        image_shape, latent_shape = tuple(image_shape), _latent_shape(latent_size)
         self.posterior = posterior(latent_shape)
         self.likelihood = likelihood(image_shape)
         self.prior = prior(latent_shape)
@@ -58,7 +57,7 @@ class VAE(LatentVariableModel):
         self.prior.bind(self.encode, image_shape)
 
     def encode(self, x: Tensor) -> Distribution:
-        """q(z|x): batch [B], event [D]."""
+        """q(z|x): batch [B], event [D], or [c, h, w] where the latent is of maps; so below."""
         return self.posterior(self.encoder(x))
 
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
@@ -75,3 +74,14 @@ class VAE(LatentVariableModel):
     def sample(self, n: int) -> Tensor:
         z = self.prior().sample((n,))  # [n, D]
         return self.likelihood(self.decoder(z)).mean
+
+
+def _latent_shape(latent_size: int | Shape) -> Shape:
+    """[D] or [c, h, w], checked."""
+    shape = (latent_size,) if isinstance(latent_size, int) else tuple(latent_size)
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        said = latent_size if isinstance(latent_size, int) else list(shape)
+        raise UserError(
+            f"VAE: latent_size is {said}; it must be at least 1, or a shape [channels, height, width] of such"
+        )
+    return shape

@@ -12,7 +12,10 @@ from vae_lightning.types import Network, Shape, UserError
 
 
 class ConvEncoder(Network):
-    """[C, H, W] -> features: stride-2 convolutions that halve H and W (rounding up), a hidden layer, an affine map."""
+    """[C, H, W] -> features: stride-2 convolutions that halve H and W (rounding up), a hidden layer, an affine map.
+
+    Features that are maps as large as the last convolution's are read off them by a 1 x 1 convolution alone.
+    """
 
     def __init__(
         self,
@@ -27,13 +30,13 @@ class ConvEncoder(Network):
         layers: list[nn.Module] = []
         for in_channels, out_channels in pairwise([in_shape[0], *channels]):
             layers += [nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=2, padding=1), activation()]
-        flat_size = channels[-1] * math.prod(sizes[-1])
-        layers += [nn.Flatten(), nn.Linear(flat_size, hidden_size), activation()]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, math.prod(out_shape)))
+        self.layers = nn.Sequential(
+            *layers, *to_features((channels[-1], *sizes[-1]), out_shape, hidden_size, activation)
+        )
 
 
 class ConvDecoder(Network):
-    """features -> [C, H, W]: the mirror of `ConvEncoder`, with `channels` read from its end.
+    """features -> [C, H, W]: the mirror of `ConvEncoder`, with `channels` read from its end; for features in maps too.
 
     Each transposed convolution doubles H and W; the last row and column go where the encoder had rounded up.
     """
@@ -48,14 +51,7 @@ class ConvDecoder(Network):
     ) -> None:
         super().__init__(in_shape, out_shape)
         sizes = pyramid(out_shape, channels)
-        start = (channels[-1], *sizes[-1])
-        layers: list[nn.Module] = [
-            nn.Flatten(),
-            nn.Linear(math.prod(in_shape), hidden_size),
-            activation(),
-            nn.Linear(hidden_size, math.prod(start)),
-            nn.Unflatten(1, start),
-        ]
+        layers = from_features(in_shape, (channels[-1], *sizes[-1]), hidden_size, activation)
         widths = [*channels[::-1], out_shape[0]]
         for (in_channels, out_channels), size in zip(pairwise(widths), sizes[-2::-1], strict=True):
             layers += [activation(), _Double(in_channels, out_channels, size)]
@@ -72,6 +68,26 @@ class _Double(nn.ConvTranspose2d):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         height, width = self.size
         return super().forward(input)[..., :height, :width]
+
+
+def to_features(
+    maps: Shape, out_shape: Shape, hidden_size: int, activation: Callable[[], nn.Module]
+) -> list[nn.Module]:
+    """From maps [C', h, w] to maps of the same h and w place by place, to any other shape by a hidden layer."""
+    if len(out_shape) == 3 and tuple(out_shape[1:]) == tuple(maps[1:]):
+        return [nn.Conv2d(maps[0], out_shape[0], kernel_size=1)]
+    hidden = nn.Linear(math.prod(maps), hidden_size)
+    return [nn.Flatten(), hidden, activation(), nn.Linear(hidden_size, math.prod(out_shape))]
+
+
+def from_features(
+    in_shape: Shape, maps: Shape, hidden_size: int, activation: Callable[[], nn.Module]
+) -> list[nn.Module]:
+    """The mirror of `to_features`."""
+    if len(in_shape) == 3 and tuple(in_shape[1:]) == tuple(maps[1:]):
+        return [nn.Conv2d(in_shape[0], maps[0], kernel_size=1)]
+    hidden = nn.Linear(math.prod(in_shape), hidden_size)
+    return [nn.Flatten(), hidden, activation(), nn.Linear(hidden_size, math.prod(maps)), nn.Unflatten(1, maps)]
 
 
 def pyramid(image_shape: Shape, channels: Sequence[int]) -> list[tuple[int, int]]:

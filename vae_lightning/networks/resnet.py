@@ -8,15 +8,16 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from vae_lightning.networks.conv import pyramid
+from vae_lightning.networks.conv import from_features, pyramid, to_features
 from vae_lightning.types import Network, Shape, UserError
 
 
 class ResNetEncoder(Network):
     """[C, H, W] -> features: a stage of `num_blocks` residual blocks for each entry of `channels`, then a hidden layer.
 
-    Each stage halves H and W, rounding up, before its first block. Pre-activation blocks without normalisation (He et
-    al. 2016, https://arxiv.org/abs/1603.05027). With `activation` ELU they are of the kind that the inverse
+    Each stage halves H and W, rounding up, before its first block. Features that are maps as large as the last stage's
+    are read off them by a 1 x 1 convolution, without the hidden layer. Pre-activation blocks without normalisation (He
+    et al. 2016, https://arxiv.org/abs/1603.05027). With `activation` ELU they are of the kind that the inverse
     autoregressive flow was measured with (Kingma et al. 2016, https://arxiv.org/abs/1606.04934), but for its weight
     normalisation.
     """
@@ -36,13 +37,12 @@ class ResNetEncoder(Network):
         layers: list[nn.Module] = [_conv(in_shape[0], channels[0])]
         for width, next_width in pairwise([channels[0], *channels]):
             layers += [nn.AvgPool2d(2, ceil_mode=True), *_blocks(width, next_width, num_blocks, activation)]
-        flat_size = channels[-1] * math.prod(sizes[-1])
-        layers += [activation(), nn.Flatten(), nn.Linear(flat_size, hidden_size), activation()]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, math.prod(out_shape)))
+        layers += [activation(), *to_features((channels[-1], *sizes[-1]), out_shape, hidden_size, activation)]
+        self.layers = nn.Sequential(*layers)
 
 
 class ResNetDecoder(Network):
-    """features -> [C, H, W]: the mirror of `ResNetEncoder`, with `channels` read from its end."""
+    """features -> [C, H, W]: the mirror of `ResNetEncoder`, with `channels` read from its end; for maps too."""
 
     def __init__(
         self,
@@ -56,9 +56,7 @@ class ResNetDecoder(Network):
         super().__init__(in_shape, out_shape)
         sizes = pyramid(out_shape, channels)
         _at_least_one_block(self, num_blocks)
-        start = (channels[-1], *sizes[-1])
-        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(math.prod(in_shape), hidden_size), activation()]
-        layers += [nn.Linear(hidden_size, math.prod(start)), nn.Unflatten(1, start)]
+        layers = from_features(in_shape, (channels[-1], *sizes[-1]), hidden_size, activation)
         widths = [*channels[::-1], channels[0]]
         for (width, next_width), size in zip(pairwise(widths), sizes[-2::-1], strict=True):
             layers += [nn.Upsample(size), *_blocks(width, next_width, num_blocks, activation)]

@@ -46,6 +46,7 @@ class BetaTC(Objective):
         at_least("BetaTC", 0, alpha=alpha, gamma=gamma)
         self.dataset_size, self.alpha, self.gamma, self.num_samples = dataset_size, alpha, gamma, num_samples
         self.beta = as_schedule(beta)
+        at_least("BetaTC", 0, beta=self.beta(0))
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
         mi, tc, dimensionwise = (part.mean(0) for part in self.parts(trace))  # [K, B] -> [B]

@@ -47,7 +47,8 @@ class DReG(IWAE):
         log_p, log_q = log_joint(trace), log_posterior(trace)  # [K, B] each
         log_w = log_p - log_q
         v = torch.softmax(log_w.detach(), 0)
-        gradient = v * log_p + through_samples(v**2 * log_w - v * log_p, trace)
+        paths = through_samples(log_p, trace, v**2 - v) - through_samples(log_q, trace, v**2)  # of v^2 log w - v log p
+        gradient = v * log_p + paths
         iwae = with_gradient(log_mean_exp(log_w), gradient.sum(0))
         return {"loss": -iwae, "iwae": iwae, **elbo_terms(trace)}
 
@@ -64,6 +65,7 @@ class STL(Objective):
         super().__init__()
         at_least("STL", 1, num_samples=num_samples)
         self.beta = as_schedule(beta)
+        at_least("STL", 0, beta=self.beta(0))
         self.num_samples = num_samples
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
@@ -111,8 +113,9 @@ class PIWAE(MIWAE):
         log_w, log_p = trace.log_weight(), log_joint(trace)  # [M K, B] each
         v_theta = torch.softmax(log_w.detach(), 0)
         v_phi = torch.softmax(self.groups(log_w.detach()), 1).flatten(0, 1) / self.num_bounds
-        theta_alone = (v_theta - v_phi) * log_p
-        gradient = v_phi * log_w + theta_alone - through_samples(theta_alone, trace)
+        difference = v_theta - v_phi
+        theta_alone = difference * log_p - through_samples(log_p, trace, difference)
+        gradient = v_phi * log_w + theta_alone
         iwae = with_gradient(log_mean_exp(log_w), gradient.sum(0))
         miwae = log_mean_exp(self.groups(log_w.detach()), dim=1).mean(0)
         return {"loss": -iwae, "iwae": iwae, "miwae": miwae, **elbo_terms(trace)}
@@ -154,11 +157,13 @@ def log_posterior(trace: Trace) -> Tensor:
     return sum((latent.q.log_prob(latent.z.clone()) for latent in trace.latents.values()), zero)
 
 
-def through_samples(value: Tensor, trace: Trace) -> Tensor:
-    """sum over latents of <d value / d z, z - z'>: zero, with the gradient of `value` by way of the samples alone.
+def through_samples(value: Tensor, trace: Trace, weight: Tensor | float = 1.0) -> Tensor:
+    """weight sum over latents of <d value / d z, z - z'>: zero, with the gradient of `value` through the samples alone.
 
     `value` [K, B], each entry a function of its own samples; z' is z without a gradient. In d value / d z the other
     latents are held fixed: what reaches z by way of a later latent's sample is taken off again, for it counts there.
+    `weight` [K, B] is a constant, and kept out of d value / d z: in a float16 network, through which that goes without
+    the scale of the loss, a small weight would be the end of a small slope.
     """
     zero = torch.zeros_like(value)
     later: list[Tensor] = []
@@ -167,7 +172,7 @@ def through_samples(value: Tensor, trace: Trace) -> Tensor:
         slope = _slope([value], z, [torch.ones_like(value)]) - _slope(later, z, slopes)
         later, slopes = [*later, z], [*slopes, slope]
         zero = zero + (slope * (z - z.detach())).reshape(*value.shape, -1).sum(-1)
-    return zero
+    return weight * zero
 
 
 def _last_drawn_first(trace: Trace) -> list[Tensor]:
