@@ -164,6 +164,43 @@ def test_a_process_that_is_stuck_is_ended_by_force() -> None:
     assert "SIGTERM: no clean end within 1 s; ended by force" in err
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint."""
+    folder = tmp_path_factory.mktemp("weights")
+    with contextlib.chdir(REPOSITORY):
+        assert main([*LONG, "--trainer.max_steps=1", f"--runs_dir={folder}"]) == 0
+    return next(folder.rglob("last.ckpt"))
+
+
+SAMPLING = """
+import sys, time
+from vae_lightning.models import VAE
+def sample(self, n):
+    print("sampling", flush=True)
+    time.sleep(60)
+VAE.sample = sample
+sys.argv[0:1] = ["vae-lightning", "sample"]
+from vae_lightning.__main__ import console
+console()
+"""
+
+
+def test_a_signal_while_samples_are_drawn_ends_at_once(weights: Path) -> None:
+    """No picture is left, whole or half."""
+    before = sorted(weights.parent.parent.rglob("*"))
+    command = [sys.executable, "-c", SAMPLING, str(weights)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), **pipes)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "sampling\n", process.communicate()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    assert sorted(weights.parent.parent.rglob("*")) == before
+
+
 # -- two ranks --------------------------------------------------------------------------------------------------------
 
 
@@ -200,15 +237,6 @@ VAE.on_test_epoch_end = VAE.on_validation_epoch_end = on_test_epoch_end
 from vae_lightning.__main__ import console
 console()
 """
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint."""
-    folder = tmp_path_factory.mktemp("weights")
-    with contextlib.chdir(REPOSITORY):
-        assert main([*LONG, "--trainer.max_steps=1", f"--runs_dir={folder}"]) == 0
-    return next(folder.rglob("last.ckpt"))
 
 
 @pytest.mark.parametrize(
