@@ -21,6 +21,7 @@ from tests.metrics.test_frechet import Fixed, InFirstPixels
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
 from vae_lightning.data import Digits, ImageDataModule, ProceduralSprites
 from vae_lightning.distributions import Binomial as Likelihood
+from vae_lightning.distributions import FamilyPrior, RelaxedCategorical
 from vae_lightning.metrics import (
     Disentanglement,
     Evaluation,
@@ -134,6 +135,15 @@ def test_active_units(sizes: list[int]) -> None:
     numbers = found(LatentUnits(), *(trace_of(normal(part, 0.5)) for part in means.split(sizes)))
     assert numbers["active_units/z"] == 2
     assert numbers["variance_of_means/z"] == pytest.approx([1, 0.0101, 0.0099, 0], abs=1e-8)
+
+
+def test_a_relaxed_category_has_a_density_and_so_its_information() -> None:
+    """A mean in closed form it has not, as flows have none: another matter. 40 images, two codes: log 2 nats."""
+    logits = 60 * torch.eye(2, dtype=torch.float64)[torch.arange(40) % 2]
+    trace = trace_of(
+        RelaxedCategorical((2,))(logits), FamilyPrior((2,), RelaxedCategorical)(), x=torch.zeros(40, 1, 2, 2)
+    )
+    assert found(Information(), trace)["mutual_information/z"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_units_of_a_flow_are_counted_by_samples_without_bias() -> None:

@@ -13,7 +13,7 @@ from vae_lightning.distributions.families import (
     StudentT,
     noise_scale,
 )
-from vae_lightning.distributions.flows import IAF, LinearIAF, NeuralSplineFlow, RealNVP
+from vae_lightning.distributions.flows import IAF, Flowed, LinearIAF, NeuralSplineFlow, RealNVP
 from vae_lightning.distributions.gaussians import FullNormal, LowRankNormal, RankOneNormal
 from vae_lightning.distributions.groups import Categorical, Dirichlet, RelaxedCategorical, VonMisesFisher, share_support
 from vae_lightning.distributions.intervals import Beta, Gamma
@@ -54,6 +54,7 @@ __all__ = [
     "FamilyPrior",
     "FamilyRecipe",
     "FlowPrior",
+    "Flowed",
     "FullNormal",
     "Gamma",
     "Given",
