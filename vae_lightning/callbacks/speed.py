@@ -21,7 +21,8 @@ class FastNetworks(pl.Callback):
     numbers up to rounding, faster on a GPU's tensor cores and on a CPU. `compile`: each network is compiled in place
     (torch.compile), so that a checkpoint keeps its names; at the first batches that takes up to a minute.
     `steps_per_call`: so many batches, and steps, in one round of Lightning's loop, for networks so small that the loop
-    costs as much as they do. The weights are the same; checkpoints and validation come between rounds.
+    costs as much as they do. The weights are the same; checkpoints and validation come between rounds. A trial
+    (`--trainer.fast_dev_run=true`) takes its few batches one by one.
     """
 
     def __init__(self, compile: bool = False, channels_last: bool = True, steps_per_call: int = 1) -> None:
@@ -47,7 +48,7 @@ class FastNetworks(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if self.steps_per_call > 1:
+        if self.steps_per_call > 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(pl_module, LatentVariableModel)
             assert isinstance(data, ImageDataModule)
@@ -66,7 +67,7 @@ class FastNetworks(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Not before: Lightning reads the schedulers' settings where it believes that it will use them."""
-        pl_module.automatic_optimization = self.steps_per_call == 1
+        pl_module.automatic_optimization = self._several is None
 
 
 class SteadyBar(RichProgressBar):
