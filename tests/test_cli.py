@@ -415,7 +415,12 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     # wrong values
     "no-config": (["fit", "-c", "configs/vae/nosuch.yaml"], 2, "nosuch.yaml"),
     "broken-config": (["fit", "-c", "{0}/broken.yaml"], 2, "broken.yaml"),
-    "type": ([*FIT, "--model.latent_size=big"], 2, r"model\.latent_size: .*big"),
+    "type": (
+        [*FIT, "--model.latent_size=big"],
+        2,
+        r"model\.latent_size: Expected a int; Expected a tuple. Got value: big",
+    ),
+    "shape": ([*FIT, "--model.latent_size=[4,x,2]"], 2, r"model\.latent_size: .*Got value: x"),
     "negative": ([*FIT, "--model.latent_size=-1"], 2, "latent_size is -1"),
     "zero": ([*FIT, "--model.latent_size=0"], 2, "latent_size is 0"),
     "hidden": ([*FIT, "--model.encoder.hidden_sizes=[0]"], 2, r"hidden_sizes \[0\]"),

@@ -30,6 +30,7 @@ _TYPE_THEORY = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: \[.*|Errors:|Given value( type)?:.*|"
     r"Problem with given class_path '[^']*':|Expected a <class 'NoneType'>|\.? Got value: Namespace\(.*"
 )
+_GIVEN = re.compile(r"Given value: (?!NestedArg|Namespace)(.*)")
 _NO_CLASS = re.compile(
     r"Expected a path but (\S+) either not accessible or invalid|Expected a dot import path string: (\S+)"
 )
@@ -69,6 +70,11 @@ def one_line(message: str) -> str:
         else:
             reasons.append(_TYPE_THEORY.sub("", line).strip(" -"))
     text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    given = _GIVEN.search(message)
+    if (
+        given and text.startswith("Expected") and "Got value" not in text
+    ):  # of several types, jsonargparse says it apart
+        text = f"{text}. Got value: {given[1]}"
     text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text)
     return f"{'.'.join(keys)}: {text}" if keys else text
 
