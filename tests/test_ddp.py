@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import DIGITS, EPOCHS, REPOSITORY, only, read_csv, run_cli
+from tests.helpers import DIGITS, REPOSITORY, only, read_csv, run_cli
+from tests.helpers import EPOCHS as EACH_EPOCH
 from vae_lightning.__main__ import main
 from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.data import Digits
@@ -28,6 +29,7 @@ from vae_lightning.types import UserError
 
 TWO = ("--trainer.accelerator=cpu", "--trainer.devices=2")
 ONE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.logger=false")
+EPOCHS = (*EACH_EPOCH, "--data.eval_batch_size=21")  # 9 batches of val and 17 of test: one rank has one more
 
 
 TINY = partial(MLP, hidden_sizes=(16,))
@@ -64,7 +66,7 @@ def test_two_processes_train(two: Path) -> None:
 
 
 def test_two_processes_report_what_one_reports(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampled or not: 355 test images, in five and three batches, the last of them short; each with its own noise."""
+    """Sampled or not: 355 test images, in nine and eight batches, the last of them short; each with its own noise."""
     both = read_results(two)
     monkeypatch.chdir(REPOSITORY)
     assert main(["test", "-c", str(two / "config.yaml"), f"--ckpt_path={two}", *ONE]) == 0
@@ -185,6 +187,8 @@ def test_ranks_evaluate_the_batches_of_one_rank_in_turn(world_size: int, batch_s
 
 
 def test_no_rank_is_without_a_batch() -> None:
+    with pytest.raises(UserError, match="no images"):  # not: too many devices
+        evaluation_batch_size(0, 500, 1)
     for total, world_size in itertools.product(range(1, 60), range(1, 20)):
         if total < world_size:
             with pytest.raises(UserError, match=f"{total} images for {world_size} ranks: each needs one"):

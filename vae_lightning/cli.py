@@ -267,7 +267,8 @@ class CLI(LightningCLI):
         batches = self.trainer.predict(**kwargs)
         if not batches:
             raise UserError("nothing was predicted: limit_predict_batches is 0")
-        device = self.trainer.strategy.root_device  # where the ranks can exchange them
+        # where the ranks can exchange them; one has no need to, and a GPU may not hold them all
+        device = self.trainer.strategy.root_device if self.trainer.world_size > 1 else torch.device("cpu")
         whole = {name: in_order([batch[name].to(device) for batch in batches]).cpu() for name in batches[0]}
         if not self.trainer.is_global_zero:
             return

@@ -145,6 +145,13 @@ def test_the_error_of_a_score_is_its_spread_over_samples(score: Score) -> None:
     assert 1 / 1.6 < np.sqrt(np.mean(np.square(errors))) / spread < 1.6
 
 
+def test_few_images_of_many_values_are_no_warning() -> None:
+    """40 orientations, of which the halves of 200 images train on 50: their error is found without a word."""
+    factor = RANDOM.integers(40, size=(200, 1))
+    errors = standard_error(partial(dci, num_trees=2), factor + RANDOM.normal(size=(200, 2)), factor, num_splits=2)
+    assert np.isfinite(errors).all()
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_a_code_that_never_moves_scores_nothing(score: Score) -> None:
     least = 1 / 3 if score is factor_vae_score else 0

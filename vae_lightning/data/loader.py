@@ -171,6 +171,8 @@ def evaluation_batch_size(total: int, batch_size: int, world_size: int) -> int:
     same numbers. More ranks than that do so where there is a batch of `batch_size` for each of them; else their batches
     are smaller, and what is sampled differs by its standard error.
     """
+    if total == 0:
+        raise UserError("the split has no images: there is nothing to evaluate")
     if total < world_size:
         raise UserError(f"{total} images for {world_size} ranks: each needs one to evaluate; use fewer devices")
     least = max(world_size, min(total, _EVALUATION_BATCHES))

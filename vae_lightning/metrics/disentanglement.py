@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import ClassVar, NamedTuple, TypeAlias
@@ -75,7 +76,9 @@ def dci(codes: Codes, factors: Factors, num_trees: int = 30) -> DCI:
     importance, gained = [], []
     for factor in factors.T:
         forest = RandomForestClassifier(num_trees, max_features=None, min_samples_leaf=2, random_state=0)
-        forest.fit(codes[train], factor[train])
+        with warnings.catch_warnings():  # of few images for a factor's values: each tree would say so
+            warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+            forest.fit(codes[train], factor[train])
         importance.append(forest.feature_importances_)
         chance = np.bincount(factor[test]).max() / len(factor[test])
         gained.append((forest.score(codes[test], factor[test]) - chance) / max(1 - chance, 1e-12))
