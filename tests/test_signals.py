@@ -231,7 +231,7 @@ import os, sys, time
 sys.path.insert(0, {repository!r})
 from vae_lightning.models import VAE
 def on_test_epoch_end(self):
-    print("evaluating", os.environ["LOCAL_RANK"], flush=True)
+    os.write(1, f"\\nevaluating {{os.environ['LOCAL_RANK']}}\\n".encode())  # in one piece: both write to one pipe
     time.sleep({seconds}[int(os.environ["LOCAL_RANK"])])
 VAE.on_test_epoch_end = VAE.on_validation_epoch_end = on_test_epoch_end
 from vae_lightning.__main__ import console

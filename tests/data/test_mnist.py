@@ -50,10 +50,11 @@ def test_mnist_reads_what_the_files_hold(tmp_path: Path, gz: bool, place: str) -
 
 def test_mnist_serves_pixels_scaled_to_one(tmp_path: Path) -> None:
     files = write_mnist(tmp_path / "MNIST" / "raw")
-    batch = next(iter(MNIST(str(tmp_path), verify=False).test_dataloader()))
-    assert batch["x"].dtype == torch.float32
-    assert torch.equal(batch["x"][:, 0], torch.from_numpy(files[TEST_IMAGES]).float() / 255)
-    assert batch["label"].tolist() == files[TEST_LABELS].tolist()
+    batches = list(MNIST(str(tmp_path), verify=False).test_dataloader())
+    x, labels = (torch.cat([batch[name] for batch in batches]) for name in ("x", "label"))
+    assert x.dtype == torch.float32
+    assert torch.equal(x[:, 0], torch.from_numpy(files[TEST_IMAGES]).float() / 255)
+    assert labels.tolist() == files[TEST_LABELS].tolist()
 
 
 def test_raw_files_come_before_gz(tmp_path: Path) -> None:
@@ -167,9 +168,10 @@ def test_binarized_mnist_reads_the_text_and_then_its_cache(tmp_path: Path) -> No
 
 def test_binarized_mnist_serves_zeros_and_ones(tmp_path: Path) -> None:
     files = write_binarized_mnist(tmp_path / "binarized_mnist")
-    batch = next(iter(binarized(tmp_path).test_dataloader()))
-    assert list(batch) == ["x"]
-    assert np.array_equal(batch["x"].flatten(1).numpy(), files[TEST].astype(np.float32))
+    batches = list(binarized(tmp_path).test_dataloader())
+    assert list(batches[0]) == ["x"]
+    x = torch.cat([batch["x"] for batch in batches])
+    assert np.array_equal(x.flatten(1).numpy(), files[TEST].astype(np.float32))
 
 
 def test_a_cache_older_than_its_text_is_made_anew(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ class LatentVariableModel(pl.LightningModule):
         return self.global_step if self.trainer.state.fn == "fit" else self._loaded_step
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["plateau"] = {"values": self._monitored(), "epochs": self._epochs_scheduled}
+        if self._trainer is not None:  # a model that was never fitted may be saved, too
+            checkpoint["plateau"] = {"values": self._monitored(), "epochs": self._epochs_scheduled}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = int(checkpoint.get("global_step", 0))
