@@ -34,6 +34,18 @@ def test_converges_to_the_exact_log_p() -> None:
     assert few < exact.mean()
 
 
+def test_the_networks_run_in_full_precision_for_it_whatever_they_train_in() -> None:
+    """Under bf16-mixed the test's own ELBO is of bfloat16 networks, and each of the K weights of float32 ones."""
+    model, dtypes = VAE((1, 8, 8), 2, likelihood=partial(Binomial, num_steps=16)), []
+    model.decoder.register_forward_hook(lambda *call: dtypes.append((len(call[2]), call[2].dtype)))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks = [MarginalLikelihood(num_samples=7, chunk_size=7)]
+    trainer = pl.Trainer(accelerator="cpu", precision="bf16-mixed", limit_test_batches=1, callbacks=callbacks, **quiet)  # type: ignore[arg-type]
+    trainer.test(model, datamodule=Digits(), verbose=False)
+    assert (1, torch.bfloat16) in dtypes
+    assert {dtype for num_samples, dtype in dtypes if num_samples == 7} == {torch.float32}
+
+
 @pytest.mark.parametrize(("num_samples", "chunk_size"), [(1, 20), (7, 3), (20, 20), (21, 20)])
 def test_every_sample_counts_once_whatever_the_chunk(num_samples: int, chunk_size: int) -> None:
     """At the exact posterior each weight is p(x): a sample too many or too few would show as log((K +- 1) / K)."""
