@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -61,14 +60,13 @@ class Trace:
     x: Tensor
     p_x: Distribution
     latents: Mapping[str, Latent] = field(default_factory=dict)
+    _known: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def log_likelihood(self) -> Tensor:
         """log p(x|z), at the samples: [K, B] nats."""
-        return self._log_likelihood
-
-    @cached_property
-    def _log_likelihood(self) -> Tensor:
-        return self.p_x.log_prob(self.x)  # once, however many terms of an objective ask for it
+        if "log_likelihood" not in self._known:  # once, however many terms of an objective ask for it
+            self._known["log_likelihood"] = self.p_x.log_prob(self.x)
+        return self._known["log_likelihood"]
 
     def kl(self) -> dict[str, Tensor]:
         """KL(q || p) of every latent, averaged over the samples where it depends on them: [B] nats each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,8 +19,9 @@ from vae_lightning.types import Network, UserError
 
 class FastNetworks(pl.Callback):
     """`channels_last`: convolutions hold their weights, and so their images, as [N, H, W, C] in memory: the same
-    numbers up to rounding, faster on a GPU's tensor cores and on a CPU. `compile`: each network is compiled in place
-    (torch.compile), so that a checkpoint keeps its names; at the first batches that takes up to a minute.
+    numbers up to rounding, faster on a GPU's tensor cores and on a CPU. `compile`: networks, densities and objective
+    become one function (torch.compile), with the same noise; where the objective does not allow that, each network
+    alone does. A checkpoint keeps its names. At the first batches it takes up to a minute.
     `steps_per_call`: so many batches, and steps, in one round of Lightning's loop, for networks so small that the loop
     costs as much as they do. The weights are the same; checkpoints and validation come between rounds. A trial
     (`--trainer.fast_dev_run=true`) takes its few batches one by one.
@@ -56,18 +58,26 @@ class FastNetworks(pl.Callback):
             data.batches_per_call = self.steps_per_call
             # counted in calls, where the logging interval is one of steps
             warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
-        if self.compile:  # an objective may go back through a network twice (DReG): the first pass must leave it whole
-            torch._functorch.config.donated_buffer = False
-        for network in pl_module.modules():
-            if isinstance(network, Network):
-                if self.channels_last:
-                    network.to(memory_format=torch.channels_last)
-                if self.compile:
-                    network.compile()
+        networks = [network for network in pl_module.modules() if isinstance(network, Network)]
+        if self.channels_last:
+            for network in networks:
+                network.to(memory_format=torch.channels_last)
+        if self.compile:
+            assert isinstance(pl_module, LatentVariableModel)
+            _compile(pl_module, networks)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Not before: Lightning reads the schedulers' settings where it believes that it will use them."""
         pl_module.automatic_optimization = self._several is None
+
+
+def _compile(model: LatentVariableModel, networks: Sequence[Network]) -> None:
+    if model.objective.in_one_graph:
+        model.compiled = torch.compile(model.loss_and_terms, options={"fallback_random": True})
+        return
+    torch._functorch.config.donated_buffer = False  # the objective goes back through a network twice
+    for network in networks:
+        network.compile()
 
 
 class SteadyBar(RichProgressBar):

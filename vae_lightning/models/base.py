@@ -30,6 +30,7 @@ from vae_lightning.types import Batch, UserError
 
 OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]
 SchedulerRecipe: TypeAlias = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
 _TRAIN, _EVALUATE = 0, 1  # streams of noise that never meet
 
@@ -58,6 +59,7 @@ class LatentVariableModel(pl.LightningModule):
         self._loaded_values: dict[str, float] = {}
         self._epochs_scheduled = 0
         self.several: SeveralSteps | None = None  # set where `training_step` is given several batches at once
+        self.compiled: LossAndTerms | None = None  # set where `loss_and_terms` is compiled
 
     @abstractmethod
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
@@ -81,26 +83,32 @@ class LatentVariableModel(pl.LightningModule):
 
     def loss_of(self, batch: Batch, index: int) -> tuple[Tensor, bool]:
         """The loss of the epoch's batch number `index`, with that batch's noise; and whether it was logged."""
+        self._check_before_compiled(batch)
         self._reseed(self.global_rank, _TRAIN, self.current_epoch, index)
-        terms, trace = self._evaluate(batch)
+        loss, terms, scalars = (self.compiled or self.loss_and_terms)(batch, self.objective_step)
         interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_due = bool(interval) and (self.global_step + 1) % interval == 0
         if is_due:
             speed = {"images_per_second": self._speed.read() * self.trainer.world_size}
-            scalars = {**self._scalars(trace), **self.objective.coefficients(self.global_step), **speed}
-            self._log("train", terms, scalars)
+            self._log("train", terms, {**scalars, **self.objective.coefficients(self.global_step), **speed})
         self._speed.images += len(batch["x"])
+        return loss, is_due
+
+    def loss_and_terms(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The loss, the objective's terms [B] and what else is logged: all of a step's mathematics, in one function
+        that looks at nothing but the networks, so that it can be compiled as one."""
+        terms, trace = self._evaluate(batch, step)
         loss = terms["loss"].mean()
         # times 1, or NaN: a loss that is not finite has a gradient that is not, and the mean over ranks tells them all
-        return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan), is_due
+        return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan), terms, self._scalars(trace)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        terms, trace = self._evaluate(batch)
+        terms, trace = self._evaluate(batch, self.objective_step)
         self._log("val", terms, self._scalars(trace))
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The objective's terms of every image [B], for whoever asks how far they spread."""
-        terms, trace = self._evaluate(batch)
+        terms, trace = self._evaluate(batch, self.objective_step)
         self._log("test", terms, self._scalars(trace))
         return terms
 
@@ -111,11 +119,23 @@ class LatentVariableModel(pl.LightningModule):
         labels = {name: batch[name] for name in ("label",) if name in batch}
         return {"reconstruction": trace.p_x.mean[0], **latents, **labels}
 
-    def _evaluate(self, batch: Batch) -> tuple[dict[str, Tensor], Trace]:
+    def _evaluate(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Trace]:
         trace = self.trace(batch, self.objective.num_samples)
-        self._check_once(trace)
-        with torch.autocast(self.device.type, enabled=False):
-            return self.objective(trace, self.objective_step), trace
+        if not torch.compiler.is_compiling():
+            self._check_once(trace)
+        with torch.autocast(batch["x"].device.type, enabled=False):
+            return self.objective(trace, step), trace
+
+    @torch.no_grad()
+    def _check_before_compiled(self, batch: Batch) -> None:
+        """A compiled step checks nothing: once in a stage this does, and leaves the networks' statistics alone."""
+        if self.compiled is None or str(self.trainer.state.stage) in self._stages_checked:
+            return
+        training = [module for module in self.modules() if module.training]
+        self.eval()
+        self._check_once(self.trace(batch, self.objective.num_samples))
+        for module in training:
+            module.training = True
 
     @property
     def objective_step(self) -> int:
@@ -158,7 +178,7 @@ class LatentVariableModel(pl.LightningModule):
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
-    def _log(self, stage: str, terms: dict[str, Tensor], scalars: dict[str, float | Tensor]) -> None:
+    def _log(self, stage: str, terms: dict[str, Tensor], scalars: Mapping[str, float | Tensor]) -> None:
         # times world_size: Lightning averages this integer over the ranks, and rounds where they hold unequal counts
         batch_size = len(terms["loss"]) * self.trainer.world_size
         values = {**{name: term.detach().mean() for name, term in terms.items()}, **scalars}
@@ -166,7 +186,7 @@ class LatentVariableModel(pl.LightningModule):
             self.log(f"{stage}/{name}", value, batch_size=batch_size, sync_dist=True, prog_bar=name == "elbo")
 
     @staticmethod
-    def _scalars(trace: Trace) -> dict[str, float | Tensor]:
+    def _scalars(trace: Trace) -> dict[str, Tensor]:
         sigma = noise_scale(trace.p_x)
         return {} if sigma is None else {"sigma": sigma.detach()}
 

@@ -87,6 +87,7 @@ class GECO(Objective):
     multiplier has come to rest it is an ELBO's with beta = 1 / multiplier, times the multiplier.
     """
 
+    in_one_graph = False
     multiplier: Tensor
     average: Tensor
 

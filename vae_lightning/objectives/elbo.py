@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,14 @@ from vae_lightning.trace import Trace
 
 
 class Objective(nn.Module, ABC):
-    """(trace, step) -> terms [B] in nats, `loss` among them. `num_samples` is the K that it wants of a trace."""
+    """(trace, step) -> terms [B] in nats, `loss` among them. `num_samples` is the K that it wants of a trace.
+
+    `in_one_graph`: may torch.compile make one function of trace and objective? Not where the objective asks autograd
+    for a slope, or changes a buffer that its loss depends on: what comes out would be another gradient.
+    """
 
     num_samples: int = 1
+    in_one_graph: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]: ...

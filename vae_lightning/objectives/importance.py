@@ -43,6 +43,8 @@ class DReG(IWAE):
     The gradient of theta, the prior's included, is the IWAE's own. Costs one more pass back through the decoder.
     """
 
+    in_one_graph = False
+
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
         log_p, log_q = log_joint(trace), log_posterior(trace)  # [K, B] each
         log_w = log_p - log_q
@@ -60,6 +62,8 @@ class STL(Objective):
     (Roeder, Wu & Duvenaud 2017, https://arxiv.org/abs/1703.09194): where q is the exact posterior the gradient of phi
     is zero for every single sample, not only on average. In the IWAE the same step would have a bias: there is DReG.
     """
+
+    in_one_graph = False
 
     def __init__(self, beta: float | Schedule = 1.0, num_samples: int = 1) -> None:
         super().__init__()
@@ -108,6 +112,8 @@ class PIWAE(MIWAE):
     the first, a lower bound of log p(x); `miwae` is the other. Rainforth et al. 2018. Costs one more pass back through
     the decoder.
     """
+
+    in_one_graph = False
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
         log_w, log_p = trace.log_weight(), log_joint(trace)  # [M K, B] each
@@ -165,6 +171,7 @@ def through_samples(value: Tensor, trace: Trace, weight: Tensor | float = 1.0) -
     `weight` [K, B] is a constant, and kept out of d value / d z: in a float16 network, through which that goes without
     the scale of the loss, a small weight would be the end of a small slope.
     """
+    assert not torch.compiler.is_compiling(), "an objective that calls this says in_one_graph = False"
     zero = torch.zeros_like(value)
     later: list[Tensor] = []
     slopes: list[Tensor] = []
