@@ -116,12 +116,18 @@ class ImageLoader:
             gathered = ahead(gathered, depth=2)
         for index, batch in gathered:
             index, batch = self._on_device(index), {name: self._on_device(value) for name, value in batch.items()}
-            batch["x"] = self.transform(batch["x"], index, self.seed, self.epoch)
-            yield batch if self.batches_per_call == 1 else self._split(batch)
+            if self.batches_per_call == 1:
+                yield self._transformed(index, batch)
+            else:  # one by one: what lies between bytes and x of one batch fits in a cache, of many it does not
+                yield [self._transformed(*part) for part in self._split(index, batch)]
 
-    def _split(self, batch: Batch) -> list[Batch]:
-        parts = {name: values.split(self.batch_size) for name, values in batch.items()}
-        return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
+    def _transformed(self, index: Tensor, batch: Batch) -> Batch:
+        return {**batch, "x": self.transform(batch["x"], index, self.seed, self.epoch)}
+
+    def _split(self, index: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+        parts = [values.split(self.batch_size) for values in (index, *batch.values())]
+        for first, *others in zip(*parts, strict=True):
+            yield first, dict(zip(batch, others, strict=True))
 
     def _num_images(self) -> int:
         """Of this rank, in an epoch of training."""
