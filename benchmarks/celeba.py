@@ -27,6 +27,7 @@ from benchmarks.celeba_data import training_files, write_layout
 from benchmarks.loops import Setting, bare_loop, device
 from benchmarks.mnist import kl
 from benchmarks.timing import EpochTimer, record
+from vae_lightning.__main__ import keep_memory
 from vae_lightning.data import CelebA
 from vae_lightning.networks import ConvDecoder, ConvEncoder
 
@@ -170,7 +171,8 @@ def data_jpeg(args: argparse.Namespace) -> None:
 
 
 def data_ours(args: argparse.Namespace) -> None:
-    """One core: whole float batches from the data module's training loader."""
+    """One core: whole float batches from the data module's training loader, in a process set up as the CLI's is."""
+    keep_memory()
     torch.set_num_threads(1)
     module = data_module(args.data_dir, args.batch_size)
     module.prepare_data()

@@ -27,10 +27,9 @@ LEARNING_RATE = 1e-3
 
 CEILINGS = {
     "float32": Setting(),
-    "medium": Setting(matmul_precision="medium"),
     "bf16": Setting(bf16=True),
     "compiled": Setting(compile=True),
-    "compiled_medium": Setting(matmul_precision="medium", compile=True),
+    "compiled_bf16": Setting(bf16=True, compile=True),
 }
 
 
@@ -128,15 +127,15 @@ def ceiling(args: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision(setting.matmul_precision)
     pixels = datasets.MNIST(args.data_dir, train=True).data.flatten(1).to(where)
     net = Net().to(where)
-    forward: Callable[..., Any] = torch.compile(net) if setting.compile else net
 
     def step_loss(x: Tensor) -> Tensor:
         with torch.autocast(where.type, torch.bfloat16, enabled=setting.bf16):
-            outputs = forward(x)
+            outputs = net(x)
         logits, mu, log_var = (output.float() for output in outputs)
         return (F.binary_cross_entropy_with_logits(logits, x, reduction="sum") + kl(mu, log_var)) / len(x)
 
-    watch = bare_loop(step_loss, net, pixels, _above_half, BATCH_SIZE, args.epochs, LEARNING_RATE)
+    compiled: Callable[[Tensor], Tensor] = torch.compile(step_loss) if setting.compile else step_loss
+    watch = bare_loop(compiled, net, pixels, _above_half, BATCH_SIZE, args.epochs, LEARNING_RATE)
     watch.write()
     record_elbo(lambda x: recipe_terms(net, x), args.data_dir, "threshold", where)
 

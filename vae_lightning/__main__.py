@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     _share_cores()
-    _keep_memory()
+    keep_memory()
     if args[0] == "doctor":
         from vae_lightning.doctor import main as doctor  # torch alone, and what is broken may not be imported
 
@@ -72,7 +72,7 @@ def _share_cores() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Let glibc keep what a step frees for the next one, which wants as much, and not give it back to the system.
 
     Each step would touch its memory for the first time again, page by page: of a convolutional network's step on a CPU
