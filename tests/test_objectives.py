@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, StudentT
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
-from vae_lightning.distributions import RealNVP
+from vae_lightning.distributions import Family, RealNVP
 from vae_lightning.objectives import (
     CIWAE,
     ELBO,
@@ -126,6 +126,34 @@ def test_the_same_numbers_without_gradients(name: str) -> None:
     with torch.inference_mode():
         without = model.objective(model.trace({"x": X}, model.objective.num_samples), 3)
     torch.testing.assert_close(without, {key: term.detach() for key, term in with_gradients.items()})
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@ROWS
+def test_one_compiled_graph_has_the_same_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At steps that a schedule tells apart; an objective of which this is not so has to say it."""
+    monkeypatch.setattr(Family, "validate_args", False)  # as it is outside of tests
+    monkeypatch.setattr(Distribution, "_validate_args", False)
+    model = linear_gaussian(OBJECTIVES[name].make)
+    if not model.objective.in_one_graph:
+        pytest.skip(f"{name} says that it has another gradient in one graph; its networks are compiled alone")
+    monkeypatch.setattr(model, "_check_once", id)  # it asks a Trainer for the stage
+    torch._dynamo.reset()
+    compiled = torch.compile(model.loss_and_terms, backend="aot_eager", fullgraph=True)
+    for step in (0, 3, 4):
+        found = []
+        for function in (model.loss_and_terms, compiled):
+            torch.manual_seed(step)
+            loss, terms, _ = function({"x": X}, step)
+            slopes = torch.autograd.grad(loss, list(model.parameters()))
+            found.append([loss, *slopes, *terms.values()])
+        torch.testing.assert_close(found[1], found[0])
+
+
+def test_what_has_another_gradient_in_one_graph() -> None:
+    """Those that ask autograd for a slope, and the one that changes its multiplier."""
+    alone = {name.split(",")[0] for name, row in OBJECTIVES.items() if not row.make().in_one_graph}
+    assert alone == {"STL", "DReG", "PIWAE", "GECO"}
 
 
 @ROWS

@@ -108,6 +108,20 @@ def test_several_steps_are_the_same_steps(flags: dict[str, Any]) -> None:
     assert log.rows == log_of_one.rows
 
 
+def test_callbacks_are_asked_at_every_step() -> None:
+    """Those that have a hook within a step, by a class or by a function; afterwards all of them are there again."""
+    calls: list[str] = []
+
+    class Listener(pl.Callback):
+        def on_after_backward(self, *args: Any) -> None:
+            calls.append("after backward")
+
+    given = pl.callbacks.LambdaCallback(on_before_optimizer_step=lambda *_: calls.append("before step"))
+    _, trainer, _ = fit(3, also=[Listener(), given, pl.Callback()], max_epochs=1)
+    assert calls == ["after backward", "before step"] * 7
+    assert [type(callback) for callback in trainer.callbacks][1:4] == [Listener, type(given), pl.Callback]  # type: ignore[attr-defined]
+
+
 def test_log_of_several_intervals_in_a_call() -> None:
     """Of two logging steps in one call the later one stands, at its own step."""
     one, several = fit(1)[2].rows, fit(6)[2].rows
