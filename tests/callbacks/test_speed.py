@@ -92,6 +92,16 @@ def test_a_compiled_step_checks_the_data_and_moves_no_statistic(monkeypatch: pyt
     assert all(torch.equal(value, compiled.state_dict()[name]) for name, value in plain.state_dict().items())
 
 
+@pytest.mark.parametrize("named", [None, "no-such-compiler"])
+def test_without_a_compiler_it_says_so(named: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    if named:
+        monkeypatch.setenv("CXX", named)
+    with pytest.raises(UserError, match=rf"found no {named or 'g[+][+]'}; install one"):
+        FastNetworks(compile=True).setup(pl.Trainer(accelerator="cpu", logger=False), VAE((1, 4, 4), 2), "fit")
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_an_objective_may_go_back_through_a_compiled_network_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """DReG's gradient is the same with compiled networks as without, which torch refuses where buffers are donated."""

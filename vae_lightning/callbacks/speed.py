@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -63,12 +65,22 @@ class FastNetworks(pl.Callback):
             for network in networks:
                 network.to(memory_format=torch.channels_last)
         if self.compile:
+            _find_compiler()
             assert isinstance(pl_module, LatentVariableModel)
             _compile(pl_module, networks)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Not before: Lightning reads the schedulers' settings where it believes that it will use them."""
         pl_module.automatic_optimization = self._several is None
+
+
+def _find_compiler() -> None:
+    named = os.environ.get("CXX")  # what torch takes in the place of these
+    if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"])):
+        raise UserError(
+            f"speed: compile wants a C++ compiler and found no {named or 'g++'}; install one (on Debian: apt install "
+            "g++), or leave out --speed.compile"
+        )
 
 
 def _compile(model: LatentVariableModel, networks: Sequence[Network]) -> None:
