@@ -76,7 +76,8 @@ def _commands(row: Row, records: Sequence[Record]) -> str:
     lines = [f"### {row.name}", "", "```sh", records[0]["command"] if records else row.command, "```"]
     if records and records[0]["command"] != row.command:
         lines += ["", f"The row has changed since; it is now `{row.command}`."]
-    return "\n".join([*lines, *(f"\n- {_facts(record)}" for record in records)])
+    facts = [_facts(record) for record in records] + ([row.remark] if row.remark and records else [])
+    return "\n".join([*lines, *(f"\n- {fact}" for fact in facts)])
 
 
 def _facts(record: Record) -> str:

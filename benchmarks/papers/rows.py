@@ -43,6 +43,7 @@ class Row:
     must: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
     not_run: str = ""
+    remark: str = ""
 
     @property
     def command(self) -> str:
