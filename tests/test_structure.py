@@ -24,7 +24,7 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "data": {"drawing", "noise", "types"},
     "drawing": {"noise", "types"},
     "metrics": {"data", "distributions", "models", "networks", "noise", "trace", "types"},
-    "callbacks": {"data", "metrics", "models", "noise", "ownership", "signals", "types"},
+    "callbacks": {"compiler", "data", "metrics", "models", "noise", "ownership", "signals", "types"},
 }
 
 

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from vae_lightning.compiler import compiler_name, find_compiler
+
 _GIB = 2**30
 MALWARE: Mapping[str, tuple[str, ...]] = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 """Releases that stole credentials as they were imported: GHSA-w37p-236h-pfx3."""
@@ -160,9 +162,10 @@ def check_torch(load: Callable[[str], Any] = importlib.import_module) -> Finding
 
 def check_compiler() -> Finding:
     """Of use to torch.compile alone, which is off unless `--speed.compile=true`."""
-    found = next((path for name in ("c++", "g++", "clang++", "cc", "gcc") if (path := shutil.which(name))), None)
+    found = find_compiler()
     if found is None:
-        return Finding("compiler", "warn", "no C++ compiler, so no --speed.compile", "on Debian: apt install g++")
+        said = f"no C++ compiler ({compiler_name()}), so no --speed.compile"
+        return Finding("compiler", "warn", said, "on Debian: apt install g++")
     headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
     lacks = "" if headers else ", without Python.h: --speed.compile may not work on a GPU"
     return Finding("compiler", "ok", f"{found}{lacks}")

@@ -88,7 +88,6 @@ def test_a_compiled_step_checks_the_data_and_moves_no_statistic(monkeypatch: pyt
     plain, compiled = (
         fitted(*fast, encoder=Normalised) for fast in ([], [FastNetworks(compile=True, channels_last=False)])
     )
-    assert compiled.compiled is not None
     assert all(torch.equal(value, compiled.state_dict()[name]) for name, value in plain.state_dict().items())
 
 
@@ -98,7 +97,7 @@ def test_without_a_compiler_it_says_so(named: str | None, monkeypatch: pytest.Mo
     monkeypatch.delenv("CXX", raising=False)
     if named:
         monkeypatch.setenv("CXX", named)
-    with pytest.raises(UserError, match=rf"found no {named or 'g[+][+]'}; install one"):
+    with pytest.raises(UserError, match=rf"found no ({named or 'g[+][+]|clang[+][+]'}); install one"):
         FastNetworks(compile=True).setup(pl.Trainer(accelerator="cpu", logger=False), VAE((1, 4, 4), 2), "fit")
 
 

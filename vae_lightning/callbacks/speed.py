@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
+from vae_lightning.compiler import compiler_name, find_compiler
 from vae_lightning.data import ImageDataModule
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.several import SeveralSteps
@@ -22,8 +21,9 @@ from vae_lightning.types import Network, UserError
 class FastNetworks(pl.Callback):
     """`channels_last`: convolutions hold their weights, and so their images, as [N, H, W, C] in memory: the same
     numbers up to rounding, faster on a GPU's tensor cores and on a CPU. `compile`: networks, densities and objective
-    become one function (torch.compile), with the same noise; where the objective does not allow that, each network
-    alone does. A checkpoint keeps its names. At the first batches it takes up to a minute.
+    become one function (torch.compile) for the steps of training, with the same noise; where the objective does not
+    allow that, each network alone does. A checkpoint keeps its names. At the first batches it takes up to a minute, and
+    the code is fitted to the sizes that come: a resumed run equals a whole one up to rounding, and not bit for bit.
     `steps_per_call`: so many batches, and steps, in one round of Lightning's loop, for networks so small that the loop
     costs as much as they do. The weights are the same; checkpoints and validation come between rounds. A trial
     (`--trainer.fast_dev_run=true`) takes its few batches one by one.
@@ -65,25 +65,26 @@ class FastNetworks(pl.Callback):
             for network in networks:
                 network.to(memory_format=torch.channels_last)
         if self.compile:
-            _find_compiler()
             assert isinstance(pl_module, LatentVariableModel)
-            _compile(pl_module, networks)
+            _compile(pl_module, networks, trainer.strategy.root_device)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Afterwards the model can be copied and pickled again: what is compiled knows this one alone."""
+        if isinstance(pl_module, LatentVariableModel):
+            pl_module.compiled = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Not before: Lightning reads the schedulers' settings where it believes that it will use them."""
         pl_module.automatic_optimization = self._several is None
 
 
-def _find_compiler() -> None:
-    named = os.environ.get("CXX")  # what torch takes in the place of these
-    if not any(shutil.which(name) for name in ([named] if named else ["g++", "clang++"])):
+def _compile(model: LatentVariableModel, networks: Sequence[Network], device: torch.device) -> None:
+    if device.type == "cpu" and find_compiler() is None:
         raise UserError(
-            f"speed: compile wants a C++ compiler and found no {named or 'g++'}; install one (on Debian: apt install "
+            f"speed: compile wants a C++ compiler and found no {compiler_name()}; install one (on Debian: apt install "
             "g++), or leave out --speed.compile"
         )
-
-
-def _compile(model: LatentVariableModel, networks: Sequence[Network]) -> None:
+    torch._dynamo.config.optimize_ddp = False  # it would cut the one function at DDP's buckets
     if model.objective.in_one_graph:
         model.compiled = torch.compile(model.loss_and_terms, options={"fallback_random": True})
         return

@@ -70,7 +70,8 @@ class SeveralSteps:
 @contextmanager
 def _only_listeners(trainer: pl.Trainer) -> Iterator[None]:
     """Within a step Lightning asks every callback at each of its hooks, a tenth of a millisecond in all for a dozen
-    that have nothing to say: here it asks those that have."""
+    that have nothing to say: here it asks those that have. A checkpoint saved from such a hook lacks the others' state.
+    """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     listeners = [callback for callback in callbacks if any(_overrides(callback, hook) for hook in _STEP_HOOKS)]
     trainer.callbacks = listeners  # type: ignore[attr-defined]
