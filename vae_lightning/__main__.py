@@ -8,8 +8,6 @@ import time
 
 from vae_lightning import signals
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
 HELP = """\
 vae-lightning: train, test and look at variational autoencoders.
 
@@ -85,8 +83,9 @@ def keep_memory() -> None:
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)
-        mallopt(_M_TRIM_THRESHOLD, 2**30)
+        mmap_threshold, trim_threshold = -3, -1  # their numbers in glibc's malloc.h
+        mallopt(mmap_threshold, 32 * 2**20)
+        mallopt(trim_threshold, 2**30)
 
 
 def _share_in_use(seconds: float = 0.1) -> float:
