@@ -13,7 +13,7 @@ from benchmarks.rounds import Claim, Contender, Results, Round, Suite, measured
 
 def summarise(suite: Suite, results: Results, header: dict[str, str]) -> dict[str, Any]:
     """What the results' JSON keeps of a suite: its header, its tables as text, every round as it was."""
-    rounds = [{name: measured(record) for name, record in one.items()} for one in results.rounds]
+    rounds = [{name: measured(record, results.nearest) for name, record in one.items()} for one in results.rounds]
     failures = {name: said for name, said in results.failures.items() if said != "not installed"}
     return {
         "title": suite.title,

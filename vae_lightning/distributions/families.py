@@ -14,7 +14,6 @@ from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent
 from torch.distributions import Laplace as TorchLaplace
 from torch.distributions import Normal as TorchNormal
@@ -166,8 +165,8 @@ class StudentT(_LocationScale):
 class Bernoulli(Family):
     """Bern(x; sigmoid(logit)), for pixels that are 0 or 1: a grey pixel has no probability under it."""
 
-    def pointwise(self, *params: Tensor) -> TorchBernoulli:
-        return TorchBernoulli(logits=params[0], validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.Bernoulli:
+        return pixels.Bernoulli(logits=params[0], validate_args=self.validate_args)
 
 
 class ContinuousBernoulli(Family):
