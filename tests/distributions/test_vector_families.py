@@ -264,6 +264,17 @@ def test_sigma_has_its_floor(name: str) -> None:
     torch.testing.assert_close(family(raw).stddev, torch.full((2,), 1e-3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("size", [10, 100])
+def test_the_gradient_through_a_full_covariance_is_no_louder_than_through_the_mean(size: int) -> None:
+    """However many dimensions: the encoder's features share their weights, and D^2 / 2 of them drown the others'."""
+    raw = torch.zeros(1000, FullNormal((size,)).param_shape[0], requires_grad=True)
+    FullNormal((size,))(raw).rsample().sum().backward()
+    assert raw.grad is not None
+    of_mean, of_sigma, of_w = raw.grad.square().split([size, size, raw.shape[1] - 2 * size], dim=1)
+    assert of_w.sum() < of_mean.sum()
+    assert of_w.sum() > 0.1 * of_sigma.sum()
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "normal" in name])
 def test_density_is_float32_under_autocast(name: str) -> None:
     """With networks in bfloat16 the density and the samples are those of the rounded features, in float32."""

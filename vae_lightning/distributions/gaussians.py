@@ -38,10 +38,13 @@ class VectorNormal(Family):
 
 
 class FullNormal(VectorNormal):
-    """N(mu, L L^T), with L lower triangular and its diagonal at least `min_sigma`: any covariance.
+    """N(mu, L L^T), with L = diag(sigma) (I + W / D^1/2), W strictly lower triangular: any covariance.
 
-    The features are mu [D], the raw diagonal of L [D] and what is below it, row by row [D (D - 1) / 2].
+    The features are mu [D], the raw sigma [D] and W, row by row [D (D - 1) / 2]; sigma is at least `min_sigma`.
     Closed-form KL against `StandardNormal` and every other Gaussian. O(D^2) in memory and in time.
+
+    The encoder's gradient passes through D^2 / 2 numbers in W, each with its own noise: by D^1/2 and sigma it is as
+    noisy as through the D of sigma, and trains as well.
     """
 
     @property
@@ -51,8 +54,9 @@ class FullNormal(VectorNormal):
     def distribution(self, features: Tensor) -> MultivariateNormal:
         mu, raw, below = features.split([self.size, self.size, self.param_shape[0] - 2 * self.size], dim=-1)
         rows, columns = torch.tril_indices(self.size, self.size, offset=-1, device=features.device)
-        factor = torch.diag_embed(self.sigma(raw))  # [..., D, D]
-        factor[..., rows, columns] = below
+        sigma = self.sigma(raw)
+        factor = torch.diag_embed(sigma)  # [..., D, D]
+        factor[..., rows, columns] = sigma[..., rows] * below / self.size**0.5
         return FullPrecisionNormal(mu, scale_tril=factor, validate_args=self.validate_args)
 
 
