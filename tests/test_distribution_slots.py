@@ -83,6 +83,9 @@ CASES: dict[str, tuple[Sequence[str], type, type]] = {
         d.ConvIAF,
         d.Binomial,
     ),
+    "linear IAF": (["--model.posterior=LinearIAF", "--model.prior=FlowPrior"], d.LinearIAF, d.Binomial),
+    "RealNVP": (["--model.posterior=RealNVP", "--model.prior=LearnedNormal"], d.RealNVP, d.Binomial),
+    "spline": (["--model.posterior=NeuralSplineFlow", "--model.objective=CIWAE"], d.NeuralSplineFlow, d.Binomial),
     "sphere": (["--model.posterior=VonMisesFisher", "--model.prior=UniformSphere"], d.VonMisesFisher, d.Binomial),
 }
 
@@ -98,6 +101,9 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "vectors": (["--model.posterior=IAF", "--model.latent_size=[3,2,2]"], 2, r"IAF: is a flow of vectors; .*ConvIAF"),
     "latent": (["--model.latent_size=[3,2]"], 2, r"latent_size is \[3, 2\]; .*\[channels, height, width\]"),
     "no gradient": (["--model.posterior=Categorical"], 1, "no pathwise gradient.*RelaxedCategorical"),
+    "a likelihood": (["--model.posterior=Bernoulli"], 1, "posterior Bernoulli: .*no pathwise gradient.*DiagonalNormal"),
+    "a family": ([PRIOR, "--model.prior.family=Nope"], 2, "Nope is no Family.*there are Bernoulli"),
+    "a schedule": (["--model.objective.beta=Nope"], 2, "Nope is no Schedule.*there are Constant, Cyclic, LinearWarmup"),
     "another space": (["--model.posterior=VonMisesFisher"], 1, "latent z: .*VonMisesFisher.*Normal.*UniformSphere"),
     "levels": (["--model.likelihood=DiscretizedLogistic"], 1, "DiscretizedLogistic gives no probability to a pixel"),
     "bits": (

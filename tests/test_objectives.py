@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, StudentT
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
+from vae_lightning import objectives
 from vae_lightning.distributions import Family, RealNVP
 from vae_lightning.objectives import (
     CIWAE,
@@ -78,6 +79,18 @@ OBJECTIVES: dict[str, Row] = {
 }
 ROWS = pytest.mark.parametrize("name", OBJECTIVES)
 X = torch.randn(6, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_every_objective_has_a_row() -> None:
+    exported = {cls for cls in vars(objectives).values() if isinstance(cls, type) and issubclass(cls, Objective)}
+    assert exported - {Objective} == {type(row.make()) for row in OBJECTIVES.values()}
+
+
+@pytest.mark.parametrize("make", [FreeBits, partial(BetaTC, dataset_size=6), InfoVAE])
+def test_what_weighs_latents_refuses_a_model_without_any(make: Callable[[], Objective]) -> None:
+    p_x = Independent(Normal(torch.zeros(1, 6, 2), 1.0), 1)
+    with pytest.raises(UserError, match="the model has no latents to weigh; choose ELBO"):
+        make()(Trace(torch.zeros(6, 2), p_x), 0)
 
 
 def bound(make: Callable[[], Objective], repeats: int, name: str, meet: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "noise": set(),
     "recipes": {"types"},
     "trust": {"checkpoint_io", "types"},
-    "trace": set(),
+    "trace": {"types"},
     "distributions": {"types"},
     "networks": {"types"},
     "objectives": {"trace", "types"},

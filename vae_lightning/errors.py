@@ -15,13 +15,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 from vae_lightning.data import ImageDataModule
 from vae_lightning.distributions import Family, Prior
 from vae_lightning.models import Condition, Inference, LatentVariableModel
-from vae_lightning.objectives import Objective
+from vae_lightning.objectives import Kernel, Objective, Schedule
 from vae_lightning.types import Network, UserError
 
 SLOTS: dict[str, type] = {
     **{"encoder": Network, "decoder": Network, "posterior": Family, "likelihood": Family},
     **{"embedding": Network, "prior_network": Network, "transition": Network, "upward": Network},
     **{"condition": Condition, "inference": Inference},
+    **{"family": Family, "kernel": Kernel, "beta": Schedule, "capacity": Schedule},
     **{"prior": Prior, "objective": Objective, "model": LatentVariableModel, "data": ImageDataModule},
 }
 

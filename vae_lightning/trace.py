@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from vae_lightning.types import UserError
+
 
 @dataclass(frozen=True)
 class Latent:
@@ -92,6 +94,17 @@ class Trace:
         pointwise = getattr(constraint, "base_constraint", constraint)
         bad = self.x[~pointwise.check(self.x).expand(self.x.shape)]
         return bad[0].item() if torch.numel(bad) else None
+
+
+def draw(q: Distribution, *sample_shape: int) -> Tensor:
+    """z ~ q, with the pathwise gradient that trains an encoder: [*sample_shape, *batch, *event]."""
+    if not q.has_rsample:
+        raise UserError(
+            f"posterior {kind(q)}: a sample of it has no pathwise gradient, so an encoder could not be trained through "
+            "it; choose DiagonalNormal, for classes RelaxedCategorical, or Categorical with straight_through=true "
+            "(biased)"
+        )
+    return q.rsample(torch.Size(sample_shape))
 
 
 def factors(distribution: Distribution) -> Distribution | None:

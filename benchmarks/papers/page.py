@@ -49,7 +49,7 @@ def measured(row: Row, records: Sequence[Record], root: Path) -> str:
     if row.metric == "test/nll":
         conditions.append(f"K = {records[0]['nll']['num_samples']:,}")
         elbo = figure(row, records, "test/elbo")
-        conditions += [f"ELBO {elbo.value:.2f}"] if elbo else []
+        conditions += [f"ELBO {said(elbo)}"] if elbo else []
         ess = figure(row, records, "test/nll_ess")
         conditions += [f"{ess.value:.0f} effective"] if ess else []
     conditions += [f"seeds {', '.join(map(str, row.seeds))}"] if len(row.seeds) > 1 else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -89,11 +90,17 @@ def collect(row: Row, runs: Path, kept: Sequence[Record]) -> list[Record]:
     """For each seed the newest finished run in `runs`/papers/<row>, else what was kept; in the order of the seeds."""
     found = {record["seed"]: record for record in kept}
     folders = sorted(path.parent for path in (runs / "papers" / row.name).glob("*/results.json"))
-    for folder in folders:  # named by the time: the newest comes last
+    for folder in folders:
         record = record_of(row, folder)
-        if found.get(record["seed"], {}).get("run", "") < record["run"]:
+        known = found.get(record["seed"], {}).get("run", "")
+        if known != record["run"] and _made(known) <= _made(record["run"]):
             found[record["seed"]] = record
     return [found[seed] for seed in row.seeds if seed in found]
+
+
+def _made(run: str) -> str:
+    """The time that a run is named by, to be compared; one with a name of its own counts as older than all of these."""
+    return run if re.match(r"\d{8}-\d{6}", run) else ""
 
 
 def record_of(row: Row, folder: Path) -> Record:
@@ -145,4 +152,8 @@ def judged(row: Row, rows: Mapping[str, Row], kept: Kept) -> str:
     gap = (other.value - mine.value) * (1 if bound == "below" else -1)
     error = math.hypot(mine.error, other.error)
     digits = 2 if abs(gap) >= 0.1 else 3
-    return f"{'met' if gap > 0 else 'MISSED'}: {gap:.{digits}f} ± {error:.{digits}f} {bound} {value}"
+    said = f"{'met' if gap > 0 else 'MISSED'}: {gap:.{digits}f} ± {error:.{digits}f} {bound} {value}"
+    my_elbo, its_elbo = (figure(one, kept.get(one.name, []), "test/elbo") for one in (row, rows[value]))
+    if row.metric != "test/nll" or my_elbo is None or its_elbo is None:
+        return said
+    return f"{said}; ELBO {my_elbo.value - its_elbo.value:+.2f} ± {math.hypot(my_elbo.error, its_elbo.error):.2f}"

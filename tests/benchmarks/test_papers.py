@@ -138,6 +138,14 @@ def test_a_row_that_changed_since_its_run_says_so(table: Table) -> None:
     assert table.kept["first"][0]["command"].endswith('--nll.num_samples=50"')
 
 
+def test_a_new_run_takes_the_place_of_one_whose_name_is_no_time(table: Table) -> None:
+    run = write_run(table.folder / "elsewhere", "anything", "by_hand", nll=88.0, nll_stderr=0.1)
+    assert table("--record", f"first={run}") == 0
+    write_run(table.runs, "first", "20260101-000000-aaaa", nll=87.0, nll_stderr=0.1)
+    assert table() == 0
+    assert table.kept["first"][0]["run"] == "20260101-000000-aaaa"
+
+
 def test_a_row_waits_for_all_its_seeds(table: Table) -> None:
     write_run(table.runs, "scores", "20260101-000000-aaaa", seed=1, mig=0.1)
     assert table() == 0

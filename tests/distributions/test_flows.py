@@ -248,11 +248,11 @@ def test_iaf_starts_near_the_identity(family: Callable[..., Family], shape: Shap
 
 
 def test_linear_iaf_is_its_matrix_times_a_diagonal_gaussian() -> None:
-    """z = L y with the features' own L, mu, sigma."""
+    """z = L y with mu, sigma and L = I + W / 3^1/2 of the features."""
     family = LinearIAF((3,), min_sigma=0.0).double()
     raw = features(family)
     matrix = torch.eye(3, dtype=torch.float64)
-    matrix[1, 0], matrix[2, 0], matrix[2, 1] = raw[6], raw[7], raw[8]
+    matrix[1, 0], matrix[2, 0], matrix[2, 1] = raw[6:] / 3**0.5
     variance = torch.diag(torch.nn.functional.softplus(raw[3:6]) ** 2)
     q = family(raw)
     torch.testing.assert_close(q.mean, matrix @ raw[:3])

@@ -15,6 +15,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
+from vae_lightning import distributions
 from vae_lightning.checkpoints import load_model
 from vae_lightning.distributions import (
     IAF,
@@ -76,6 +77,12 @@ def make(name: str, event_shape: Shape) -> Prior:
         for weight in prior.double().parameters():
             weight.add_(0.3 * torch.randn_like(weight))
     return prior
+
+
+def test_every_prior_has_a_row() -> None:
+    """But the uniform one on the sphere, which has no density in R^D to integrate: its laws are by themselves."""
+    exported = {cls for cls in vars(distributions).values() if isinstance(cls, type) and issubclass(cls, Prior)}
+    assert exported - {Prior, UniformSphere} == {type(recipe((2,))) for recipe in PRIORS.values()}
 
 
 @ROWS

@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from tests.distributions.test_families import FAMILIES as POINTWISE
+from tests.distributions.test_flows import FLOWS, shape_of
 from vae_lightning import distributions
 from vae_lightning.distributions import (
     Categorical,
     Dirichlet,
     Family,
     FullNormal,
+    LinearIAF,
     LowRankNormal,
     RankOneNormal,
     RelaxedCategorical,
     VonMisesFisher,
 )
+from vae_lightning.trace import draw
 from vae_lightning.types import Shape, UserError
 
 
@@ -90,7 +94,6 @@ FAMILIES: dict[str, tuple[Callable[[Shape], Family], Callable[[], Grid]]] = {
     "von Mises-Fisher, sphere": (VonMisesFisher, ball_surface),
 }
 ROWS = pytest.mark.parametrize("name", FAMILIES)
-WITH_A_TABLE_HERE = {"families", "gaussians", "groups", "intervals", "levels"}  # modules of vae_lightning.distributions
 PATHWISE = pytest.mark.parametrize("name", [name for name in FAMILIES if name != "categorical"])
 GROUPED = pytest.mark.parametrize("kind", [Dirichlet, Categorical, RelaxedCategorical, VonMisesFisher])
 
@@ -112,11 +115,11 @@ def z_score(samples: Tensor, expected: Tensor) -> float:
 
 
 def test_every_family_has_a_row() -> None:
-    """In this table or in the one of independent dimensions."""
+    """In this table, or in those of independent dimensions and of flows."""
     exported = {cls for cls in vars(distributions).values() if isinstance(cls, type) and issubclass(cls, Family)}
-    ours = {cls for cls in exported - {Family} if cls.__module__.rpartition(".")[2] in WITH_A_TABLE_HERE}
     rows = [(row[0], (1,)) for row in POINTWISE.values()] + [(row[0], (4,)) for row in FAMILIES.values()]
-    assert ours == {type(recipe(shape)) for recipe, shape in rows}
+    rows += [(recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()]
+    assert exported - {Family} == {type(recipe(shape)) for recipe, shape in rows}
 
 
 @ROWS
@@ -233,8 +236,24 @@ def test_groups_are_independent(kind: type[Family]) -> None:
 
 
 def test_a_one_hot_sample_has_no_pathwise_gradient() -> None:
-    with pytest.raises(UserError, match=r"no pathwise gradient.*RelaxedCategorical"):
-        Categorical((3,))(torch.zeros(4, 3)).rsample()
+    with pytest.raises(UserError, match=r"OneHot: .* no pathwise gradient.*RelaxedCategorical"):
+        draw(Categorical((3,))(torch.zeros(4, 3)))
+
+
+def test_a_sampled_kl_of_one_hot_vectors_has_the_gradient_of_the_exact_one() -> None:
+    """On average, through straight-through samples: else an encoder would pay nothing for it."""
+    family = Categorical((3,), straight_through=True)
+    raw, p = torch.tensor([1.0, 0.0, -0.5], dtype=torch.float64), family(torch.tensor([0.3, -0.2, 0.0]).double())
+    of_each = raw.expand(200_000, 3).clone().requires_grad_()
+    q = family(of_each)
+    z = draw(q)
+    (q.log_prob(z) - p.log_prob(z)).sum().backward()
+    one = raw.clone().requires_grad_()
+    kl_divergence(family(one), p).backward()
+    assert of_each.grad is not None
+    assert one.grad is not None
+    assert one.grad.abs().max() > 0.1
+    assert z_score(of_each.grad, one.grad) < 5
 
 
 def test_straight_through_samples_are_one_hot_and_carry_the_gradient_of_the_probabilities() -> None:
@@ -264,11 +283,25 @@ def test_sigma_has_its_floor(name: str) -> None:
     torch.testing.assert_close(family(raw).stddev, torch.full((2,), 1e-3, dtype=torch.float64))
 
 
+def test_a_full_covariance_is_made_of_sigma_and_w_by_rows() -> None:
+    """L = diag(sigma) (I + W / 3^1/2), with W = [[0, 0, 0], [1, 0, 0], [2, 3, 0]]."""
+    raw = torch.tensor([0.5, -1, 2, 0.1, 0.2, 0.3, 1, 2, 3], dtype=torch.float64)
+    sigma = 1e-3 + torch.nn.functional.softplus(raw[3:6])
+    w = torch.tensor([[0, 0, 0], [1, 0, 0], [2, 3, 0]], dtype=torch.float64)
+    factor = sigma.diag() @ (torch.eye(3, dtype=torch.float64) + w / 3**0.5)
+    q = FullNormal((3,))(raw)
+    torch.testing.assert_close(q.mean, raw[:3])
+    torch.testing.assert_close(q.covariance_matrix, factor @ factor.mT)
+
+
 @pytest.mark.parametrize("size", [10, 100])
-def test_the_gradient_through_a_full_covariance_is_no_louder_than_through_the_mean(size: int) -> None:
+@pytest.mark.parametrize("kind", [FullNormal, LinearIAF])
+def test_the_gradient_through_a_full_covariance_is_no_louder_than_through_the_mean(
+    kind: Callable[[Shape], Family], size: int
+) -> None:
     """However many dimensions: the encoder's features share their weights, and D^2 / 2 of them drown the others'."""
-    raw = torch.zeros(1000, FullNormal((size,)).param_shape[0], requires_grad=True)
-    FullNormal((size,))(raw).rsample().sum().backward()
+    raw = torch.zeros(1000, *kind((size,)).param_shape, requires_grad=True)
+    draw(kind((size,))(raw)).sum().backward()
     assert raw.grad is not None
     of_mean, of_sigma, of_w = raw.grad.square().split([size, size, raw.shape[1] - 2 * size], dim=1)
     assert of_w.sum() < of_mean.sum()

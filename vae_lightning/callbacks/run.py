@@ -28,6 +28,8 @@ _UNITS = {
     "nll_bpd": "bits per dimension",
     "nll_ess": "samples, of nll.num_samples",
     "dead_dimensions": "dimensions",
+    "mmd": "none: a squared maximum mean discrepancy",
+    "sigma": "that of a pixel, which is in [0, 1]",
 }
 
 

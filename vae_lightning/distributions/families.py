@@ -3,6 +3,8 @@
 To add one: subclass `Family`, say how many numbers it wants for each dimension (`num_params`) and build the
 distribution of one dimension from them (`pointwise`); or, where dimensions depend on each other, override `param_shape`
 and `distribution`. Add a row to the table in `tests/distributions/`: every law is checked.
+
+A density whose docstring names no source is a textbook's (Bishop, "Pattern Recognition and Machine Learning", 2006).
 """
 
 from __future__ import annotations
@@ -170,7 +172,10 @@ class Bernoulli(Family):
 
 
 class ContinuousBernoulli(Family):
-    """CB(x; logit), a density of grey values in [0, 1] that a Bernoulli's cross-entropy is often mistaken for."""
+    """CB(x; logit), a density of grey values in [0, 1] that a Bernoulli's cross-entropy is often mistaken for.
+
+    Loaiza-Ganem & Cunningham 2019 (https://arxiv.org/abs/1907.06845); formula in `pixels.ContinuousBernoulli`.
+    """
 
     def pointwise(self, *params: Tensor) -> pixels.ContinuousBernoulli:
         return pixels.ContinuousBernoulli(params[0], validate_args=self.validate_args)

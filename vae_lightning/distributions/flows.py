@@ -262,7 +262,8 @@ class LinearIAF(VectorNormal):
     """z = L(x) y, y ~ N(mu(x), diag sigma(x)^2), L unit lower triangular: q(z|x) = N(L mu, L diag sigma^2 L^T).
 
     Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), section 4: one linear autoregressive step makes any Gaussian
-    of full covariance. Features [..., 2 D + D (D - 1) / 2] hold mu, the raw scale, and L below its diagonal, by rows.
+    of full covariance. Features [..., 2 D + D (D - 1) / 2] hold mu, the raw scale, and by rows W of L = I + W / D^1/2,
+    whose factor is that of `FullNormal`.
     """
 
     @property
@@ -273,7 +274,7 @@ class LinearIAF(VectorNormal):
         mu, raw, below = features.split((self.size, self.size, self.param_shape[0] - 2 * self.size), dim=-1)
         row, column = torch.tril_indices(self.size, self.size, offset=-1, device=features.device)
         matrix = torch.diag_embed(torch.ones_like(mu))
-        matrix[..., row, column] = below  # L [..., D, D]
+        matrix[..., row, column] = below / self.size**0.5  # L [..., D, D]
         factor = matrix * self.sigma(raw)[..., None, :]
         return FullPrecisionNormal(
             (matrix @ mu[..., None])[..., 0], scale_tril=factor, validate_args=self.validate_args

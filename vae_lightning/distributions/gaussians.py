@@ -42,6 +42,7 @@ class FullNormal(VectorNormal):
 
     The features are mu [D], the raw sigma [D] and W, row by row [D (D - 1) / 2]; sigma is at least `min_sigma`.
     Closed-form KL against `StandardNormal` and every other Gaussian. O(D^2) in memory and in time.
+    Kingma & Welling 2019 (https://arxiv.org/abs/1906.02691), section 2.5.1, but for the scale of W.
 
     The encoder's gradient passes through D^2 / 2 numbers in W, each with its own noise: by D^1/2 and sigma it is as
     noisy as through the D of sigma, and trains as well.

@@ -90,11 +90,6 @@ class Groups(Distribution):
         return self.base.sample(torch.Size(sample_shape)).flatten(-2)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        if not self.has_rsample:
-            raise UserError(
-                f"{type(self.base).__name__}: a sample of it has no pathwise gradient, so an encoder could not be "
-                "trained through it; choose RelaxedCategorical, or Categorical with straight_through=true (biased)"
-            )
         return self.base.rsample(torch.Size(sample_shape)).flatten(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -160,7 +155,8 @@ class Categorical(_GroupFamily):
 
     Its prior is `FamilyPrior` with this family: closed-form KL. A one-hot sample has no pathwise gradient, and a model
     that asks for one is refused, unless `straight_through`: then the gradient is taken as if the sample were the vector
-    of probabilities (Bengio et al. 2013, https://arxiv.org/abs/1308.3432), which is biased.
+    of probabilities (Bengio et al. 2013, https://arxiv.org/abs/1308.3432), which is biased; but not that of a sampled
+    KL, whose log q(z) - log p(z) is linear in z.
     """
 
     def __init__(self, event_shape: Shape, group_size: int | None = None, straight_through: bool = False) -> None:
@@ -168,8 +164,21 @@ class Categorical(_GroupFamily):
         self.straight_through = straight_through
 
     def group(self, features: Tensor) -> OneHotCategorical:
-        kind = OneHotCategoricalStraightThrough if self.straight_through else OneHotCategorical
+        kind = OneHotStraightThrough if self.straight_through else OneHot
         return kind(logits=features, validate_args=self.validate_args)
+
+
+class OneHot(OneHotCategorical):
+    """torch's, with log P(z) = sum_k z_k log pi_k: torch's own has no slope in z, so that a sampled KL would have no
+    gradient through a straight-through sample, and cost an encoder nothing."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return (value * self.logits).sum(-1)
+
+
+class OneHotStraightThrough(OneHot, OneHotCategoricalStraightThrough): ...
 
 
 class RelaxedCategorical(_GroupFamily):

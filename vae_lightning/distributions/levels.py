@@ -58,8 +58,8 @@ class MixtureOfDiscretizedLogistics(_LogisticFamily):
     """P(x) = sum_m pi_m P(x; mu_m, s_m): `num_components` discretised logistics for each dimension.
 
     The features hold logits of pi, mu and raw s for each component; at features of 0 the means are spread over [0, 1],
-    so that components differ from the start. Each dimension has a mixture of its own: the paper's is one for all
-    channels of a pixel.
+    so that components differ from the start. Each dimension has a mixture of its own: that of Salimans et al. 2017
+    (https://arxiv.org/abs/1701.05517) is one for all channels of a pixel.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ PriorRecipe: TypeAlias = Callable[[Shape], Prior]
 
 
 class StandardNormal(Prior):
-    """p(z) = N(0, I)."""
+    """p(z) = N(0, I). Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114)."""
 
     zeros: Tensor
     ones: Tensor
@@ -117,7 +117,10 @@ class LearnedNormal(Prior):
 
 
 class MixtureOfNormals(Prior):
-    """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), K = `num_components`, all of it learned."""
+    """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), K = `num_components`, all of it learned.
+
+    The mixture that Tomczak & Welling 2018 (https://arxiv.org/abs/1705.07120) compare the VampPrior with.
+    """
 
     def __init__(self, event_shape: Shape, num_components: int = 10, min_sigma: float = 1e-3) -> None:
         super().__init__(event_shape)
@@ -237,7 +240,10 @@ class VampPrior(Prior):
 
     def forward(self) -> Distribution:
         if self._encode is None:
-            raise UserError("VampPrior: is made of a model's own q(z|x), and this model gives it none (Prior.bind)")
+            raise UserError(
+                "VampPrior: is made of a model's own q(z|x), and this model gives it none (Prior.bind); choose "
+                "MixtureOfNormals, or the model VAE"
+            )
         components = self._encode(self.pseudo_inputs.clamp(0, 1))  # batch [K], event [D]
         return mixture_of(components, self.pseudo_inputs.new_zeros(self.num_components))
 
@@ -278,7 +284,8 @@ class FamilyPrior(Prior):
 class UniformSphere(Prior):
     """p(z) = 1 / area on the unit sphere of R^K, or on G of them: the prior for `VonMisesFisher`.
 
-    z [D] is G = D / K groups of K = `group_size` numbers (None: one group), as in the posterior.
+    z [D] is G = D / K groups of K = `group_size` numbers (None: one group), as in the posterior. Davidson et al. 2018
+    (https://arxiv.org/abs/1804.00891).
     """
 
     zeros: Tensor

@@ -16,7 +16,6 @@ from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, UserError
 
-_TERMS = ("elbo", "log_likelihood", "kl")  # the same under every objective, with the parts of the last
 DEFAULT: tuple[type[Evaluator], ...] = (RateDistortion, LatentUnits, Information, Reconstruction, Disentanglement)
 
 
@@ -85,8 +84,7 @@ class Evaluation(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         for name, term in outputs.items():
-            if name.partition("/")[0] in _TERMS:
-                add(term, self._terms, name)
+            add(term, self._terms, name)
         if self._running:
             assert isinstance(pl_module, LatentVariableModel)
             trace = pl_module.trace(batch, self.num_samples)

@@ -134,8 +134,8 @@ class MarginalLikelihood(pl.Callback):
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         mean, error = self._nll.compute()
-        ess, _ = self._ess.compute()
-        values = {"test/nll": mean, "test/nll_stderr": error, "test/nll_ess": ess}
+        ess, ess_error = self._ess.compute()
+        values = {"test/nll": mean, "test/nll_stderr": error, "test/nll_ess": ess, "test/nll_ess_stderr": ess_error}
         levels, p_x = _dequantised_levels(trainer, "test"), self._p_x
         if p_x is not None and (self.bits_per_dimension or is_mass(p_x) or levels is not None):
             bits = bits_per_dimension(torch.stack((mean, mean + error)), p_x, levels)

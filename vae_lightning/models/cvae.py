@@ -23,7 +23,7 @@ from vae_lightning.distributions import (
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
-from vae_lightning.trace import Latent, Trace
+from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 
@@ -162,7 +162,7 @@ class CVAE(LatentVariableModel):
         if not self.latent_size:
             return Trace(x, self._p_x(x.new_zeros(num_samples, len(x), 0), c))
         q_z = self.posterior(self.encoder(torch.cat([x, self.embedding(c)], dim=1)))  # batch [B], event [D]
-        z = q_z.rsample((num_samples,))  # [K, B, D]
+        z = draw(q_z, num_samples)  # [K, B, D]
         return Trace(x, self._p_x(z, c), {"z": Latent(z, q_z, self._p_z(c))})
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from vae_lightning.distributions import Bernoulli, DiagonalNormal, FamilyRecipe,
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
-from vae_lightning.trace import Latent, Trace
+from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape
 
 
@@ -61,7 +61,7 @@ class DLGM(LatentVariableModel):
         latents = {}
         for layer, (posterior, prior) in enumerate(zip(self.posteriors, self.priors, strict=True)):
             q = posterior(features[layer])  # batch [B], event [D_l]
-            latents[f"z{layer + 1}"] = Latent(q.rsample((num_samples,)), q, prior())
+            latents[f"z{layer + 1}"] = Latent(draw(q, num_samples), q, prior())
         return Trace(x, self.decode({name: latent.z for name, latent in latents.items()}), latents)
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:

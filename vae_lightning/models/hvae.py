@@ -21,7 +21,7 @@ from vae_lightning.distributions import (
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
-from vae_lightning.trace import Latent, Trace
+from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 Conditional: TypeAlias = Callable[[int, Tensor | None], Distribution]
@@ -64,10 +64,10 @@ class BottomUp(Inference):
 
     def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]:
         q = [self.posteriors[0](self.encoder(x))]  # batch [B], event [D_1]
-        z = [q[0].rsample((num_samples,))]  # [K, B, D_1]
+        z = [draw(q[0], num_samples)]  # [K, B, D_1]
         for posterior, network in zip(self.posteriors[1:], self.upward, strict=True):
             q.append(posterior(network(z[-1])))  # batch [K, B], event [D_l]
-            z.append(q[-1].rsample())
+            z.append(draw(q[-1]))
         return {f"z{i + 1}": self._latent(i, q, z, p_z) for i in range(len(z))}
 
     @staticmethod
@@ -113,7 +113,7 @@ class Ladder(Inference):
             p = p_z(i, z)  # batch [] at the top, else [K, B]; event [D_l]
             said_by_x = self.normals[i](self.heads[i](d[i]))  # batch [B], event [D_l]
             q = said_by_x if z is None else normal_product(said_by_x, p)
-            z = q.rsample((num_samples,) if z is None else ())  # [K, B, D_l]
+            z = draw(q, num_samples) if z is None else draw(q)  # [K, B, D_l]
             latents[f"z{i + 1}"] = Latent(z, q, p)
         return dict(reversed(latents.items()))
 
@@ -123,6 +123,7 @@ class HVAE(LatentVariableModel):
 
     p(z_l|z_(l+1)) = N(mu, diag sigma^2) of the features of a `transition` network; `prior` is p(z_L), `decoder` and
     `likelihood` are p(x|z_1). `latent_sizes` begins at the layer next to x; the latents z1 .. zL are [K, B, D_l].
+    Burda et al. 2016 (https://arxiv.org/abs/1509.00519) and Sønderby et al. 2016 (https://arxiv.org/abs/1602.02282).
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from vae_lightning.distributions import (
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
-from vae_lightning.trace import Latent, Trace
+from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 
@@ -63,7 +63,7 @@ class VAE(LatentVariableModel):
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
         x = batch["x"]  # [B, C, H, W]
         q_z = self.encode(x)  # batch [B], event [D]
-        z = q_z.rsample((num_samples,))  # [K, B, D]
+        z = draw(q_z, num_samples)  # [K, B, D]
         p_x = self.likelihood(self.decoder(z))  # batch [K, B], event [C, H, W]
         return Trace(x, p_x, {"z": Latent(z, q_z, self.prior())})
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae_lightning.objectives.elbo import Objective, elbo_terms
+from vae_lightning.objectives.elbo import Objective, check_latents, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
 from vae_lightning.trace import Latent, Trace, factors, kind
 from vae_lightning.types import UserError
@@ -49,6 +49,7 @@ class BetaTC(Objective):
         at_least("BetaTC", 0, beta=self.beta(0))
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        check_latents(self, trace)
         mi, tc, dimensionwise = (part.mean(0) for part in self.parts(trace))  # [K, B] -> [B]
         kl = self.alpha * mi + self.beta(step) * tc + self.gamma * dimensionwise
         terms = elbo_terms(trace)
@@ -155,6 +156,7 @@ class InfoVAE(Objective):
         self.kernel = kernel()
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        check_latents(self, trace)
         terms = elbo_terms(trace)
         parts = [self._mmd(name, latent) for name, latent in trace.latents.items()]
         mmd = torch.stack(parts).sum(0)

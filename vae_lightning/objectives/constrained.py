@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vae_lightning.objectives.elbo import Objective, elbo_terms
+from vae_lightning.objectives.elbo import Objective, check_latents, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
 from vae_lightning.trace import Trace, kind
 from vae_lightning.types import UserError
@@ -29,6 +29,7 @@ class FreeBits(Objective):
         self.floor, self.per_dimension, self.num_samples = floor, per_dimension, num_samples
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        check_latents(self, trace)
         terms = elbo_terms(trace)
         charged = torch.stack([self._charge(kl) for kl in self._groups(trace).values()]).sum(0)
         return {"loss": charged - terms["log_likelihood"], "kl_charged": charged, **terms}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
 from vae_lightning.trace import Trace
+from vae_lightning.types import UserError
 
 
 class Objective(nn.Module, ABC):
@@ -65,6 +66,12 @@ def elbo_terms(trace: Trace) -> dict[str, Tensor]:
     kl = sum(kls.values(), torch.zeros_like(log_likelihood))
     parts = {f"kl/{name}": value for name, value in kls.items()}
     return {"elbo": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl, **parts}
+
+
+def check_latents(owner: Objective, trace: Trace) -> None:
+    """For an objective that means nothing without a latent, where a model such as CVAE may have none."""
+    if not trace.latents:
+        raise UserError(f"{type(owner).__name__}: the model has no latents to weigh; choose ELBO")
 
 
 def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:

@@ -20,7 +20,7 @@ from vae_lightning.types import UserError
 
 
 class IWAE(Objective):
-    """loss = -log 1/K sum_k w_k with w_k = p(x, z_k) / q(z_k|x): minus a bound that K makes tighter than the ELBO.
+    """loss = -log 1/K sum_k w_k with w_k = p(x, z_k) / q(z_k|x): minus a lower bound of log p(x), which K tightens.
 
     Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519), eq. 8. `iwae` is the bound.
     """
