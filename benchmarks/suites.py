@@ -64,11 +64,17 @@ _NEAR_CORES = (
     "run up to three times until it has. The other epochs are in the column beside."
 )
 
+_ALLOCATOR = (
+    "The bare loops keep freed memory as ours does (`keep_memory` in `vae_lightning/__main__.py`); the peers have the "
+    "system's setting."
+)
+
 _MNIST_NOTES = (
     "images/s: the median over a run's epochs after the first, from the end of the epoch before to the end of this "
     "one, validation left out (none of them validates). Start-up: from the start of the process to the end of the "
     "first training step, imports and the reading of data inside.",
     _NEAR_CORES,
+    _ALLOCATOR,
     "Ours trains on 50,000 images an epoch and keeps 10,000 to validate on; the others train on 60,000. Ours has 6/5 "
     "as many epochs, so that each has seen as many images when its ELBO is taken.",
     "Test ELBO: 10,000 test images, one z each, by the same code. On grey pixels for `reference`, `plain_lightning` "
@@ -204,6 +210,7 @@ def celeba(options: Options) -> Suite:
 
 _CELEBA_NOTES = (
     _NEAR_CORES,
+    _ALLOCATOR,
     "The JPEGs are blobs with grain, as large as CelebA's files on average (7.1 kB); the last 64 listed are kept "
     "from training.",
     "The network is our ConvEncoder and ConvDecoder for all: channels 32, 64, 128, 256, a hidden layer of 320, 64 "
