@@ -268,6 +268,13 @@ class LatentVariableModel(pl.LightningModule):
         metrics: dict[str, Any] = {**self._loaded_values, **(self.trainer.callback_metrics if monitors else {})}
         return {name: float(metrics[name]) for name in sorted(monitors & metrics.keys())}
 
+    def on_fit_start(self) -> None:
+        """Under 16-mixed the scaler takes its scale out of the gradient before that is clipped, with any optimizer: a
+        fused one would do so in its step, too late, and Lightning refuses that."""
+        if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None:
+            for optimizer in self.trainer.optimizers:
+                optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.several is not None:  # else Lightning does
             clip = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
