@@ -238,6 +238,39 @@ def test_gradients_are_clipped_with_a_fused_optimizer(precision: str, algorithm:
         torch.testing.assert_close(new.detach(), old, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (torch.optim.Adam, True),
+        (torch.optim.AdamW, True),
+        (partial(torch.optim.SGD, lr=1e-3), True),
+        (partial(torch.optim.Adam, fused=False), False),
+        (partial(torch.optim.Adam, foreach=True), None),
+        (partial(torch.optim.Adam, differentiable=True), None),
+        (torch.optim.RMSprop, None),
+    ],
+)
+def test_an_optimizer_is_fused_unless_something_else_is_asked_for(optimizer: Any, expected: bool | None) -> None:
+    found = vae(optimizer=optimizer).configure_optimizers()
+    assert isinstance(found, torch.optim.Optimizer)
+    assert [group.get("fused") for group in found.param_groups] == [expected]
+
+
+def test_a_fused_step_is_the_step_of_the_optimizer() -> None:
+    after = []
+    for fused in (None, False):
+        torch.manual_seed(0)
+        model = vae(optimizer=partial(torch.optim.Adam, lr=0.1, fused=fused)).double()
+        optimizer = model.configure_optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(p.square().sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+            optimizer.step()
+        after.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(after[0], after[1])
+
+
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_under_a_loss_scale_a_fused_optimizer_clips_as_another(algorithm: str, tmp_path: Path) -> None:
     """16-mixed, as on a GPU: the gradient that is clipped is the loss's own, without the scale of 256."""
