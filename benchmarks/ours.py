@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 PROGRAM = ("-m", "vae_lightning")
 TIMER = "--trainer.callbacks+=benchmarks.timing.EpochTimer"
 
-FLOAT32 = ("--trainer.precision=32-true",)
+FLOAT32 = ("--trainer.precision=32-true", "--matmul_precision=highest")  # as torch has it for the others, no TF32
 SEVERAL = "--speed.steps_per_call=16"  # for steps of a few milliseconds: the same weights bit for bit
 COMPILED = "--speed.compile=true"
 FASTEST = {  # the fastest setting found, by suite and device: change it here

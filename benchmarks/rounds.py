@@ -24,6 +24,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from benchmarks.gpu import busy, watch_gpu
+
 ROOT = Path(__file__).parent.parent
 OUT, START = "BENCHMARK_OUT", "BENCHMARK_START"  # as benchmarks.timing has them, which imports torch
 TIME_LIMIT_S = 3600
@@ -162,7 +164,7 @@ def measured(record: dict[str, Any], nearest: float = math.inf) -> Values:
 
 
 def run_process(command: list[str]) -> dict[str, Any]:
-    """Run `python *command` in an empty folder; its record, and `wall_s`.
+    """Run `python *command` in an empty folder; its record, `wall_s`, and `gpu_busy` where it trained on a GPU.
 
     It sees a terminal, so that each contender draws what its user would see; threads are left as PyTorch sets them.
 
@@ -185,7 +187,8 @@ def run_process(command: list[str]) -> dict[str, Any]:
         )
         os.close(inner)
         try:
-            said = _listen(process, terminal, since + TIME_LIMIT_S)
+            with watch_gpu() as samples:
+                said = _listen(process, terminal, since + TIME_LIMIT_S)
         finally:
             _end(process)
             os.close(terminal)
@@ -193,7 +196,8 @@ def run_process(command: list[str]) -> dict[str, Any]:
         time.sleep(SETTLE_S)
         if process.returncode != 0:
             raise RuntimeError(_last_lines(said) or f"exit code {process.returncode}")
-        return {**(json.loads(out.read_text()) if out.is_file() else {}), "wall_s": wall_s}
+        record = json.loads(out.read_text()) if out.is_file() else {}
+        return {**record, **busy(samples, record.get("epochs", [])), "wall_s": wall_s}
 
 
 def _open_terminal() -> tuple[int, int]:

@@ -29,9 +29,9 @@ class Stopwatch:
     """Marks of one training run.
 
     `first_step_s`: seconds from the start of the process to the end of the first training step. `epochs`: images, and
-    seconds from the end of the epoch before to the end of this one, less what was paused; and `exchange_us`, the
-    greater of `exchange_us()` before and after it. The first epoch holds the warm-up; whoever reads the record leaves
-    it out.
+    seconds from the end of the epoch before to the end of this one, less what was paused; `exchange_us`, the greater of
+    `exchange_us()` before and after it; and `ended`, by the clock that all processes share. The first epoch holds the
+    warm-up; whoever reads the record leaves it out.
     """
 
     def __init__(self) -> None:
@@ -63,9 +63,10 @@ class Stopwatch:
         _wait_for_device()
         images = self.images
         seconds, before = time.perf_counter() - self.since - self.paused_s, self.exchange_us
+        ended = time.monotonic()
         self.start()
         exchange = max(before, self.exchange_us) if before and self.exchange_us else None
-        self.epochs.append({"images": images, "seconds": seconds, "exchange_us": exchange})
+        self.epochs.append({"images": images, "seconds": seconds, "exchange_us": exchange, "ended": ended})
 
     def write(self) -> None:
         unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes there, KiB elsewhere

@@ -12,6 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ALLOWED = {  # what each room may import of ours, besides itself
     "types": set(),
     "signals": set(),
+    "cores": set(),
     "ownership": {"types"},
     "noise": set(),
     "recipes": {"types"},
@@ -21,10 +22,10 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "networks": {"types"},
     "objectives": {"trace", "types"},
     "models": {"distributions", "networks", "noise", "objectives", "recipes", "trace", "trust", "types"},
-    "data": {"drawing", "noise", "types"},
+    "data": {"cores", "drawing", "noise", "types"},
     "drawing": {"noise", "types"},
     "metrics": {"data", "distributions", "models", "networks", "noise", "trace", "types"},
-    "callbacks": {"compiler", "data", "metrics", "models", "noise", "ownership", "signals", "types"},
+    "callbacks": {"compiler", "cores", "data", "metrics", "models", "noise", "ownership", "signals", "types"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Idle OpenMP threads sleep where the machine is busy, freed memory is kept, and what the user has set stays."""
+"""No more threads than cores, idle ones sleep beside other work, freed memory is kept; what the user has set stays."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from vae_lightning import __main__ as program
+from vae_lightning import cores
 
 
 @pytest.mark.parametrize(
@@ -18,22 +20,79 @@ from vae_lightning import __main__ as program
         (5, None, None, None),
         (15, None, None, "PASSIVE"),
         (15, None, "ACTIVE", "ACTIVE"),
-        (0, "2", None, "PASSIVE"),
+        (0, ("LOCAL_WORLD_SIZE", "2"), None, "PASSIVE"),
+        (0, ("LOCAL_RANK", "1"), None, "PASSIVE"),  # all that Lightning tells those that it starts
+        (0, ("LOCAL_RANK", "0"), None, None),
     ],
 )
 def test_the_wait_policy_follows_what_others_do_now(
-    monkeypatch: pytest.MonkeyPatch, busy: int, ranks: str | None, given: str | None, expected: str | None
+    monkeypatch: pytest.MonkeyPatch, busy: int, ranks: tuple[str, str] | None, given: str | None, expected: str | None
 ) -> None:
     ticks = iter([(1000, 1000), (1000 + busy, 1000 + 20 - busy)])
     monkeypatch.setattr(program, "_jiffies", lambda: next(ticks))
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))  # of what ended a moment ago: not asked
-    for name, value in (("OMP_WAIT_POLICY", given), ("LOCAL_WORLD_SIZE", ranks)):
+    for name in ("OMP_WAIT_POLICY", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-        if value:
-            monkeypatch.setenv(name, value)
+    for name, value in filter(None, [given and ("OMP_WAIT_POLICY", given), ranks]):
+        monkeypatch.setenv(name, value)
     program._share_cores()
     assert os.environ.get("OMP_WAIT_POLICY") == expected
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
+
+_STAT = """\
+cpu  1000 0 0 9000 0 0 0 0 0 0
+cpu0 10 1 2 30 4 5 6 7 0 0
+cpu1 0 0 0 100 0 0 0 0 0 0
+cpu2 100 0 0 20 0 0 0 0 0 0
+intr 1 2 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("mine", "expected"), [({0}, (31, 34)), ({1}, (0, 100)), ({0, 2}, (131, 54)), ({7}, (1000, 9000))]
+)
+def test_the_work_of_others_counts_on_the_cores_that_are_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mine: set[int], expected: tuple[int, int]
+) -> None:
+    (tmp_path / "stat").write_text(_STAT)
+    monkeypatch.setattr(program, "_TICKS", str(tmp_path / "stat"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: mine, raising=False)
+    assert program._jiffies() == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "given", "num_cores", "threads"),
+    [
+        ("200000 100000", None, 2, "2"),
+        ("150000 100000", None, 2, "2"),
+        ("200000 100000", "5", 2, "5"),
+        ("900000 100000", None, 8, None),
+        ("max 100000", None, 8, None),
+        (None, None, 8, None),
+    ],
+)
+def test_a_containers_quota_bounds_the_threads(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    quota: str | None,
+    given: str | None,
+    num_cores: int,
+    threads: str | None,
+) -> None:
+    """8 cores, of which the container may have the time of some; PyTorch alone would start 8 threads."""
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(cores, "_QUOTA", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(program, "_share_in_use", lambda: 0.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    assert cores.num_cores() == num_cores
+    program._share_cores()
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def test_a_system_without_ticks_is_asked_for_its_load(monkeypatch: pytest.MonkeyPatch) -> None:

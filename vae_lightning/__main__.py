@@ -7,6 +7,9 @@ import sys
 import time
 
 from vae_lightning import signals
+from vae_lightning.cores import num_allowed, num_cores
+
+_TICKS = "/proc/stat"
 
 HELP = """\
 vae-lightning: train, test and look at variational autoencoders.
@@ -60,13 +63,20 @@ def _run(args: list[str]) -> int:
 
 
 def _share_cores() -> None:
-    """On a machine at work with something else, let OpenMP's idle threads sleep: before torch is imported.
+    """No more OpenMP threads than cores, and on a machine at work with something else let idle ones sleep: before torch
+    is imported. What the user has set in the environment stands.
 
     Spinning, as is their default, they take the core that the next piece of work waits for: beside one busy process a
     step on two cores took four times as long, against twice. On an idle machine spinning is 15 % faster. Ranks that
-    share a machine are such work for each other.
+    share a machine are such work for each other: torchrun says how many there are, and Lightning, where it starts them
+    itself (`--trainer.devices=2`), says to each but the first which it is. The first is not told in time; Lightning
+    gives it its part of the cores, as the others, and so its threads spin on cores of their own. It does not where a
+    container has a quota below its cores: there, give several ranks OMP_NUM_THREADS yourself.
     """
-    if _share_in_use() > 0.4 or int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+    if num_cores() < num_allowed():
+        os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
+    beside_another_rank = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 or os.environ.get("LOCAL_RANK", "0") != "0"
+    if beside_another_rank or _share_in_use() > 0.4:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -100,9 +110,12 @@ def _share_in_use(seconds: float = 0.1) -> float:
 
 
 def _jiffies() -> tuple[int, int]:
-    """Ticks of all cores since the start of the system: at work, and idle."""
-    with open("/proc/stat", "rb") as file:  # noqa: PTH123 - pathlib is not imported for --help
-        user, nice, system, idle, waiting, *others = map(int, file.readline().split()[1:9])
+    """Ticks, since the start of the system, of the cores that this process may use: at work, and idle."""
+    with open(_TICKS, encoding="ascii") as file:  # noqa: PTH123 - pathlib is not imported for --help
+        ticks = {name: [int(word) for word in rest[:8]] for name, *rest in map(str.split, file) if name[:3] == "cpu"}
+    mine = [ticks[f"cpu{core}"] for core in os.sched_getaffinity(0) if f"cpu{core}" in ticks]
+    # a container may number its cores anew: then all of them
+    user, nice, system, idle, waiting, *others = map(sum, zip(*(mine or [ticks["cpu"]]), strict=True))
     return user + nice + system + sum(others), idle + waiting
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vae_lightning.compiler import compiler_name, find_compiler
+from vae_lightning.cores import num_cores
 
 _GIB = 2**30
 MALWARE: Mapping[str, tuple[str, ...]] = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
@@ -199,7 +200,7 @@ def check_device() -> Finding:
 
 
 def _no_gpu(cuda: str | None) -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = num_cores()
     said = f"CPU, {cores} core{'s' if cores != 1 else ''}; no GPU"
     if not (Path("/proc/driver/nvidia/version").is_file() or shutil.which("nvidia-smi")):
         return Finding("device", "ok", said)

@@ -58,6 +58,21 @@ def test_channels_last_changes_nothing_but_the_memory_format() -> None:
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [("cpu", None, False), ("cuda", None, True), ("cpu", True, True), ("cuda", False, False)],
+)
+def test_the_memory_format_is_the_devices_unless_one_is_named(
+    monkeypatch: pytest.MonkeyPatch, device: str, given: bool | None, expected: bool
+) -> None:
+    model = VAE((1, 8, 8), 2, encoder=partial(ConvEncoder, channels=(8, 16)), decoder=ConvDecoder)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device(device))
+    FastNetworks(channels_last=given).setup(trainer, model, "fit")
+    weight = model.state_dict()["encoder.layers.2.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last) == expected
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_a_compiled_step_is_the_same_step_and_compiles_no_size_twice() -> None:
     """4 batches of 300 and a short one of 59, with the same noise: after the first epoch nothing is compiled anew."""

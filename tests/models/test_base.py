@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from vae_lightning.checkpoints import check_fits, differences, load_model, read_checkpoint
@@ -235,6 +236,57 @@ def test_gradients_are_clipped_with_a_fused_optimizer(precision: str, algorithm:
     loop.fit(model, datamodule=Digits())
     for old, new in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(new.detach(), old, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"),
+    [
+        (torch.optim.Adam, True),
+        (torch.optim.AdamW, True),
+        (partial(torch.optim.SGD, lr=1e-3), True),
+        (partial(torch.optim.Adam, fused=False), False),
+        (partial(torch.optim.Adam, foreach=True), None),
+        (partial(torch.optim.Adam, differentiable=True), None),
+        (torch.optim.RMSprop, None),
+    ],
+)
+def test_an_optimizer_is_fused_unless_something_else_is_asked_for(optimizer: Any, expected: bool | None) -> None:
+    found = vae(optimizer=optimizer).configure_optimizers()
+    assert isinstance(found, torch.optim.Optimizer)
+    assert [group.get("fused") for group in found.param_groups] == [expected]
+
+
+def test_a_fused_step_is_the_step_of_the_optimizer() -> None:
+    after = []
+    for fused in (None, False):
+        torch.manual_seed(0)
+        model = vae(optimizer=partial(torch.optim.Adam, lr=0.1, fused=fused)).double()
+        optimizer = model.configure_optimizers()
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            sum(p.square().sum() for p in model.parameters()).backward()  # type: ignore[union-attr]
+            optimizer.step()
+        after.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(after[0], after[1])
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_under_a_loss_scale_a_fused_optimizer_clips_as_another(algorithm: str, tmp_path: Path) -> None:
+    """16-mixed, as on a GPU: the gradient that is clipped is the loss's own, without the scale of 256."""
+    after = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = vae(optimizer=partial(torch.optim.SGD, lr=0.1, fused=fused))
+        before = [p.detach().clone() for p in model.parameters()]
+        half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0))
+        clip = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": algorithm}
+        trainer(tmp_path, plugins=[half], max_steps=3, **clip).fit(model, datamodule=Digits())
+        after.append([p.detach() for p in model.parameters()])
+        moved = torch.cat([(new - old).flatten() for old, new in zip(before, after[-1], strict=True)])
+        size = moved.norm() if algorithm == "norm" else moved.abs().max()
+        assert 0 < size <= 3 * 0.1 * 0.01 * 1.001
+    torch.testing.assert_close(after[1], after[0])
 
 
 @pytest.mark.parametrize("contents", [b"", b"not a checkpoint", None])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from vae_lightning import __version__
+from vae_lightning.cores import num_cores
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.metrics import CollapseReport, Evaluation
@@ -125,7 +125,7 @@ class RunFolder(pl.Callback):
 
 def machine(device: torch.device) -> str:
     """What the numbers' seconds are seconds of: the GPU's name, or the processor's, and how many cores there are."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = num_cores()
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {cores} CPU cores"
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""

@@ -20,7 +20,9 @@ from vae_lightning.types import Network, UserError
 
 class FastNetworks(pl.Callback):
     """`channels_last`: convolutions hold their weights, and so their images, as [N, H, W, C] in memory: the same
-    numbers up to rounding, faster on a GPU's tensor cores and on a CPU. `compile`: networks, densities and objective
+    numbers up to rounding. None: on a GPU, whose tensor cores want it, and not on a CPU, where it depends on which: a
+    bare float32 loop of CelebA's shape went from 501 to 387 images/s on one and from 364 to 408 on another
+    (benchmarks/results). `compile`: networks, densities and objective
     become one function (torch.compile) for the steps of training, with the same noise; where the objective does not
     allow that, each network alone does. A checkpoint keeps its names. At the first batches it takes up to a minute, and
     the code is fitted to the sizes that come: a resumed run equals a whole one up to rounding, and not bit for bit.
@@ -29,7 +31,7 @@ class FastNetworks(pl.Callback):
     (`--trainer.fast_dev_run=true`) takes its few batches one by one.
     """
 
-    def __init__(self, compile: bool = False, channels_last: bool = True, steps_per_call: int = 1) -> None:
+    def __init__(self, compile: bool = False, channels_last: bool | None = None, steps_per_call: int = 1) -> None:
         if steps_per_call < 1:
             raise UserError(f"speed: steps_per_call is {steps_per_call}; it must be at least 1")
         self.compile, self.channels_last, self.steps_per_call = compile, channels_last, steps_per_call
@@ -61,12 +63,13 @@ class FastNetworks(pl.Callback):
             # counted in calls, where the logging interval is one of steps
             warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
         networks = [network for network in pl_module.modules() if isinstance(network, Network)]
-        if self.channels_last:
+        device = trainer.strategy.root_device
+        if self.channels_last or (self.channels_last is None and device.type == "cuda"):
             for network in networks:
                 network.to(memory_format=torch.channels_last)
         if self.compile:
             assert isinstance(pl_module, LatentVariableModel)
-            _compile(pl_module, networks, trainer.strategy.root_device)
+            _compile(pl_module, networks, device)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Afterwards the model can be copied and pickled again: what is compiled knows this one alone."""

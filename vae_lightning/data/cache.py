@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import torch
 
+from vae_lightning.cores import num_cores
 from vae_lightning.data.files import lock, write_whole
 from vae_lightning.data.loader import Images
 from vae_lightning.data.progress import Progress
@@ -279,8 +280,3 @@ def _in_parallel(items: Sequence[T], work: Callable[[T], int], num_threads: int)
                 yield futures.pop(future), future
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def num_cores() -> int:
-    """The cores that this process may use, which in a container are not all of the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from vae_lightning.cores import num_cores
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
-from vae_lightning.data.cache import Contents, fill_from, num_cores
+from vae_lightning.data.cache import Contents, fill_from
 from vae_lightning.data.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
 from vae_lightning.data.files import MissingFileError, list_folder, read_file, write_whole
 from vae_lightning.data.progress import Progress

@@ -231,7 +231,7 @@ class LatentVariableModel(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:
-            optimizer = self.optimizer(self.parameters())
+            optimizer = _fused(self.optimizer(self.parameters()))
             scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         except (TypeError, ValueError) as error:  # torch's word for a setting out of range
             raise UserError(f"optimizer or scheduler: {error}") from error
@@ -267,6 +267,13 @@ class LatentVariableModel(pl.LightningModule):
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.monitor}
         metrics: dict[str, Any] = {**self._loaded_values, **(self.trainer.callback_metrics if monitors else {})}
         return {name: float(metrics[name]) for name in sorted(monitors & metrics.keys())}
+
+    def on_fit_start(self) -> None:
+        """Under 16-mixed the scaler takes its scale out of the gradient before that is clipped, with any optimizer: a
+        fused one would do so in its step, too late, and Lightning refuses that."""
+        if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val is not None:
+            for optimizer in self.trainer.optimizers:
+                optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.several is not None:  # else Lightning does
@@ -326,6 +333,16 @@ class _Speedometer:
         rate = self.images / (time.perf_counter() - self.since)
         self.restart()
         return rate
+
+
+def _fused(optimizer: Optimizer) -> Optimizer:
+    """With a step of one kernel where that was left open (None) and PyTorch has it: by itself it takes one for each
+    operation on a GPU, and on a CPU one for each parameter too."""
+    for group in optimizer.param_groups if isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)) else ():
+        is_open = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
+        if is_open and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"]):
+            group["fused"] = True
+    return optimizer
 
 
 def layer_sizes(owner: str, latent_sizes: Sequence[int]) -> list[int]:
