@@ -269,7 +269,7 @@ class LatentVariableModel(pl.LightningModule):
         return {name: float(metrics[name]) for name in sorted(monitors & metrics.keys())}
 
     def on_fit_start(self) -> None:
-        """Under 16-mixed the scaler takes its scale out of the gradient before that is clipped or its norm is logged, with
+        """Under 16-mixed the scaler takes its scale out of the gradient before that is clipped or its norm logged, with
         any optimizer: a fused one would do so in its step, too late, and Lightning refuses to clip then."""
         if self.trainer.precision == "16-mixed":
             for optimizer in self.trainer.optimizers:
