@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from benchmarks.papers.__main__ import main
-from benchmarks.papers.page import BEGIN, END
+from benchmarks.papers.page import BEGIN, END, put_between_marks
 from benchmarks.papers.rows import Row, RowError, figure, judged, read_rows
 from tests.helpers import REPOSITORY
 
@@ -237,6 +237,7 @@ def test_the_projects_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
         assert bool(row.published) == bool(row.source), row.name  # no figure without where it was read
     assert main(["--list"]) == 0
     assert capsys.readouterr().out.count("make train CONFIG=") == len(rows)
+    assert put_between_marks((REPOSITORY / "README.md").read_text(), "table") is not None
 
 
 @pytest.mark.filterwarnings("ignore")
