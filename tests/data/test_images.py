@@ -68,6 +68,40 @@ def test_own_splits_and_classes(tmp_path: Path) -> None:
         assert images.labels.tolist() == (images.pixels[:, 0, 0, 0] % 10).tolist()
 
 
+@pytest.mark.parametrize("own", ["Train Test", "train VAL"])
+def test_a_split_without_a_folder_is_taken_from_train_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], own: str
+) -> None:
+    """The images of an own `test` are never trained on, and those of no split are counted."""
+    first, second = own.split()
+    for number in range(20):
+        save(tmp_path / "set" / first / f"{number}.png", number)
+    for number in range(20, 25):
+        save(tmp_path / "set" / second / f"{number}.png", number)
+    save(tmp_path / "set" / "extra" / "1.png", 99)
+    data = prepared(tmp_path / "set", val_fraction=0.2, test_fraction=0.2)
+    given, missing = ("test", "val") if second == "Test" else ("val", "test")
+    assert numbers(data, given) == [20, 21, 22, 23, 24]
+    assert len(numbers(data, missing)) == 4
+    assert sorted(numbers(data, "train") + numbers(data, missing)) == list(range(20))
+    said = capsys.readouterr().out
+    assert f"{missing} 0.2 of its folder train" in said
+    assert "images outside of these folders, left out: 1\n" in said
+
+
+def test_a_folder_for_test_and_none_for_train_is_refused(tmp_path: Path) -> None:
+    for number in range(9):
+        save(tmp_path / "set" / "test" / f"{number}.png")
+        save(tmp_path / "set" / "others" / f"{number}.png")
+    with pytest.raises(UserError, match="a folder of images for test, none for train"):
+        prepared(tmp_path / "set")
+
+
+def test_the_split_that_holds_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(folder, val_fraction=0.2)
+    assert f"{folder}: split: val 0.2 of all images; test 0.1 of all images; taken by a hash" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("channels", "colour"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])])
 def test_any_number_of_channels(tmp_path: Path, channels: int, colour: list[int]) -> None:
     for number in range(10):
