@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_a_cache_is_made_once_and_holds_the_splits_in_order(tmp_path: Path) -> N
         ({"settings": {"crop": "other"}}, "settings"),
         ({"source": {"listing": "b"}}, "source"),
         ({"splits": {"train": 1400, "val": 400, "test": 200}}, "splits"),
-        ({"version": 2}, "version"),
+        ({"version": 1}, "version"),
     ],
 )
 def test_a_stale_cache_is_made_anew_aloud(
@@ -86,20 +87,28 @@ def test_a_stale_cache_is_made_anew_aloud(
     assert read_header(tmp_path / "cache") == wanted
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no header", "half a header", "no pixels"])
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {  # a file, and what becomes of it; None: nothing
+    "truncated pixels": ("pixels.u8", lambda raw: raw[:1000]),
+    "no pixels": ("pixels.u8", lambda _: None),
+    "no header": ("header.json", lambda _: None),
+    "half a header": ("header.json", lambda raw: raw[:40]),
+    "no labels": ("labels.npy", lambda _: None),
+    "empty labels": ("labels.npy", lambda _: b""),
+    "half of the labels": ("labels.npy", lambda raw: raw[: len(raw) // 2]),
+    "a flipped bit of a label": ("labels.npy", lambda raw: raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:]),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
 def test_a_damaged_cache_is_made_anew_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     folder = tmp_path / "cache"
     prepare_cache(folder, HEADER, contents)
-    header, pixels = folder / "header.json", folder / "pixels.u8"
-    if damage == "truncated":
-        with pixels.open("r+b") as file:
-            file.truncate(1000)
-    elif damage == "no pixels":
-        pixels.unlink()
-    elif damage == "no header":
-        header.unlink()
-    else:
-        header.write_text(header.read_text()[:40])
+    name, change = DAMAGE[damage]
+    changed = change((folder / name).read_bytes())
+    (folder / name).unlink()
+    if changed is not None:
+        (folder / name).write_bytes(changed)
+    assert "not whole" in broken_chunks(folder)[0]
     with pytest.raises(UserError, match="no whole cache"):
         open_cache(folder, "train")
     prepare_cache(folder, HEADER, contents)

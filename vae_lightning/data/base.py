@@ -212,4 +212,5 @@ class CachedImages(ImageDataModule):
         return super().check() + broken_chunks(self.cache_folder)
 
     def _is_mine(self, header: Header) -> bool:
-        return header.image_shape == self.image_shape and header.settings == self.settings()
+        wanted = (Header.version, self.image_shape, self.settings())
+        return (header.version, header.image_shape, header.settings) == wanted

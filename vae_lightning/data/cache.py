@@ -8,6 +8,7 @@ checksums, and the next one goes on from there.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import mmap
@@ -62,16 +63,18 @@ class BrokenImagesError(UserError):
 class Header:
     """What the pixels are a function of. `source`: a fingerprint of the files; `settings`: crop, filter and so on.
 
-    `checksums`: CRC-32 of every `chunk_size` images, as they were written.
+    `checksums`: CRC-32 of every `chunk_size` images, as they were written; `labels`: that of `labels.npy`, in which
+    their shape and kind stand too, or None where the set has none.
     """
 
     image_shape: Shape
     splits: Mapping[str, int]
     settings: Mapping[str, Any]
     source: Mapping[str, Any]
-    version: int = 1
+    version: int = 2
     chunk_size: int = field(default=0, compare=False)
     checksums: Sequence[int] = field(default=(), compare=False)
+    labels: int | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return sum(self.splits.values())
@@ -96,10 +99,12 @@ class Header:
 
 
 def read_header(folder: Path) -> Header | None:
-    """The header of the cache in `folder`; None where there is none, or none whose pixels are all there."""
+    """The header of the cache in `folder`; None where there is none, or none whose pixels and labels are all there."""
     try:
         header = Header.from_json((folder / "header.json").read_text())
         whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes
+        if header.labels is not None:
+            whole &= zlib.crc32((folder / "labels.npy").read_bytes()) == header.labels
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return header if whole else None
@@ -117,14 +122,15 @@ def open_cache(folder: Path, split: str) -> Images:
         # a private copy on write, which nobody writes: torch warns of memory that it could not write to
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     pixels = torch.frombuffer(mapping, dtype=torch.uint8).view(len(header), *header.image_shape)
-    labels = torch.from_numpy(np.load(folder / "labels.npy")) if (folder / "labels.npy").is_file() else None
+    labels = None if header.labels is None else torch.from_numpy(np.load(folder / "labels.npy"))
     return Images(pixels[rows], None if labels is None else labels[rows], mapping=mapping)
 
 
 def broken_chunks(folder: Path) -> list[str]:
-    """What is wrong with the pixels of a whole cache: a line for each chunk whose checksum is not the header's."""
+    """What is wrong with a cache: a line for each chunk whose checksum is not the header's, or one for all."""
     header = read_header(folder)
-    assert header is not None
+    if header is None:
+        return [f"{folder}: its header, pixels or labels are not whole; the next start makes it anew"]
     with (folder / "pixels.u8").open("rb") as file:
         found = [_checksum(file.fileno(), header, chunk) for chunk in header.chunks]
     pairs = zip(header.chunks, found, header.checksums, strict=True)
@@ -194,13 +200,20 @@ def _make(folder: Path, header: Header, contents: Contents) -> None:
         (part / "journal").write_text(header.to_json() + "\n")
     _reserve(part / "pixels.u8", len(header) * header.image_bytes)
     done |= _fill_chunks(part, header, contents, done)
-    if contents.labels is not None:
-        np.save(part / "labels.npy", contents.labels)
-    whole = replace(header, checksums=[done[chunk.start] for chunk in header.chunks])
+    labels = None if contents.labels is None else _write_labels(part / "labels.npy", contents.labels)
+    whole = replace(header, checksums=[done[chunk.start] for chunk in header.chunks], labels=labels)
     write_whole(part / "header.json", whole.to_json().encode())
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     (folder / "journal").unlink()
+
+
+def _write_labels(path: Path, labels: np.ndarray) -> int:
+    """The checksum of the file."""
+    buffer = io.BytesIO()
+    np.save(buffer, labels, allow_pickle=False)
+    write_whole(path, buffer.getvalue())
+    return zlib.crc32(buffer.getvalue())
 
 
 def _read_journal(part: Path, header: Header) -> dict[int, int]:
