@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import REPOSITORY
 from vae_lightning.data import CelebA
 from vae_lightning.data.celeba import CROPS
 from vae_lightning.drawing import FACE_ATTRIBUTES, write_celeba_layout
@@ -237,6 +240,14 @@ def test_the_failed_download_says_how_to_do_it_by_hand(tmp_path: Path, monkeypat
     assert "by hand" in str(caught.value)
     assert "the download failed: Cannot connect" in str(caught.value)
     assert not list((tmp_path / "nothing").rglob("*.zip"))
+
+
+def test_what_the_download_takes_is_an_extra_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"it takes gdown: pip install 'vae_lightning\[celeba\]'"):
+        prepared(tmp_path / "nothing", tmp_path / "cache")
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(requirement.startswith("gdown") for requirement in extras["celeba"])
 
 
 def test_a_download_takes_its_place_whole(layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,10 @@ class CelebA(CachedImages):
                         (part / name).rename(folder / name)
                 shutil.rmtree(part, ignore_errors=True)
         except Exception as error:  # of gdown, of the network, of Google's quota: there is one way out of all
-            raise MissingFileError(f"{missing} (the download failed: {' '.join(str(error).split())[:200]})") from error
+            why = " ".join(str(error).split())[:200]
+            if isinstance(error.__context__, ModuleNotFoundError):  # torchvision's own words miss the extra
+                why = "it takes gdown: pip install 'vae_lightning[celeba]'"
+            raise MissingFileError(f"{missing} (the download failed: {why})") from error
 
 
 class _Members(NamedTuple):
