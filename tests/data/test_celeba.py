@@ -79,13 +79,32 @@ def test_pixels_are_those_of_the_plain_way(layouts: Path, tmp_path: Path, crop: 
 
 
 def test_zip_and_folder_give_the_same(layouts: Path, tmp_path: Path) -> None:
-    parts = [prepared(layouts / form, tmp_path / form) for form in ("folder", "zip")]
+    assert_same(*(prepared(layouts / form, tmp_path / form) for form in ("folder", "zip")))
+
+
+def assert_same(*parts: CelebA) -> None:
     for split in ("train", "val", "test"):
         one, other = (part.images(split) for part in parts)  # type: ignore[arg-type]
         assert torch.equal(one.pixels, other.pixels)
         assert one.labels is not None
         assert other.labels is not None
         assert torch.equal(one.labels, other.labels)
+
+
+def test_the_copy_in_csv_with_a_folder_in_a_folder_gives_the_same(layouts: Path, folder: Path, tmp_path: Path) -> None:
+    """Kaggle's: the images a folder deeper, both lists as CSV with a header of their own."""
+    celeba = folder / "celeba"
+    (celeba / "img_align_celeba").rename(tmp_path / "inner")
+    (celeba / "img_align_celeba").mkdir()
+    (tmp_path / "inner").rename(celeba / "img_align_celeba" / "img_align_celeba")
+    partition, attributes = celeba / "list_eval_partition.txt", celeba / "list_attr_celeba.txt"
+    rows = [",".join(line.split()) for line in partition.read_text().splitlines()]
+    partition.with_suffix(".csv").write_text("\n".join(["image_id,partition", *rows, ""]))
+    _, header, *rows = [",".join(line.split()) for line in attributes.read_text().splitlines()]
+    attributes.with_suffix(".csv").write_text("\n".join([f"image_id,{header}", *rows, ""]))
+    partition.unlink()
+    attributes.unlink()
+    assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
 
 
 def test_splits_are_those_of_the_partition_and_do_not_overlap(layouts: Path, tmp_path: Path) -> None:

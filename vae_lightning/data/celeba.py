@@ -34,6 +34,7 @@ CROPS: Mapping[str, tuple[int, int, int, int]] = {  # left, upper, right, lower
     "center140": (19, 39, 159, 179),  # WAE, RAE and many tables of FID
     "center108": (35, 55, 143, 163),  # after DCGAN
 }
+_ATTRIBUTE_LISTS = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 _SIZE = (178, 218)  # width, height of an aligned image
 
 
@@ -42,9 +43,10 @@ class CelebA(CachedImages):
 
     In `<data_dir>/celeba` (or `data_dir` itself): the images, as `img_align_celeba.zip` or as the folder
     `img_align_celeba`; `list_eval_partition.txt`, the split; and, where it is there, `list_attr_celeba.txt`, whose 40
-    attributes become `label`, uint8 [B, 40]. What is missing is downloaded as torchvision does. `crop` names the square
-    that is cut out; figures of different crops do not compare. `size`: of the square, shrunk with an antialiased
-    bilinear filter. `verify` checks digests and counts; turn it off for files in this layout that are not CelebA.
+    attributes become `label`, uint8 [B, 40]; both lists may be CSV, as in Kaggle's copy. What is missing is downloaded
+    as torchvision does. `crop` names the square that is cut out; figures of different crops do not compare. `size`: of
+    the square, shrunk with an antialiased bilinear filter. `verify` checks digests and counts; turn it off for files in
+    this layout that are not CelebA.
     """
 
     digests: ClassVar[Mapping[str, str]] = {  # MD5
@@ -102,19 +104,20 @@ class CelebA(CachedImages):
 
     def source(self) -> Source:
         names, splits = self._partition()
-        images = self._images_path()
+        images, files = self._images_path(), dict[str, Path]()
         partition = hashlib.sha256("\n".join(names).encode()).hexdigest()
         if images.is_dir():
-            files, state = list_folder(images, {".jpg"})
-            _require(images, names, {file.name for file in files})
+            listed, state = list_folder(images, {".jpg"})
+            files = {path.name: path for path in listed}  # in Kaggle's copy they lie a folder deeper
+            _require(images, names, set(files))
         else:
             state = f"{images.stat().st_size} bytes of {images.stat().st_mtime_ns}"
         fingerprint = {"images": state, "partition": partition, "attributes": self._attributes_state()}
-        return Source(fingerprint, splits, lambda: self._read(images, names))
+        return Source(fingerprint, splits, lambda: self._read(images, files, names))
 
-    def _read(self, images: Path, names: list[str]) -> Contents:
+    def _read(self, images: Path, files: Mapping[str, Path], names: list[str]) -> Contents:
         box = CROPS[self.crop]
-        read = (lambda name: read_file(images / name)) if images.is_dir() else self._open(images, names).read
+        read = (lambda name: read_file(files[name])) if files else self._open(images, names).read
 
         def decode(name: str) -> np.ndarray:
             return decode_crop(read(name), name, box, self.image_shape, _SIZE)
@@ -148,7 +151,7 @@ class CelebA(CachedImages):
     def _attributes_state(self) -> str | None:
         """Changes when the file does; None where there is none."""
         try:
-            about = find(self._folders(), ["list_attr_celeba.txt"], "").stat()
+            about = find(self._folders(), _ATTRIBUTE_LISTS, "").stat()
         except MissingFileError:
             return None
         return f"{about.st_size} bytes of {about.st_mtime_ns}"
@@ -156,15 +159,15 @@ class CelebA(CachedImages):
     def _attributes(self, names: list[str]) -> np.ndarray | None:
         """uint8 [N, 40] in {0, 1}, in the order of `names`; None where there is no such file."""
         try:
-            path = find(self._folders(), ["list_attr_celeba.txt"], "")
+            path = find(self._folders(), _ATTRIBUTE_LISTS, "")
         except MissingFileError:
             return None
         if self.verify:
-            check_digest(path, self.digests[path.name], file_digest(path))
-        _, header, *lines = path.read_text().splitlines()
-        values = {(row := line.split())[0]: row[1:] for line in lines}
-        width = len(header.split())
-        _require(path, names, {name for name, row in values.items() if len(row) == width})
+            check_digest(path, self.digests.get(path.name), file_digest(path))
+        lines = path.read_text().replace(",", " ").splitlines()
+        _, *rows = [row for line in lines if len(row := line.split()) > 1]  # the .txt begins with how many there are
+        values = {name: row for name, *row in rows}
+        _require(path, names, set(values))
         return (np.array([values[name] for name in names], dtype=np.int8) > 0).astype(np.uint8)
 
     def _images_path(self) -> Path:
