@@ -107,6 +107,12 @@ def test_the_copy_in_csv_with_a_folder_in_a_folder_gives_the_same(layouts: Path,
     assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
 
 
+def test_blank_lines_in_the_lists_are_no_rows(layouts: Path, folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "celeba").glob("*.txt"):
+        path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
+
+
 def test_splits_are_those_of_the_partition_and_do_not_overlap(layouts: Path, tmp_path: Path) -> None:
     data = prepared(layouts / "zip", tmp_path)
     images = [data.images(split).pixels for split in ("train", "val", "test")]  # type: ignore[arg-type]
@@ -188,6 +194,14 @@ def traversal(data_dir: Path) -> None:
         file.writestr("../../000001.jpg", b"x")
 
 
+def change_attributes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(data_dir: Path) -> None:
+        path = data_dir / "celeba" / "list_attr_celeba.txt"
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no images": (lambda d: shutil.rmtree(d / "celeba" / "img_align_celeba"), "neither img_align_celeba.zip nor"),
     "no partition": (
@@ -201,6 +215,19 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "partition is html": (
         lambda d: (d / "celeba" / "list_eval_partition.txt").write_text("<html><body>quota</body></html>"),
         "line 1: expected the name",
+    ),
+    "attributes empty": (change_attributes(lambda _: b""), "list_attr_celeba.txt, line 1: expected the name of an"),
+    "attributes of one line": (change_attributes(lambda _: b"40\n"), "list_attr_celeba.txt, line 1: expected the name"),
+    "attributes cut": (change_attributes(lambda raw: raw[:-5]), "line 42: expected the name of an image and 40 values"),
+    "attributes without a row": (
+        change_attributes(lambda raw: raw.replace(b"000007.jpg", b"000000.jpg")),
+        "list_attr_celeba.txt: 1 of 40 images are not in it: 000007.jpg",
+    ),
+    "attributes in words": (change_attributes(lambda raw: raw.replace(b"-1", b"no", 1)), "txt, line 3: expected"),
+    "attributes binary": (change_attributes(lambda _: bytes(range(256))), "list_attr_celeba.txt, line "),
+    "attributes are html": (
+        change_attributes(lambda _: b"<html>\n<body>\nquota</body></html>"),
+        "txt, line 2: expected",
     ),
     "quota page for a zip": (lambda d: write_zip(d, b"<!DOCTYPE html><html>Quota exceeded</html>"), "web page"),
     "empty zip": (lambda d: write_zip(d, b""), "img_align_celeba.zip"),

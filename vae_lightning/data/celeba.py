@@ -135,12 +135,9 @@ class CelebA(CachedImages):
     def _partition(self) -> tuple[list[str], dict[str, int]]:
         """Names of the images, split after split, and how many each split has."""
         path = find(self._folders(), ["list_eval_partition.txt", "list_eval_partition.csv"], self._remedy())
-        rows = [line.replace(",", " ").split() for line in read_bytes(path).decode(errors="replace").splitlines()]
-        rows = [row for row in rows if row and row != ["image_id", "partition"]]  # the header of the copies in CSV
-        wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2 or row[1] not in "012"), None)
-        if wrong is not None or not rows:
-            raise UserError(f"{path}, line {wrong or 1}: expected the name of an image and 0, 1 or 2; fetch it again")
-        parts = [[name for name, part in rows if part == number] for number in "012"]
+        rows = [row for row in _rows(path) if row.words != ["image_id", "partition"]]  # the header of the copies in CSV
+        _check_rows(path, rows, 1, {"0", "1", "2"}, "0, 1 or 2")
+        parts = [[name for _, (name, part) in rows if part == number] for number in "012"]
         splits: dict[str, int] = {split: len(part) for split, part in zip(SPLITS, parts, strict=True)}
         if self.verify and tuple(splits.values()) != self.counts:
             raise UserError(
@@ -164,9 +161,10 @@ class CelebA(CachedImages):
             return None
         if self.verify:
             check_digest(path, self.digests.get(path.name), file_digest(path))
-        lines = path.read_text().replace(",", " ").splitlines()
-        _, *rows = [row for line in lines if len(row := line.split()) > 1]  # the .txt begins with how many there are
-        values = {name: row for name, *row in rows}
+        header, *rows = [row for row in _rows(path) if not row.words[0].isdecimal()] or [_Row(1, [])]  # not their count
+        width = len(header.words) - ("image_id" in header.words)  # so the header of the copies in CSV begins
+        _check_rows(path, rows, width, {"1", "-1"}, f"{width} values 1 or -1")
+        values = {name: row for _, (name, *row) in rows}
         _require(path, names, set(values))
         return (np.array([values[name] for name in names], dtype=np.int8) > 0).astype(np.uint8)
 
@@ -226,6 +224,27 @@ class _Members(NamedTuple):
 
     def read(self, name: str) -> bytes:
         return self.archive.read(self.members[name])
+
+
+class _Row(NamedTuple):
+    """The words between blanks or commas of a line, and which line it is."""
+
+    number: int
+    words: list[str]
+
+
+def _rows(path: Path) -> list[_Row]:
+    """The lines of a list that have any words."""
+    lines = read_bytes(path).decode(errors="replace").replace(",", " ").splitlines()
+    rows = [_Row(number, line.split()) for number, line in enumerate(lines, 1)]
+    return [row for row in rows if row.words]
+
+
+def _check_rows(path: Path, rows: list[_Row], width: int, allowed: set[str], expected: str) -> None:
+    """Raise unless there are rows, each of a name and `width` values of those allowed."""
+    wrong = next((n for n, (_, *values) in rows if len(values) != width or not allowed.issuperset(values)), None)
+    if wrong is not None or not rows:
+        raise UserError(f"{path}, line {wrong or 1}: expected the name of an image and {expected}; fetch it again")
 
 
 def _require(place: Path, names: list[str], present: set[str]) -> None:
