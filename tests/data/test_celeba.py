@@ -236,6 +236,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing jpeg": (lambda d: damage_image(d, Path.unlink), "1 of 40 images are not in it: 000007.jpg"),
     "truncated jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(p.read_bytes()[:2000])), "000007.jpg"),
     "empty jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(b"")), "000007.jpg: empty"),
+    "dead link": (
+        lambda d: damage_image(d, lambda p: (p.unlink(), p.symlink_to("x"))[1]),
+        "000007.jpg: cannot be read",
+    ),
     "html jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(b"<html>")), "000007.jpg: a web page"),
     "huge jpeg": (lambda d: damage_image(d, lambda p: Image.new("RGB", (2000, 2000)).save(p)), "expected 178 x 218"),
 }

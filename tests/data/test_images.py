@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,44 @@ def test_broken_images_can_be_left_out(folder: Path, capsys: pytest.CaptureFixtu
     assert "3 images that cannot be read are left out" in capsys.readouterr().out
     seen = chain(*(numbers(data, split) for split in ("train", "val", "test")))
     assert sorted(seen) == [number for number in range(30) if number not in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "dead.png"], ids=["to nothing", "to itself"])
+def test_a_dead_link_is_a_broken_image(folder: Path, target: str) -> None:
+    (folder / "dead.png").symlink_to(target)
+    with pytest.raises(BrokenImagesError, match=r"1 unusable image: .*/dead.png: cannot be read \("):
+        prepared(folder)
+    data = prepared(folder, skip_broken=True)
+    assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 30  # type: ignore[arg-type]
+
+
+def test_a_link_back_is_not_followed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "again").symlink_to(folder)
+    (folder / "itself").symlink_to("itself")
+    data = prepared(folder)
+    assert f"{folder / 'again'}: a link to a folder that it lies in; not followed" in capsys.readouterr().out
+    assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 30  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for the system's refusal, which root does not get."""
+    (folder / "locked").mkdir()
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr("vae_lightning.data.files.os.scandir", scandir)
+    with pytest.raises(UserError, match=r"locked: cannot be listed \(Permission denied\)"):
+        prepared(folder)
+
+
+def test_a_note_of_broken_images_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"skipped.json: cannot be written \(.*--data.cache_dir"):
+        prepared(folder, skip_broken=True, cache_dir=str(tmp_path / "file"))
 
 
 def test_images_of_every_kind_are_taken(folder: Path) -> None:

@@ -160,7 +160,7 @@ class ImageFolder(CachedImages):
             broken = None
         if broken is None:
             broken = self._find_broken(files)
-            write_whole(note, json.dumps({"listing": listing, "broken": sorted(broken)}).encode())
+            _write_note(note, json.dumps({"listing": listing, "broken": sorted(broken)}))
         if broken:
             print(
                 f"{self.data_dir}: {len(broken)} images that cannot be read are left out ({note} lists them)",
@@ -182,3 +182,12 @@ class ImageFolder(CachedImages):
                 progress.advance(1)
                 found |= {str(self._relative(path))} if broken else set()
             return found
+
+
+def _write_note(path: Path, text: str) -> None:
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); choose another place by --data.cache_dir"
+        ) from error
