@@ -212,16 +212,31 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads resident memory from /proc")
-def test_a_mapped_cache_gives_its_pages_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resident memory stays bounded however much is read, and the batches are right all the same."""
+@pytest.mark.parametrize(("batch_size", "batches_per_call"), [(5, 1), (50, 16)])
+def test_a_mapped_cache_gives_its_pages_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, batches_per_call: int
+) -> None:
+    """Resident memory stays bounded however much is read at a time, and the batches are right all the same."""
     prepare_cache(tmp_path / "cache", HEADER, contents)
     images = open_cache(tmp_path / "cache", "train")
+    resident, seen = loader._resident_file_bytes, list[int]()
+
+    def noted() -> int:
+        seen.append(resident())
+        return seen[-1]
 
     def peak() -> int:
         """Over three passes: what one has left must not be added to what the next may take."""
-        before, batches = loader._resident_file_bytes(), ImageLoader(images, 5, train=True)
-        return max(loader._resident_file_bytes() for _ in range(3) for _ in batches) - before
+        seen[:] = [before := resident()]
+        batches = ImageLoader(images, batch_size, train=True)
+        batches.batches_per_call = batches_per_call
+        for _ in range(3):
+            for _ in batches:
+                noted()
+        return max(seen) - before
 
+    monkeypatch.setattr(loader, "_resident_file_bytes", noted)
+    monkeypatch.setattr(loader, "_MAPPED_ROWS", 5)
     monkeypatch.setattr(loader, "_KEEP_MAPPED", 4 * 2**20)
     bounded = peak()
     monkeypatch.setattr(loader, "_KEEP_MAPPED", 2**40)
