@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,19 @@ def test_a_flipped_bit_is_found_by_its_checksum(tmp_path: Path) -> None:
         file.seek(12288 * 1000)
         file.write(bytes([ALL[1000, 0, 0, 0] ^ 1]))
     (problem,) = broken_chunks(folder)
-    assert "images 682 .. 1363" in problem
+    assert "images 960 .. 1023" in problem
+
+
+def test_no_unit_of_work_is_so_large_that_cores_wait_for_one(tmp_path: Path) -> None:
+    header, spans = replace(HEADER, splits={"train": 1000}), list[tuple[int, int]]()
+
+    def fill(start: int, stop: int) -> np.ndarray:
+        spans.append((start, stop))
+        return ALL[start:stop]
+
+    prepare_cache(tmp_path / "cache", header, lambda: Contents(fill))
+    assert [number for span in sorted(spans) for number in range(*span)] == list(range(1000))
+    assert max(stop - start for start, stop in spans) <= 64
 
 
 SCRIPT = """

@@ -16,7 +16,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,8 @@ class Contents(NamedTuple):
 
 
 _CHUNK_BYTES = 8 * 2**20
+_CHUNK_IMAGES = 64
+"""A unit of work at most: a thousand large photographs keep sixteen cores busy, and the bar moves."""
 
 
 class BrokenImagesError(UserError):
@@ -166,7 +168,7 @@ def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) ->
     """
     if read_header(folder) == header:
         return
-    header = replace(header, chunk_size=min(1024, max(1, _CHUNK_BYTES // header.image_bytes)))
+    header = replace(header, chunk_size=min(_CHUNK_IMAGES, max(1, _CHUNK_BYTES // header.image_bytes)))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder.with_name(f"{folder.name}.lock")):
@@ -286,10 +288,8 @@ def _in_parallel(items: Sequence[T], work: Callable[[T], int], num_threads: int)
     pool = ThreadPoolExecutor(num_threads)
     try:
         futures = {pool.submit(work, item): item for item in items}
-        while futures:
-            finished, _ = wait(futures, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield futures.pop(future), future
+        for future in as_completed(futures):
+            yield futures[future], future
     finally:
         pool.shutdown(cancel_futures=True)
 
