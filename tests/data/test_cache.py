@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import REPOSITORY
-from vae_lightning.data import ImageLoader, loader
+from vae_lightning.data import ImageLoader, cache, loader
 from vae_lightning.data.cache import (
     BrokenImagesError,
     Contents,
@@ -139,57 +138,65 @@ def test_no_unit_of_work_is_so_large_that_cores_wait_for_one(tmp_path: Path) -> 
     assert max(stop - start for start, stop in spans) <= 64
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from tests.data import test_cache
-from vae_lightning.data.cache import Contents, prepare_cache
-from vae_lightning.data import cache
-
-cache._CHUNK_BYTES = 2**19  # 42 images
-def slow(start, stop):
-    time.sleep(0.1)
-    return test_cache.ALL[start:stop]
-print("ready", flush=True)
-prepare_cache(Path(sys.argv[1]), test_cache.HEADER, lambda: Contents(slow, test_cache.LABELS, num_threads=2))
-"""
+FORK = multiprocessing.get_context("fork")  # in a moment, where a new Python imports torch for seconds
+NO_WARNING = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=REPOSITORY, stdout=-1, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+def prepare_slowly(folder: Path, log: Path, seconds: float) -> None:
+    """A chunk takes so many. `log` gets what is printed, and the number of each image that is the first of a chunk."""
+
+    def slow(start: int, stop: int) -> np.ndarray:
+        print(f"{start}\n", end="", flush=True)  # in one piece, from several threads
+        time.sleep(seconds)
+        return ALL[start:stop]
+
+    with log.open("a") as file, contextlib.redirect_stdout(file):
+        prepare_cache(folder, HEADER, lambda: Contents(slow, LABELS, num_threads=2))
 
 
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Killed at three random moments; the chunks that were finished are not made again, unless they were damaged."""
-    folder, part = tmp_path / "cache", tmp_path / "cache.part"
-    finished: list[int] = []
-    for delay in [random.Random(0).uniform(0.05, 0.25) for _ in range(3)]:
-        process = start(folder)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+def first_numbers(path: Path) -> set[int]:
+    """Of the lines of a journal, or of a log."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {int(line.split()[0]) for line in lines if line[:1].isdigit()}
+
+
+@NO_WARNING
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at ten random moments; the chunks that were finished are not made again, unless they were damaged."""
+    monkeypatch.setattr(cache, "_CHUNK_IMAGES", 20)
+    folder, part, rng = tmp_path / "cache", tmp_path / "cache.part", random.Random(0)
+    finished: set[int] = set()
+    for kill in range(10):
+        process = FORK.Process(target=prepare_slowly, args=(folder, log := tmp_path / f"log{kill}", 0.03))
+        process.start()
+        time.sleep(rng.uniform(0.0, 0.2))
+        process.kill()
+        process.join()
         assert read_header(folder) is None, "it was faster than it was killed"
-        finished.append(len((part / "journal").read_text().splitlines()) if part.exists() else 0)
-    assert finished == sorted(finished)
-    assert 1 < finished[-1] < 48
+        assert not first_numbers(log) & finished
+        assert finished <= (finished := first_numbers(part / "journal"))
+    assert 0 in finished
+    assert len(finished) < 100
     with (part / "journal").open("a") as journal:
         journal.write("1974")  # half a line, as a power cut leaves it
     with (part / "pixels.u8").open("r+b") as file:
         file.write(b"\0" * 100)  # the first chunk is not what the journal says
-    process = start(folder)
-    process.communicate()
-    assert process.returncode == 0
+    prepare_slowly(folder, tmp_path / "last", 0.0)
+    assert first_numbers(tmp_path / "last") == set(range(0, TOTAL, 20)) - finished | {0}
     assert_whole(folder)
 
 
+@NO_WARNING
 def test_of_two_processes_one_prepares_and_both_succeed(tmp_path: Path) -> None:
-    processes = [start(tmp_path / "cache") for _ in range(2)]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sum("waiting for it" in output for output in outputs) <= 1
+    logs = [tmp_path / "one", tmp_path / "two"]
+    processes = [FORK.Process(target=prepare_slowly, args=(tmp_path / "cache", log, 0.06)) for log in logs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(len(first_numbers(log)) for log in logs) == [0, 32]
+    assert sum("waiting for it" in log.read_text() for log in logs) == 1
     assert_whole(tmp_path / "cache")
 
 
@@ -205,17 +212,22 @@ def test_all_broken_images_are_named_and_no_cache_is_left(tmp_path: Path) -> Non
     assert read_header(tmp_path / "cache") is None
 
 
+@NO_WARNING
 def test_a_disk_that_is_too_small_is_found_before_any_image_is_read(tmp_path: Path) -> None:
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n" + SCRIPT.replace(
-        "time.sleep(0.02)", "raise AssertionError('an image was read')"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert "UserError" in result.stderr
-    assert (
-        "cannot be written (File too large; it takes 0.02 GiB); choose another place by --data.cache_dir"
-        in result.stderr
-    )
+    said = r"cannot be written \(File too large; it takes 0.02 GiB\); choose another place by --data.cache_dir"
+
+    def fill(*_: int) -> np.ndarray:
+        raise AssertionError("an image was read")
+
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        with pytest.raises(UserError, match=said):
+            prepare_cache(tmp_path / "cache", HEADER, lambda: Contents(fill))
+
+    process = FORK.Process(target=prepare)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
