@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,16 @@ def test_all_broken_images_are_named_and_no_cache_is_left(tmp_path: Path) -> Non
         prepare_cache(tmp_path / "cache", HEADER, lambda: Contents(fill_from(range(TOTAL), read)))
     assert sorted(caught.value.problems) == sorted(f"{number}.jpg: broken" for number in (7, 507, 1007, 1507))
     assert read_header(tmp_path / "cache") is None
+
+
+def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path: Path) -> None:
+    def fail(*_: int) -> Any:
+        raise OSError("image file is truncated")
+
+    with pytest.raises(BrokenImagesError, match=r"among 0 .. 63: cannot be read \(image file is truncated\)"):
+        prepare_cache(tmp_path / "cache", HEADER, lambda: Contents(fail))
+    with pytest.raises(UserError, match=r"^cache: cannot be read \(image file is truncated\)"):
+        prepare_cache(tmp_path / "cache", HEADER, fail)
 
 
 @NO_WARNING

@@ -146,6 +146,15 @@ def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.images("test").labels.tolist() == [0] * 5 + [1] * 5  # type: ignore[union-attr]
 
 
+def test_half_an_image_of_omniglot_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_omniglot(tmp_path, monkeypatch)
+    path = tmp_path / "omniglot-py" / "images_background" / "alphabet1" / "character01" / "3.png"
+    path.write_bytes(path.read_bytes()[:60])
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match=f"1 unusable image: {path}: cannot be decoded"):
+        Omniglot(str(tmp_path)).prepare_data()
+
+
 @pytest.mark.parametrize("dataset", [CIFAR10, EMNIST, SVHN, Omniglot])
 def test_missing_files_without_a_network_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: type[Any]

@@ -177,12 +177,19 @@ def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) ->
                 return  # another process has made it meanwhile
             if folder.exists():
                 print(f"{folder}: {_why_stale(found, header)}; making it anew", flush=True)
-            _make(folder, header, read())
+            _make(folder, header, _read(folder, read))
     except OSError as error:
         raise UserError(
             f"{folder}: the cache of pixels cannot be written ({error.strerror}; it takes "
             f"{len(header) * header.image_bytes / 2**30:.2f} GiB); choose another place by --data.cache_dir"
         ) from error
+
+
+def _read(folder: Path, read: Callable[[], Contents]) -> Contents:
+    try:
+        return read()
+    except OSError as error:  # here and in `_write_chunk` of the images' files; all others are of writing the cache
+        raise UserError(f"{error.filename or folder.name}: cannot be read ({error.strerror or error})") from error
 
 
 def _why_stale(found: Header | None, wanted: Header) -> str:
@@ -272,7 +279,10 @@ def _fill_chunks(part: Path, header: Header, contents: Contents, done: Mapping[i
 
 
 def _write_chunk(file: int, header: Header, fill: Fill, chunk: range) -> int:
-    images = fill(chunk.start, chunk.stop)
+    try:
+        images = fill(chunk.start, chunk.stop)
+    except OSError as error:
+        raise BrokenImagesError([f"among {chunk.start} .. {chunk.stop - 1}: cannot be read ({error})"]) from error
     assert images.shape == (len(chunk), *header.image_shape), images.shape
     assert images.dtype == np.uint8, images.dtype
     contents = images.tobytes()

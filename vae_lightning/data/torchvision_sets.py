@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vae_lightning.data.base import CachedImages, ImageDataModule, Resident, Source, Split
 from vae_lightning.data.cache import Contents, fill_from
-from vae_lightning.data.decode import FILTER
-from vae_lightning.data.files import MissingFileError, check_digest, file_digest, lock, read_bytes, read_idx
+from vae_lightning.data.decode import FILTER, decode
+from vae_lightning.data.files import MissingFileError, check_digest, file_digest, lock, read_bytes, read_file, read_idx
 from vae_lightning.data.loader import Images
 from vae_lightning.data.mnist import MNIST
 from vae_lightning.data.transforms import Binarisation
@@ -275,8 +274,10 @@ class Omniglot(CachedImages):
         labels = np.array([parts[p]._flat_character_images[i][1] for p, i in items])
 
         def draw(item: tuple[int, int]) -> np.ndarray:
-            image, _ = parts[item[0]][item[1]]
-            return 255 - np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BILINEAR))[None]
+            part = parts[item[0]]
+            name, character = part._flat_character_images[item[1]]
+            path = Path(part.target_folder) / part._characters[character] / name
+            return 255 - decode(read_file(path), str(path), self.image_shape, "stretch")
 
         return Source({"images": sizes}, splits, lambda: Contents(fill_from(items, draw), labels))
 
