@@ -229,6 +229,12 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         change_attributes(lambda _: b"<html>\n<body>\nquota</body></html>"),
         "txt, line 2: expected",
     ),
+    "partition with a name twice": (
+        lambda d: (p := d / "celeba" / "list_eval_partition.txt").write_text(
+            p.read_text().replace("1.jpg 0", "2.jpg 0", 1)
+        ),
+        "list_eval_partition.txt: 000002.jpg is in it more than once",
+    ),
     "quota page for a zip": (lambda d: write_zip(d, b"<!DOCTYPE html><html>Quota exceeded</html>"), "web page"),
     "empty zip": (lambda d: write_zip(d, b""), "img_align_celeba.zip"),
     "half a zip": (lambda d: write_zip(d, b"PK\x03\x04" + bytes(100)), "img_align_celeba.zip"),
@@ -279,6 +285,11 @@ def test_what_is_not_celeba_is_refused_unless_told(layouts: Path, tmp_path: Path
 
 def test_a_wrong_digest_is_refused(layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CelebA, "counts", (32, 4, 4))
+    with pytest.raises(UserError, match=r"list_eval_partition.txt: wrong digest: expected d32c9cbf"):
+        prepared(layouts / "zip", tmp_path, verify=True)
+    partition = (layouts / "zip" / "celeba" / "list_eval_partition.txt").read_bytes()
+    digests = {**CelebA.digests, "list_eval_partition.txt": hashlib.md5(partition).hexdigest()}
+    monkeypatch.setattr(CelebA, "digests", digests)
     with pytest.raises(UserError, match=r"img_align_celeba.zip: wrong digest: expected 00d2c5bc"):
         prepared(layouts / "zip", tmp_path, verify=True)
 

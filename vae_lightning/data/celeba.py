@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -143,7 +144,13 @@ class CelebA(CachedImages):
             raise UserError(
                 f"{path}: expected {self.counts} images in train, val, test, found {tuple(splits.values())}"
             )
-        return [name for part in parts for name in part], splits
+        if self.verify:
+            check_digest(path, self.digests.get(path.name), file_digest(path))  # none is known of the CSV
+        names = [name for part in parts for name in part]
+        if len(set(names)) < len(names):
+            twice = next(name for name, count in Counter(names).items() if count > 1)
+            raise UserError(f"{path}: {twice} is in it more than once; fetch it again")
+        return names, splits
 
     def _attributes_state(self) -> str | None:
         """Changes when the file does; None where there is none."""
