@@ -311,12 +311,22 @@ def test_what_the_download_takes_is_an_extra_that_is_named(tmp_path: Path, monke
     assert any(requirement.startswith("gdown") for requirement in extras["celeba"])
 
 
-def test_a_download_takes_its_place_whole(layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fetched(layouts: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were asked for; `quota` among them refuses the attributes."""
+    names: list[str] = []
+
     def fetch(_: str, root: str, name: str, __: str) -> None:
-        Path(root).mkdir(parents=True, exist_ok=True)
+        if "quota" in names and "attr" in name:
+            raise RuntimeError("Too many users")
+        names.append(name)
         shutil.copy(layouts / "zip" / "celeba" / name, Path(root) / name)
 
     monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", fetch)
+    return names
+
+
+def test_a_download_takes_its_place_whole(fetched: list[str], tmp_path: Path) -> None:
     data = prepared(tmp_path / "new", tmp_path / "cache")
     assert len(data.images("train").pixels) == 32
     assert sorted(path.name for path in (tmp_path / "new" / "celeba").glob("[!.]*")) == [
@@ -324,6 +334,24 @@ def test_a_download_takes_its_place_whole(layouts: Path, tmp_path: Path, monkeyp
         "list_attr_celeba.txt",
         "list_eval_partition.txt",
     ]
+    assert fetched[-1] == "list_attr_celeba.txt"
+
+
+def test_a_quota_on_the_attributes_stops_no_download(
+    fetched: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetched.append("quota")
+    images = prepared(tmp_path / "new", tmp_path / "cache").images("train")
+    assert len(images.pixels) == 32
+    assert images.labels is None
+    assert "list_attr_celeba.txt: not downloaded (Too many users)" in capsys.readouterr().out
+
+
+def test_what_lies_in_data_dir_itself_is_not_downloaded(fetched: list[str], layouts: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    shutil.copy(layouts / "zip" / "celeba" / "img_align_celeba.zip", tmp_path / "new")
+    prepared(tmp_path / "new", tmp_path / "cache")
+    assert fetched == ["list_eval_partition.txt", "list_attr_celeba.txt"]
 
 
 @pytest.mark.parametrize("settings", [{"crop": "center100"}, {"size": 0}])

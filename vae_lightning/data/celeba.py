@@ -197,30 +197,41 @@ class CelebA(CachedImages):
         )
 
     def _download(self, missing: MissingFileError) -> None:
-        """The three files, each to a folder beside its place, and under its name once its digest is right."""
+        """What is missing, each file to a folder beside its place, and under its name once its digest is right."""
+        folder = self._folders()[0]
         try:
-            from torchvision.datasets import CelebA as Listing  # here: seconds of imports that a local file saves
-            from torchvision.datasets.utils import download_file_from_google_drive
-
-            folder = self._folders()[0]
-            part = folder / "download.part"
             folder.mkdir(parents=True, exist_ok=True)
             with lock(folder / ".download.lock"):  # who waited here finds the files
-                for file_id, md5, name in Listing.file_list:
-                    if (
-                        name in self.digests
-                        and not (folder / name).exists()
-                        and not (folder / Path(name).stem).is_dir()
-                    ):
-                        part.mkdir(exist_ok=True)
-                        download_file_from_google_drive(file_id, str(part), name, md5)
-                        (part / name).rename(folder / name)
-                shutil.rmtree(part, ignore_errors=True)
+                for name in self.digests:  # the attributes last: the images do without them
+                    if not self._has(name):
+                        self._fetch(folder, name)
+                shutil.rmtree(folder / "download.part", ignore_errors=True)
         except Exception as error:  # of gdown, of the network, of Google's quota: there is one way out of all
             why = " ".join(str(error).split())[:200]
             if isinstance(error.__context__, ModuleNotFoundError):  # torchvision's own words miss the extra
                 why = "it takes gdown: pip install 'vae_lightning[celeba]'"
             raise MissingFileError(f"{missing} (the download failed: {why})") from error
+
+    def _has(self, name: str) -> bool:
+        """Whether a file is there, or what stands for it: the extracted folder, a list as CSV."""
+        stem = Path(name).stem
+        return any((folder / form).exists() for folder in self._folders() for form in (name, stem, f"{stem}.csv"))
+
+    def _fetch(self, folder: Path, name: str) -> None:
+        from torchvision.datasets import CelebA as Listing  # here: seconds of imports that a local file saves
+        from torchvision.datasets.utils import download_file_from_google_drive
+
+        part = folder / "download.part"
+        part.mkdir(exist_ok=True)
+        (file_id,) = (file_id for file_id, _, listed in Listing.file_list if listed == name)
+        try:
+            download_file_from_google_drive(file_id, str(part), name, self.digests[name])
+        except Exception as error:
+            if name not in _ATTRIBUTE_LISTS:
+                raise
+            print(f"{name}: not downloaded ({' '.join(str(error).split())[:200]}); no labels, then", flush=True)
+        else:
+            (part / name).rename(folder / name)
 
 
 class _Members(NamedTuple):
