@@ -105,6 +105,7 @@ class ImageDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ImageLoader:
         loader = self._loader("train", self.batch_size)
         loader.batches_per_call = self.batches_per_call
+        loader.one_epoch = bool(getattr(self.trainer, "overfit_batches", 0))  # it is declared nowhere
         return loader
 
     def val_dataloader(self) -> ImageLoader:

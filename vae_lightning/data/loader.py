@@ -60,10 +60,12 @@ class ImageLoader:
     that there is one.
     Lightning sets the epoch through `sampler.set_epoch`, as it does for a `DataLoader`; `position` says how many
     batches of that epoch have been seen already, so that a fit resumed in mid-epoch goes on at the next one.
+    `one_epoch`: each pass is the first one again, order and noise, as `--trainer.overfit_batches` wants it.
     Above 1, `batches_per_call` has it yield lists of so many batches, the last one of what is left.
     """
 
     batches_per_call = 1
+    one_epoch = False
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class ImageLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next pass; evaluation is the same in every epoch."""
-        self.epoch = epoch if self.train else 0
+        self.epoch = epoch if self.train and not self.one_epoch else 0
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the order is a function, and the position is Lightning's. That it is here says: this one resumes."""
