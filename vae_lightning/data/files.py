@@ -13,7 +13,7 @@ import secrets
 import struct
 import urllib.request
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -106,8 +106,17 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def download(urls: Sequence[str], path: Path, md5: str | None = None, timeout: float = 30.0) -> None:
-    """Fetch `path` from the first of `urls` that answers; `md5` is that of the file as it is sent."""
+def download(
+    urls: Sequence[str],
+    path: Path,
+    md5: str | None = None,
+    timeout: float = 30.0,
+    check: Callable[[bytes], object] = len,
+) -> None:
+    """Fetch `path` from the first of `urls` that answers with it.
+
+    `md5` is that of the file as it is sent; `check` raises UserError where the contents are not what they should be.
+    """
     failures = []
     for url in urls:
         try:
@@ -118,6 +127,11 @@ def download(urls: Sequence[str], path: Path, md5: str | None = None, timeout: f
             continue
         if md5 is not None and (found := hashlib.md5(contents, usedforsecurity=False).hexdigest()) != md5:
             failures.append(f"{url}: wrong digest: expected {md5}, found {found} ({len(contents)} bytes)")
+            continue
+        try:
+            check(contents)
+        except UserError as error:
+            failures.append(f"{url}: {error}")
             continue
         try:
             write_whole(path, contents)
