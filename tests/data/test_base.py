@@ -161,3 +161,38 @@ def test_a_resumed_fit_goes_on_with_the_order_of_its_epoch(tmp_path: Path) -> No
     pl.Trainer(max_epochs=3, **settings).fit(rest, Digits(), ckpt_path=tmp_path / "a.ckpt")  # type: ignore[arg-type]
     assert len({tuple(seen) for seen in whole.orders.values()}) == 3
     assert rest.orders == {epoch: whole.orders[epoch] for epoch in (1, 2)}
+
+
+class Seen(pl.LightningModule):
+    """Learns nothing, and keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches: list[torch.Tensor] = []
+
+    def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.batches.append(batch["x"])
+        return self.weight * 1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*overfit.*", "ignore:.*validation_step.*", "ignore:.*val_dataloader.*")
+@pytest.mark.parametrize(("overfit_batches", "same"), [(2, True), (0.0, False)])
+def test_overfit_batches_are_the_same_in_each_epoch(tmp_path: Path, overfit_batches: float, same: bool) -> None:
+    """Noise and all: what is to be overfitted must not change."""
+    model = Seen()
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, max_epochs=2, overfit_batches=overfit_batches, **quiet
+    )
+    trainer.fit(model, datamodule=Digits(batch_size=500, binarisation="dynamic"))
+    first, second = torch.cat(model.batches).chunk(2)
+    assert torch.equal(first, second) == same

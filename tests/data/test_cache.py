@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
+import resource
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.helpers import REPOSITORY
-from vae_lightning.data import ImageLoader, loader
+from vae_lightning.data import ImageLoader, cache, loader
 from vae_lightning.data.cache import (
     BrokenImagesError,
     Contents,
@@ -73,7 +75,7 @@ def test_a_cache_is_made_once_and_holds_the_splits_in_order(tmp_path: Path) -> N
         ({"settings": {"crop": "other"}}, "settings"),
         ({"source": {"listing": "b"}}, "source"),
         ({"splits": {"train": 1400, "val": 400, "test": 200}}, "splits"),
-        ({"version": 2}, "version"),
+        ({"version": 1}, "version"),
     ],
 )
 def test_a_stale_cache_is_made_anew_aloud(
@@ -86,20 +88,28 @@ def test_a_stale_cache_is_made_anew_aloud(
     assert read_header(tmp_path / "cache") == wanted
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no header", "half a header", "no pixels"])
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {  # a file, and what becomes of it; None: nothing
+    "truncated pixels": ("pixels.u8", lambda raw: raw[:1000]),
+    "no pixels": ("pixels.u8", lambda _: None),
+    "no header": ("header.json", lambda _: None),
+    "half a header": ("header.json", lambda raw: raw[:40]),
+    "no labels": ("labels.npy", lambda _: None),
+    "empty labels": ("labels.npy", lambda _: b""),
+    "half of the labels": ("labels.npy", lambda raw: raw[: len(raw) // 2]),
+    "a flipped bit of a label": ("labels.npy", lambda raw: raw[:-8] + bytes([raw[-8] ^ 1]) + raw[-7:]),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
 def test_a_damaged_cache_is_made_anew_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
     folder = tmp_path / "cache"
     prepare_cache(folder, HEADER, contents)
-    header, pixels = folder / "header.json", folder / "pixels.u8"
-    if damage == "truncated":
-        with pixels.open("r+b") as file:
-            file.truncate(1000)
-    elif damage == "no pixels":
-        pixels.unlink()
-    elif damage == "no header":
-        header.unlink()
-    else:
-        header.write_text(header.read_text()[:40])
+    name, change = DAMAGE[damage]
+    changed = change((folder / name).read_bytes())
+    (folder / name).unlink()
+    if changed is not None:
+        (folder / name).write_bytes(changed)
+    assert "not whole" in broken_chunks(folder)[0]
     with pytest.raises(UserError, match="no whole cache"):
         open_cache(folder, "train")
     prepare_cache(folder, HEADER, contents)
@@ -114,60 +124,80 @@ def test_a_flipped_bit_is_found_by_its_checksum(tmp_path: Path) -> None:
         file.seek(12288 * 1000)
         file.write(bytes([ALL[1000, 0, 0, 0] ^ 1]))
     (problem,) = broken_chunks(folder)
-    assert "images 682 .. 1363" in problem
+    assert "images 960 .. 1023" in problem
 
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from tests.data import test_cache
-from vae_lightning.data.cache import Contents, prepare_cache
-from vae_lightning.data import cache
+def test_no_unit_of_work_is_so_large_that_cores_wait_for_one(tmp_path: Path) -> None:
+    header, spans = replace(HEADER, splits={"train": 1000}), list[tuple[int, int]]()
 
-cache._CHUNK_BYTES = 2**19  # 42 images
-def slow(start, stop):
-    time.sleep(0.1)
-    return test_cache.ALL[start:stop]
-print("ready", flush=True)
-prepare_cache(Path(sys.argv[1]), test_cache.HEADER, lambda: Contents(slow, test_cache.LABELS, num_threads=2))
-"""
+    def fill(start: int, stop: int) -> np.ndarray:
+        spans.append((start, stop))
+        return ALL[start:stop]
+
+    prepare_cache(tmp_path / "cache", header, lambda: Contents(fill))
+    assert [number for span in sorted(spans) for number in range(*span)] == list(range(1000))
+    assert max(stop - start for start, stop in spans) <= 64
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=REPOSITORY, stdout=-1, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+FORK = multiprocessing.get_context("fork")  # in a moment, where a new Python imports torch for seconds
+NO_WARNING = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
-def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path) -> None:
-    """Killed at three random moments; the chunks that were finished are not made again, unless they were damaged."""
-    folder, part = tmp_path / "cache", tmp_path / "cache.part"
-    finished: list[int] = []
-    for delay in [random.Random(0).uniform(0.05, 0.25) for _ in range(3)]:
-        process = start(folder)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+def prepare_slowly(folder: Path, log: Path, seconds: float) -> None:
+    """A chunk takes so many. `log` gets what is printed, and the number of each image that is the first of a chunk."""
+
+    def slow(start: int, stop: int) -> np.ndarray:
+        print(f"{start}\n", end="", flush=True)  # in one piece, from several threads
+        time.sleep(seconds)
+        return ALL[start:stop]
+
+    with log.open("a") as file, contextlib.redirect_stdout(file):
+        prepare_cache(folder, HEADER, lambda: Contents(slow, LABELS, num_threads=2))
+
+
+def first_numbers(path: Path) -> set[int]:
+    """Of the lines of a journal, or of a log."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {int(line.split()[0]) for line in lines if line[:1].isdigit()}
+
+
+@NO_WARNING
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at ten random moments; the chunks that were finished are not made again, unless they were damaged."""
+    monkeypatch.setattr(cache, "_CHUNK_IMAGES", 20)
+    folder, part, rng = tmp_path / "cache", tmp_path / "cache.part", random.Random(0)
+    finished: set[int] = set()
+    for kill in range(10):
+        process = FORK.Process(target=prepare_slowly, args=(folder, log := tmp_path / f"log{kill}", 0.03))
+        process.start()
+        time.sleep(rng.uniform(0.0, 0.2))
+        process.kill()
+        process.join()
         assert read_header(folder) is None, "it was faster than it was killed"
-        finished.append(len((part / "journal").read_text().splitlines()) if part.exists() else 0)
-    assert finished == sorted(finished)
-    assert 1 < finished[-1] < 48
+        assert not first_numbers(log) & finished
+        assert finished <= (finished := first_numbers(part / "journal"))
+    assert 0 in finished
+    assert len(finished) < 100
     with (part / "journal").open("a") as journal:
         journal.write("1974")  # half a line, as a power cut leaves it
     with (part / "pixels.u8").open("r+b") as file:
         file.write(b"\0" * 100)  # the first chunk is not what the journal says
-    process = start(folder)
-    process.communicate()
-    assert process.returncode == 0
+    prepare_slowly(folder, tmp_path / "last", 0.0)
+    assert first_numbers(tmp_path / "last") == set(range(0, TOTAL, 20)) - finished | {0}
     assert_whole(folder)
 
 
+@NO_WARNING
 def test_of_two_processes_one_prepares_and_both_succeed(tmp_path: Path) -> None:
-    processes = [start(tmp_path / "cache") for _ in range(2)]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sum("waiting for it" in output for output in outputs) <= 1
+    logs = [tmp_path / "one", tmp_path / "two"]
+    processes = [FORK.Process(target=prepare_slowly, args=(tmp_path / "cache", log, 0.06)) for log in logs]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sorted(len(first_numbers(log)) for log in logs) == [0, 32]
+    assert sum("waiting for it" in log.read_text() for log in logs) == 1
     assert_whole(tmp_path / "cache")
 
 
@@ -183,17 +213,32 @@ def test_all_broken_images_are_named_and_no_cache_is_left(tmp_path: Path) -> Non
     assert read_header(tmp_path / "cache") is None
 
 
+def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path: Path) -> None:
+    def fail(*_: int) -> Any:
+        raise OSError("image file is truncated")
+
+    with pytest.raises(BrokenImagesError, match=r"among 0 .. 63: cannot be read \(image file is truncated\)"):
+        prepare_cache(tmp_path / "cache", HEADER, lambda: Contents(fail))
+    with pytest.raises(UserError, match=r"^cache: cannot be read \(image file is truncated\)"):
+        prepare_cache(tmp_path / "cache", HEADER, fail)
+
+
+@NO_WARNING
 def test_a_disk_that_is_too_small_is_found_before_any_image_is_read(tmp_path: Path) -> None:
-    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))\n" + SCRIPT.replace(
-        "time.sleep(0.02)", "raise AssertionError('an image was read')"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "cache")]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert "UserError" in result.stderr
-    assert (
-        "cannot be written (File too large; it takes 0.02 GiB); choose another place by --data.cache_dir"
-        in result.stderr
-    )
+    said = r"cannot be written \(File too large; it takes 0.02 GiB\); choose another place by --data.cache_dir"
+
+    def fill(*_: int) -> np.ndarray:
+        raise AssertionError("an image was read")
+
+    def prepare() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        with pytest.raises(UserError, match=said):
+            prepare_cache(tmp_path / "cache", HEADER, lambda: Contents(fill))
+
+    process = FORK.Process(target=prepare)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -203,16 +248,31 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads resident memory from /proc")
-def test_a_mapped_cache_gives_its_pages_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resident memory stays bounded however much is read, and the batches are right all the same."""
+@pytest.mark.parametrize(("batch_size", "batches_per_call"), [(5, 1), (50, 16)])
+def test_a_mapped_cache_gives_its_pages_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, batches_per_call: int
+) -> None:
+    """Resident memory stays bounded however much is read at a time, and the batches are right all the same."""
     prepare_cache(tmp_path / "cache", HEADER, contents)
     images = open_cache(tmp_path / "cache", "train")
+    resident, seen = loader._resident_file_bytes, list[int]()
+
+    def noted() -> int:
+        seen.append(resident())
+        return seen[-1]
 
     def peak() -> int:
         """Over three passes: what one has left must not be added to what the next may take."""
-        before, batches = loader._resident_file_bytes(), ImageLoader(images, 5, train=True)
-        return max(loader._resident_file_bytes() for _ in range(3) for _ in batches) - before
+        seen[:] = [before := resident()]
+        batches = ImageLoader(images, batch_size, train=True)
+        batches.batches_per_call = batches_per_call
+        for _ in range(3):
+            for _ in batches:
+                noted()
+        return max(seen) - before
 
+    monkeypatch.setattr(loader, "_resident_file_bytes", noted)
+    monkeypatch.setattr(loader, "_MAPPED_ROWS", 5)
     monkeypatch.setattr(loader, "_KEEP_MAPPED", 4 * 2**20)
     bounded = peak()
     monkeypatch.setattr(loader, "_KEEP_MAPPED", 2**40)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers import REPOSITORY
 from vae_lightning.data import CelebA
 from vae_lightning.data.celeba import CROPS
 from vae_lightning.drawing import FACE_ATTRIBUTES, write_celeba_layout
@@ -76,13 +79,38 @@ def test_pixels_are_those_of_the_plain_way(layouts: Path, tmp_path: Path, crop: 
 
 
 def test_zip_and_folder_give_the_same(layouts: Path, tmp_path: Path) -> None:
-    parts = [prepared(layouts / form, tmp_path / form) for form in ("folder", "zip")]
+    assert_same(*(prepared(layouts / form, tmp_path / form) for form in ("folder", "zip")))
+
+
+def assert_same(*parts: CelebA) -> None:
     for split in ("train", "val", "test"):
         one, other = (part.images(split) for part in parts)  # type: ignore[arg-type]
         assert torch.equal(one.pixels, other.pixels)
         assert one.labels is not None
         assert other.labels is not None
         assert torch.equal(one.labels, other.labels)
+
+
+def test_the_copy_in_csv_with_a_folder_in_a_folder_gives_the_same(layouts: Path, folder: Path, tmp_path: Path) -> None:
+    """Kaggle's: the images a folder deeper, both lists as CSV with a header of their own."""
+    celeba = folder / "celeba"
+    (celeba / "img_align_celeba").rename(tmp_path / "inner")
+    (celeba / "img_align_celeba").mkdir()
+    (tmp_path / "inner").rename(celeba / "img_align_celeba" / "img_align_celeba")
+    partition, attributes = celeba / "list_eval_partition.txt", celeba / "list_attr_celeba.txt"
+    rows = [",".join(line.split()) for line in partition.read_text().splitlines()]
+    partition.with_suffix(".csv").write_text("\n".join(["image_id,partition", *rows, ""]))
+    _, header, *rows = [",".join(line.split()) for line in attributes.read_text().splitlines()]
+    attributes.with_suffix(".csv").write_text("\n".join([f"image_id,{header}", *rows, ""]))
+    partition.unlink()
+    attributes.unlink()
+    assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
+
+
+def test_blank_lines_in_the_lists_are_no_rows(layouts: Path, folder: Path, tmp_path: Path) -> None:
+    for path in (folder / "celeba").glob("*.txt"):
+        path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
 
 
 def test_splits_are_those_of_the_partition_and_do_not_overlap(layouts: Path, tmp_path: Path) -> None:
@@ -172,6 +200,14 @@ def traversal(data_dir: Path) -> None:
         file.writestr("../../000001.jpg", b"x")
 
 
+def change_attributes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(data_dir: Path) -> None:
+        path = data_dir / "celeba" / "list_attr_celeba.txt"
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no images": (lambda d: shutil.rmtree(d / "celeba" / "img_align_celeba"), "neither img_align_celeba.zip nor"),
     "no partition": (
@@ -186,6 +222,25 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda d: (d / "celeba" / "list_eval_partition.txt").write_text("<html><body>quota</body></html>"),
         "line 1: expected the name",
     ),
+    "attributes empty": (change_attributes(lambda _: b""), "list_attr_celeba.txt, line 1: expected the name of an"),
+    "attributes of one line": (change_attributes(lambda _: b"40\n"), "list_attr_celeba.txt, line 1: expected the name"),
+    "attributes cut": (change_attributes(lambda raw: raw[:-5]), "line 42: expected the name of an image and 40 values"),
+    "attributes without a row": (
+        change_attributes(lambda raw: raw.replace(b"000007.jpg", b"000000.jpg")),
+        "list_attr_celeba.txt: 1 of 40 images are not in it: 000007.jpg",
+    ),
+    "attributes in words": (change_attributes(lambda raw: raw.replace(b"-1", b"no", 1)), "txt, line 3: expected"),
+    "attributes binary": (change_attributes(lambda _: bytes(range(256))), "list_attr_celeba.txt, line "),
+    "attributes are html": (
+        change_attributes(lambda _: b"<html>\n<body>\nquota</body></html>"),
+        "txt, line 2: expected",
+    ),
+    "partition with a name twice": (
+        lambda d: (p := d / "celeba" / "list_eval_partition.txt").write_text(
+            p.read_text().replace("1.jpg 0", "2.jpg 0", 1)
+        ),
+        "list_eval_partition.txt: 000002.jpg is in it more than once",
+    ),
     "quota page for a zip": (lambda d: write_zip(d, b"<!DOCTYPE html><html>Quota exceeded</html>"), "web page"),
     "empty zip": (lambda d: write_zip(d, b""), "img_align_celeba.zip"),
     "half a zip": (lambda d: write_zip(d, b"PK\x03\x04" + bytes(100)), "img_align_celeba.zip"),
@@ -193,6 +248,10 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing jpeg": (lambda d: damage_image(d, Path.unlink), "1 of 40 images are not in it: 000007.jpg"),
     "truncated jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(p.read_bytes()[:2000])), "000007.jpg"),
     "empty jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(b"")), "000007.jpg: empty"),
+    "dead link": (
+        lambda d: damage_image(d, lambda p: (p.unlink(), p.symlink_to("x"))[1]),
+        "000007.jpg: cannot be read",
+    ),
     "html jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(b"<html>")), "000007.jpg: a web page"),
     "huge jpeg": (lambda d: damage_image(d, lambda p: Image.new("RGB", (2000, 2000)).save(p)), "expected 178 x 218"),
 }
@@ -232,6 +291,11 @@ def test_what_is_not_celeba_is_refused_unless_told(layouts: Path, tmp_path: Path
 
 def test_a_wrong_digest_is_refused(layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CelebA, "counts", (32, 4, 4))
+    with pytest.raises(UserError, match=r"list_eval_partition.txt: wrong digest: expected d32c9cbf"):
+        prepared(layouts / "zip", tmp_path, verify=True)
+    partition = (layouts / "zip" / "celeba" / "list_eval_partition.txt").read_bytes()
+    digests = {**CelebA.digests, "list_eval_partition.txt": hashlib.md5(partition).hexdigest()}
+    monkeypatch.setattr(CelebA, "digests", digests)
     with pytest.raises(UserError, match=r"img_align_celeba.zip: wrong digest: expected 00d2c5bc"):
         prepared(layouts / "zip", tmp_path, verify=True)
 
@@ -245,12 +309,30 @@ def test_the_failed_download_says_how_to_do_it_by_hand(tmp_path: Path, monkeypat
     assert not list((tmp_path / "nothing").rglob("*.zip"))
 
 
-def test_a_download_takes_its_place_whole(layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_download_takes_is_an_extra_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"it takes gdown: pip install 'vae_lightning\[celeba\]'"):
+        prepared(tmp_path / "nothing", tmp_path / "cache")
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(requirement.startswith("gdown") for requirement in extras["celeba"])
+
+
+@pytest.fixture
+def fetched(layouts: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were asked for; `quota` among them refuses the attributes."""
+    names: list[str] = []
+
     def fetch(_: str, root: str, name: str, __: str) -> None:
-        Path(root).mkdir(parents=True, exist_ok=True)
+        if "quota" in names and "attr" in name:
+            raise RuntimeError("Too many users")
+        names.append(name)
         shutil.copy(layouts / "zip" / "celeba" / name, Path(root) / name)
 
     monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", fetch)
+    return names
+
+
+def test_a_download_takes_its_place_whole(fetched: list[str], tmp_path: Path) -> None:
     data = prepared(tmp_path / "new", tmp_path / "cache")
     assert len(data.images("train").pixels) == 32
     assert sorted(path.name for path in (tmp_path / "new" / "celeba").glob("[!.]*")) == [
@@ -258,6 +340,24 @@ def test_a_download_takes_its_place_whole(layouts: Path, tmp_path: Path, monkeyp
         "list_attr_celeba.txt",
         "list_eval_partition.txt",
     ]
+    assert fetched[-1] == "list_attr_celeba.txt"
+
+
+def test_a_quota_on_the_attributes_stops_no_download(
+    fetched: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetched.append("quota")
+    images = prepared(tmp_path / "new", tmp_path / "cache").images("train")
+    assert len(images.pixels) == 32
+    assert images.labels is None
+    assert "list_attr_celeba.txt: not downloaded (Too many users)" in capsys.readouterr().out
+
+
+def test_what_lies_in_data_dir_itself_is_not_downloaded(fetched: list[str], layouts: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    shutil.copy(layouts / "zip" / "celeba" / "img_align_celeba.zip", tmp_path / "new")
+    prepared(tmp_path / "new", tmp_path / "cache")
+    assert fetched == ["list_eval_partition.txt", "list_attr_celeba.txt"]
 
 
 @pytest.mark.parametrize("settings", [{"crop": "center100"}, {"size": 0}])

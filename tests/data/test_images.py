@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,40 @@ def test_own_splits_and_classes(tmp_path: Path) -> None:
         assert images.labels.tolist() == (images.pixels[:, 0, 0, 0] % 10).tolist()
 
 
+@pytest.mark.parametrize("own", ["Train Test", "train VAL"])
+def test_a_split_without_a_folder_is_taken_from_train_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], own: str
+) -> None:
+    """The images of an own `test` are never trained on, and those of no split are counted."""
+    first, second = own.split()
+    for number in range(20):
+        save(tmp_path / "set" / first / f"{number}.png", number)
+    for number in range(20, 25):
+        save(tmp_path / "set" / second / f"{number}.png", number)
+    save(tmp_path / "set" / "extra" / "1.png", 99)
+    data = prepared(tmp_path / "set", val_fraction=0.2, test_fraction=0.2)
+    given, missing = ("test", "val") if second == "Test" else ("val", "test")
+    assert numbers(data, given) == [20, 21, 22, 23, 24]
+    assert len(numbers(data, missing)) == 4
+    assert sorted(numbers(data, "train") + numbers(data, missing)) == list(range(20))
+    said = capsys.readouterr().out
+    assert f"{missing} 0.2 of its folder train" in said
+    assert "images outside of these folders, left out: 1\n" in said
+
+
+def test_a_folder_for_test_and_none_for_train_is_refused(tmp_path: Path) -> None:
+    for number in range(9):
+        save(tmp_path / "set" / "test" / f"{number}.png")
+        save(tmp_path / "set" / "others" / f"{number}.png")
+    with pytest.raises(UserError, match="a folder of images for test, none for train"):
+        prepared(tmp_path / "set")
+
+
+def test_the_split_that_holds_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(folder, val_fraction=0.2)
+    assert f"{folder}: split: val 0.2 of all images; test 0.1 of all images; taken by a hash" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("channels", "colour"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])])
 def test_any_number_of_channels(tmp_path: Path, channels: int, colour: list[int]) -> None:
     for number in range(10):
@@ -113,6 +149,44 @@ def test_broken_images_can_be_left_out(folder: Path, capsys: pytest.CaptureFixtu
     assert "3 images that cannot be read are left out" in capsys.readouterr().out
     seen = chain(*(numbers(data, split) for split in ("train", "val", "test")))
     assert sorted(seen) == [number for number in range(30) if number not in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "dead.png"], ids=["to nothing", "to itself"])
+def test_a_dead_link_is_a_broken_image(folder: Path, target: str) -> None:
+    (folder / "dead.png").symlink_to(target)
+    with pytest.raises(BrokenImagesError, match=r"1 unusable image: .*/dead.png: cannot be read \("):
+        prepared(folder)
+    data = prepared(folder, skip_broken=True)
+    assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 30  # type: ignore[arg-type]
+
+
+def test_a_link_back_is_not_followed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "again").symlink_to(folder)
+    (folder / "itself").symlink_to("itself")
+    data = prepared(folder)
+    assert f"{folder / 'again'}: a link to a folder that it lies in; not followed" in capsys.readouterr().out
+    assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 30  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for the system's refusal, which root does not get."""
+    (folder / "locked").mkdir()
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr("vae_lightning.data.files.os.scandir", scandir)
+    with pytest.raises(UserError, match=r"locked: cannot be listed \(Permission denied\)"):
+        prepared(folder)
+
+
+def test_a_note_of_broken_images_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"skipped.json: cannot be written \(.*--data.cache_dir"):
+        prepared(folder, skip_broken=True, cache_dir=str(tmp_path / "file"))
 
 
 def test_images_of_every_kind_are_taken(folder: Path) -> None:

@@ -272,7 +272,7 @@ def test_broken_text_is_named_with_its_line(tmp_path: Path, change: Callable[[li
 def test_spacing_does_not_change_the_images(tmp_path: Path, blank: str, end: str) -> None:
     path = tmp_path / "a.amat"
     path.write_bytes(end.join([blank.join("0110"), blank.join("1001")]).encode())
-    assert parse_amat(path, (2, 2)).tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
+    assert parse_amat(path, path.read_bytes(), (2, 2)).tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
 
 
 def test_binarized_mnist_verifies_count_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,3 +347,14 @@ def test_real_binarized_mnist(real: Path, tmp_path: Path, split: Split, count: i
     pixels = BinarizedMNIST(str(tmp_path)).load(split).pixels  # verify: the digest
     assert len(pixels) == count
     assert pixels.float().mean().item() == pytest.approx(mean, abs=5e-6)
+
+
+def test_a_page_in_place_of_the_text_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As servers send it for a file that has moved, with a status that says all is well."""
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / f"{TRAIN}.amat").write_text("<html>moved</html>")
+    monkeypatch.setattr(BinarizedMNIST, "url", mirror.as_uri() + "/")
+    with pytest.raises(UserError, match=f"{TRAIN}.amat could not be downloaded .*line 1: expected 784 values 0 or 1"):
+        BinarizedMNIST(str(tmp_path / "data")).prepare_data()
+    assert not list((tmp_path / "data").rglob("*.amat"))

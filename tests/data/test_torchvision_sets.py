@@ -21,7 +21,7 @@ from PIL import Image
 from torchvision import datasets
 
 from tests.helpers import idx_bytes, write_mnist
-from vae_lightning.data import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
+from vae_lightning.data import CIFAR10, EMNIST, KMNIST, MNIST, SVHN, FashionMNIST, Omniglot
 from vae_lightning.types import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -44,6 +44,33 @@ def test_look_alikes_do_not_take_mnists_files_for_their_own(tmp_path: Path, data
         dataset(str(tmp_path), verify=False).load("train")
 
 
+@pytest.mark.parametrize("dataset", [FashionMNIST, KMNIST])
+def test_look_alikes_are_verified_by_what_is_known_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: type[FashionMNIST]
+) -> None:
+    """Their counts, the digest of a packed file, and that no file is MNIST's own."""
+    raw, data = tmp_path / dataset.folder / "raw", dataset(str(tmp_path))
+    name = "t10k-images-idx3-ubyte"
+    write_mnist(raw, gz=True)
+    with pytest.raises(UserError, match=f"{name}.gz: wrong digest: expected {dataset.digests[name][0]}"):
+        data.load("test")
+    write_mnist(raw)
+    with pytest.raises(UserError, match=f"{name}: expected 10,000 images or labels, found 12"):
+        data.load("test")
+    digest = hashlib.md5((raw / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(MNIST, "digests", {**MNIST.digests, name: (None, digest)})
+    with pytest.raises(UserError, match=f"{name}: a file of MNIST's, not of {dataset.__name__}"):
+        data.load("test")
+
+
+def test_emnist_is_verified_by_its_counts(tmp_path: Path, fetches: Path) -> None:
+    emnist_archive(tmp_path / "archive.zip")
+    with pytest.raises(UserError, match="expected 112,800 images in balanced, found 30"):
+        EMNIST(str(tmp_path / "data")).prepare_data()
+    assert len(fetches.read_text().splitlines()) == 1
+    EMNIST(str(tmp_path / "data"), verify=False).prepare_data()
+
+
 def test_emnist_stands_upright(tmp_path: Path) -> None:
     """The files hold each image transposed."""
     images = RANDOM.integers(0, 256, (30, 28, 28), dtype=np.uint8)
@@ -52,7 +79,7 @@ def test_emnist_stands_upright(tmp_path: Path) -> None:
     for part in ("train", "test"):
         (folder / f"emnist-balanced-{part}-images-idx3-ubyte").write_bytes(idx_bytes(images))
         (folder / f"emnist-balanced-{part}-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(30, dtype=np.uint8)))
-    data = EMNIST(str(tmp_path))
+    data = EMNIST(str(tmp_path), verify=False)
     data.prepare_data()
     assert torch.equal(data.images("test").pixels[:, 0], torch.from_numpy(images.transpose(0, 2, 1).copy()))
     assert len(data.images("val").pixels) == 5
@@ -119,6 +146,15 @@ def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.images("test").labels.tolist() == [0] * 5 + [1] * 5  # type: ignore[union-attr]
 
 
+def test_half_an_image_of_omniglot_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_omniglot(tmp_path, monkeypatch)
+    path = tmp_path / "omniglot-py" / "images_background" / "alphabet1" / "character01" / "3.png"
+    path.write_bytes(path.read_bytes()[:60])
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(UserError, match=f"1 unusable image: {path}: cannot be decoded"):
+        Omniglot(str(tmp_path)).prepare_data()
+
+
 @pytest.mark.parametrize("dataset", [CIFAR10, EMNIST, SVHN, Omniglot])
 def test_missing_files_without_a_network_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: type[Any]
@@ -173,14 +209,14 @@ def fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_two_processes_fetch_one_set_and_both_succeed(tmp_path: Path, fetches: Path) -> None:
     files = emnist_archive(tmp_path / "archive.zip")
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=EMNIST(str(tmp_path / "data")).prepare_data) for _ in range(2)]
+    processes = [context.Process(target=EMNIST(str(tmp_path / "data"), verify=False).prepare_data) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(fetches.read_text().splitlines()) == 1
-    found = EMNIST(str(tmp_path / "data")).images("test").pixels[:, 0].transpose(1, 2)
+    found = EMNIST(str(tmp_path / "data"), verify=False).images("test").pixels[:, 0].transpose(1, 2)
     assert found.numpy().tolist() == files["emnist-balanced-test-images-idx3-ubyte"].tolist()
 
 
@@ -188,7 +224,7 @@ def test_two_processes_fetch_one_set_and_both_succeed(tmp_path: Path, fetches: P
 def test_half_of_an_extraction_is_found_and_made_anew(tmp_path: Path, fetches: Path, cut: int) -> None:
     """EMNIST's files have no digests of their own: torchvision takes whatever is there."""
     files = emnist_archive(tmp_path / "archive.zip")
-    data = EMNIST(str(tmp_path / "data"))
+    data = EMNIST(str(tmp_path / "data"), verify=False)
     data.prepare_data()
     path = tmp_path / "data" / "EMNIST" / "raw" / "emnist-balanced-train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:cut])

@@ -363,6 +363,7 @@ def test_the_layout_holds_the_faces(tmp_path: Path, archive: bool) -> None:
     assert {len(line) for line in lines} == {10 + 40 * 3}  # columns of one width, as in the original
     parts = [f"{name} {part}" for name, part in zip(names, [0] * 16 + [1] * 2 + [2] * 2, strict=True)]
     assert (root / "list_eval_partition.txt").read_text().splitlines() == parts
+    assert "not CelebA" in (root / "NOT_CELEBA.txt").read_text()
 
 
 def test_quality_is_that_of_the_files(tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ class ImageDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ImageLoader:
         loader = self._loader("train", self.batch_size)
         loader.batches_per_call = self.batches_per_call
+        loader.one_epoch = bool(getattr(self.trainer, "overfit_batches", 0))  # it is declared nowhere
         return loader
 
     def val_dataloader(self) -> ImageLoader:
@@ -212,4 +213,5 @@ class CachedImages(ImageDataModule):
         return super().check() + broken_chunks(self.cache_folder)
 
     def _is_mine(self, header: Header) -> bool:
-        return header.image_shape == self.image_shape and header.settings == self.settings()
+        wanted = (Header.version, self.image_shape, self.settings())
+        return (header.version, header.image_shape, header.settings) == wanted

@@ -8,6 +8,7 @@ checksums, and the next one goes on from there.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import mmap
@@ -15,7 +16,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,8 @@ class Contents(NamedTuple):
 
 
 _CHUNK_BYTES = 8 * 2**20
+_CHUNK_IMAGES = 64
+"""A unit of work at most: a thousand large photographs keep sixteen cores busy, and the bar moves."""
 
 
 class BrokenImagesError(UserError):
@@ -63,16 +66,18 @@ class BrokenImagesError(UserError):
 class Header:
     """What the pixels are a function of. `source`: a fingerprint of the files; `settings`: crop, filter and so on.
 
-    `checksums`: CRC-32 of every `chunk_size` images, as they were written.
+    `checksums`: CRC-32 of every `chunk_size` images, as they were written; `labels`: that of `labels.npy`, in which
+    their shape and kind stand too, or None where the set has none.
     """
 
     image_shape: Shape
     splits: Mapping[str, int]
     settings: Mapping[str, Any]
     source: Mapping[str, Any]
-    version: int = 1
+    version: int = 2
     chunk_size: int = field(default=0, compare=False)
     checksums: Sequence[int] = field(default=(), compare=False)
+    labels: int | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return sum(self.splits.values())
@@ -97,10 +102,12 @@ class Header:
 
 
 def read_header(folder: Path) -> Header | None:
-    """The header of the cache in `folder`; None where there is none, or none whose pixels are all there."""
+    """The header of the cache in `folder`; None where there is none, or none whose pixels and labels are all there."""
     try:
         header = Header.from_json((folder / "header.json").read_text())
         whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes
+        if header.labels is not None:
+            whole &= zlib.crc32((folder / "labels.npy").read_bytes()) == header.labels
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return header if whole else None
@@ -118,14 +125,15 @@ def open_cache(folder: Path, split: str) -> Images:
         # a private copy on write, which nobody writes: torch warns of memory that it could not write to
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     pixels = torch.frombuffer(mapping, dtype=torch.uint8).view(len(header), *header.image_shape)
-    labels = torch.from_numpy(np.load(folder / "labels.npy")) if (folder / "labels.npy").is_file() else None
+    labels = None if header.labels is None else torch.from_numpy(np.load(folder / "labels.npy"))
     return Images(pixels[rows], None if labels is None else labels[rows], mapping=mapping)
 
 
 def broken_chunks(folder: Path) -> list[str]:
-    """What is wrong with the pixels of a whole cache: a line for each chunk whose checksum is not the header's."""
+    """What is wrong with a cache: a line for each chunk whose checksum is not the header's, or one for all."""
     header = read_header(folder)
-    assert header is not None
+    if header is None:
+        return [f"{folder}: its header, pixels or labels are not whole; the next start makes it anew"]
     with (folder / "pixels.u8").open("rb") as file:
         found = [_checksum(file.fileno(), header, chunk) for chunk in header.chunks]
     pairs = zip(header.chunks, found, header.checksums, strict=True)
@@ -161,7 +169,7 @@ def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) ->
     """
     if read_header(folder) == header:
         return
-    header = replace(header, chunk_size=min(1024, max(1, _CHUNK_BYTES // header.image_bytes)))
+    header = replace(header, chunk_size=min(_CHUNK_IMAGES, max(1, _CHUNK_BYTES // header.image_bytes)))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock(folder.with_name(f"{folder.name}.lock")):
@@ -170,12 +178,19 @@ def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) ->
                 return  # another process has made it meanwhile
             if folder.exists():
                 print(f"{folder}: {_why_stale(found, header)}; making it anew", flush=True)
-            _make(folder, header, read())
+            _make(folder, header, _read(folder, read))
     except OSError as error:
         raise UserError(
             f"{folder}: the cache of pixels cannot be written ({error.strerror}; it takes "
             f"{len(header) * header.image_bytes / 2**30:.2f} GiB); choose another place by --data.cache_dir"
         ) from error
+
+
+def _read(folder: Path, read: Callable[[], Contents]) -> Contents:
+    try:
+        return read()
+    except OSError as error:  # here and in `_write_chunk` of the images' files; all others are of writing the cache
+        raise UserError(f"{error.filename or folder.name}: cannot be read ({error.strerror or error})") from error
 
 
 def _why_stale(found: Header | None, wanted: Header) -> str:
@@ -195,13 +210,20 @@ def _make(folder: Path, header: Header, contents: Contents) -> None:
         (part / "journal").write_text(header.to_json() + "\n")
     _reserve(part / "pixels.u8", len(header) * header.image_bytes)
     done |= _fill_chunks(part, header, contents, done)
-    if contents.labels is not None:
-        np.save(part / "labels.npy", contents.labels)
-    whole = replace(header, checksums=[done[chunk.start] for chunk in header.chunks])
+    labels = None if contents.labels is None else _write_labels(part / "labels.npy", contents.labels)
+    whole = replace(header, checksums=[done[chunk.start] for chunk in header.chunks], labels=labels)
     write_whole(part / "header.json", whole.to_json().encode())
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     (folder / "journal").unlink()
+
+
+def _write_labels(path: Path, labels: np.ndarray) -> int:
+    """The checksum of the file."""
+    buffer = io.BytesIO()
+    np.save(buffer, labels, allow_pickle=False)
+    write_whole(path, buffer.getvalue())
+    return zlib.crc32(buffer.getvalue())
 
 
 def _read_journal(part: Path, header: Header) -> dict[int, int]:
@@ -258,7 +280,10 @@ def _fill_chunks(part: Path, header: Header, contents: Contents, done: Mapping[i
 
 
 def _write_chunk(file: int, header: Header, fill: Fill, chunk: range) -> int:
-    images = fill(chunk.start, chunk.stop)
+    try:
+        images = fill(chunk.start, chunk.stop)
+    except OSError as error:
+        raise BrokenImagesError([f"among {chunk.start} .. {chunk.stop - 1}: cannot be read ({error})"]) from error
     assert images.shape == (len(chunk), *header.image_shape), images.shape
     assert images.dtype == np.uint8, images.dtype
     contents = images.tobytes()
@@ -274,9 +299,7 @@ def _in_parallel(items: Sequence[T], work: Callable[[T], int], num_threads: int)
     pool = ThreadPoolExecutor(num_threads)
     try:
         futures = {pool.submit(work, item): item for item in items}
-        while futures:
-            finished, _ = wait(futures, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield futures.pop(future), future
+        for future in as_completed(futures):
+            yield futures[future], future
     finally:
         pool.shutdown(cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -34,6 +35,7 @@ CROPS: Mapping[str, tuple[int, int, int, int]] = {  # left, upper, right, lower
     "center140": (19, 39, 159, 179),  # WAE, RAE and many tables of FID
     "center108": (35, 55, 143, 163),  # after DCGAN
 }
+_ATTRIBUTE_LISTS = ("list_attr_celeba.txt", "list_attr_celeba.csv")
 _SIZE = (178, 218)  # width, height of an aligned image
 
 
@@ -42,9 +44,10 @@ class CelebA(CachedImages):
 
     In `<data_dir>/celeba` (or `data_dir` itself): the images, as `img_align_celeba.zip` or as the folder
     `img_align_celeba`; `list_eval_partition.txt`, the split; and, where it is there, `list_attr_celeba.txt`, whose 40
-    attributes become `label`, uint8 [B, 40]. What is missing is downloaded as torchvision does. `crop` names the square
-    that is cut out; figures of different crops do not compare. `size`: of the square, shrunk with an antialiased
-    bilinear filter. `verify` checks digests and counts; turn it off for files in this layout that are not CelebA.
+    attributes become `label`, uint8 [B, 40]; both lists may be CSV, as in Kaggle's copy. What is missing is downloaded
+    as torchvision does. `crop` names the square that is cut out; figures of different crops do not compare. `size`: of
+    the square, shrunk with an antialiased bilinear filter. `verify` checks digests and counts; turn it off for files in
+    this layout that are not CelebA.
     """
 
     digests: ClassVar[Mapping[str, str]] = {  # MD5
@@ -102,19 +105,20 @@ class CelebA(CachedImages):
 
     def source(self) -> Source:
         names, splits = self._partition()
-        images = self._images_path()
+        images, files = self._images_path(), dict[str, Path]()
         partition = hashlib.sha256("\n".join(names).encode()).hexdigest()
         if images.is_dir():
-            files, state = list_folder(images, {".jpg"})
-            _require(images, names, {file.name for file in files})
+            listed, state = list_folder(images, {".jpg"})
+            files = {path.name: path for path in listed}  # in Kaggle's copy they lie a folder deeper
+            _require(images, names, set(files))
         else:
             state = f"{images.stat().st_size} bytes of {images.stat().st_mtime_ns}"
         fingerprint = {"images": state, "partition": partition, "attributes": self._attributes_state()}
-        return Source(fingerprint, splits, lambda: self._read(images, names))
+        return Source(fingerprint, splits, lambda: self._read(images, files, names))
 
-    def _read(self, images: Path, names: list[str]) -> Contents:
+    def _read(self, images: Path, files: Mapping[str, Path], names: list[str]) -> Contents:
         box = CROPS[self.crop]
-        read = (lambda name: read_file(images / name)) if images.is_dir() else self._open(images, names).read
+        read = (lambda name: read_file(files[name])) if files else self._open(images, names).read
 
         def decode(name: str) -> np.ndarray:
             return decode_crop(read(name), name, box, self.image_shape, _SIZE)
@@ -132,23 +136,26 @@ class CelebA(CachedImages):
     def _partition(self) -> tuple[list[str], dict[str, int]]:
         """Names of the images, split after split, and how many each split has."""
         path = find(self._folders(), ["list_eval_partition.txt", "list_eval_partition.csv"], self._remedy())
-        rows = [line.replace(",", " ").split() for line in read_bytes(path).decode(errors="replace").splitlines()]
-        rows = [row for row in rows if row and row != ["image_id", "partition"]]  # the header of the copies in CSV
-        wrong = next((number for number, row in enumerate(rows, 1) if len(row) != 2 or row[1] not in "012"), None)
-        if wrong is not None or not rows:
-            raise UserError(f"{path}, line {wrong or 1}: expected the name of an image and 0, 1 or 2; fetch it again")
-        parts = [[name for name, part in rows if part == number] for number in "012"]
+        rows = [row for row in _rows(path) if row.words != ["image_id", "partition"]]  # the header of the copies in CSV
+        _check_rows(path, rows, 1, {"0", "1", "2"}, "0, 1 or 2")
+        parts = [[name for _, (name, part) in rows if part == number] for number in "012"]
         splits: dict[str, int] = {split: len(part) for split, part in zip(SPLITS, parts, strict=True)}
         if self.verify and tuple(splits.values()) != self.counts:
             raise UserError(
                 f"{path}: expected {self.counts} images in train, val, test, found {tuple(splits.values())}"
             )
-        return [name for part in parts for name in part], splits
+        if self.verify:
+            check_digest(path, self.digests.get(path.name), file_digest(path))  # none is known of the CSV
+        names = [name for part in parts for name in part]
+        if len(set(names)) < len(names):
+            twice = next(name for name, count in Counter(names).items() if count > 1)
+            raise UserError(f"{path}: {twice} is in it more than once; fetch it again")
+        return names, splits
 
     def _attributes_state(self) -> str | None:
         """Changes when the file does; None where there is none."""
         try:
-            about = find(self._folders(), ["list_attr_celeba.txt"], "").stat()
+            about = find(self._folders(), _ATTRIBUTE_LISTS, "").stat()
         except MissingFileError:
             return None
         return f"{about.st_size} bytes of {about.st_mtime_ns}"
@@ -156,15 +163,16 @@ class CelebA(CachedImages):
     def _attributes(self, names: list[str]) -> np.ndarray | None:
         """uint8 [N, 40] in {0, 1}, in the order of `names`; None where there is no such file."""
         try:
-            path = find(self._folders(), ["list_attr_celeba.txt"], "")
+            path = find(self._folders(), _ATTRIBUTE_LISTS, "")
         except MissingFileError:
             return None
         if self.verify:
-            check_digest(path, self.digests[path.name], file_digest(path))
-        _, header, *lines = path.read_text().splitlines()
-        values = {(row := line.split())[0]: row[1:] for line in lines}
-        width = len(header.split())
-        _require(path, names, {name for name, row in values.items() if len(row) == width})
+            check_digest(path, self.digests.get(path.name), file_digest(path))
+        header, *rows = [row for row in _rows(path) if not row.words[0].isdecimal()] or [_Row(1, [])]  # not their count
+        width = len(header.words) - ("image_id" in header.words)  # so the header of the copies in CSV begins
+        _check_rows(path, rows, width, {"1", "-1"}, f"{width} values 1 or -1")
+        values = {name: row for _, (name, *row) in rows}
+        _require(path, names, set(values))
         return (np.array([values[name] for name in names], dtype=np.int8) > 0).astype(np.uint8)
 
     def _images_path(self) -> Path:
@@ -189,27 +197,41 @@ class CelebA(CachedImages):
         )
 
     def _download(self, missing: MissingFileError) -> None:
-        """The three files, each to a folder beside its place, and under its name once its digest is right."""
+        """What is missing, each file to a folder beside its place, and under its name once its digest is right."""
+        folder = self._folders()[0]
         try:
-            from torchvision.datasets import CelebA as Listing  # here: seconds of imports that a local file saves
-            from torchvision.datasets.utils import download_file_from_google_drive
-
-            folder = self._folders()[0]
-            part = folder / "download.part"
             folder.mkdir(parents=True, exist_ok=True)
             with lock(folder / ".download.lock"):  # who waited here finds the files
-                for file_id, md5, name in Listing.file_list:
-                    if (
-                        name in self.digests
-                        and not (folder / name).exists()
-                        and not (folder / Path(name).stem).is_dir()
-                    ):
-                        part.mkdir(exist_ok=True)
-                        download_file_from_google_drive(file_id, str(part), name, md5)
-                        (part / name).rename(folder / name)
-                shutil.rmtree(part, ignore_errors=True)
+                for name in self.digests:  # the attributes last: the images do without them
+                    if not self._has(name):
+                        self._fetch(folder, name)
+                shutil.rmtree(folder / "download.part", ignore_errors=True)
         except Exception as error:  # of gdown, of the network, of Google's quota: there is one way out of all
-            raise MissingFileError(f"{missing} (the download failed: {' '.join(str(error).split())[:200]})") from error
+            why = " ".join(str(error).split())[:200]
+            if isinstance(error.__context__, ModuleNotFoundError):  # torchvision's own words miss the extra
+                why = "it takes gdown: pip install 'vae_lightning[celeba]'"
+            raise MissingFileError(f"{missing} (the download failed: {why})") from error
+
+    def _has(self, name: str) -> bool:
+        """Whether a file is there, or what stands for it: the extracted folder, a list as CSV."""
+        stem = Path(name).stem
+        return any((folder / form).exists() for folder in self._folders() for form in (name, stem, f"{stem}.csv"))
+
+    def _fetch(self, folder: Path, name: str) -> None:
+        from torchvision.datasets import CelebA as Listing  # here: seconds of imports that a local file saves
+        from torchvision.datasets.utils import download_file_from_google_drive
+
+        part = folder / "download.part"
+        part.mkdir(exist_ok=True)
+        (file_id,) = (file_id for file_id, _, listed in Listing.file_list if listed == name)
+        try:
+            download_file_from_google_drive(file_id, str(part), name, self.digests[name])
+        except Exception as error:
+            if name not in _ATTRIBUTE_LISTS:
+                raise
+            print(f"{name}: not downloaded ({' '.join(str(error).split())[:200]}); no labels, then", flush=True)
+        else:
+            (part / name).rename(folder / name)
 
 
 class _Members(NamedTuple):
@@ -220,6 +242,27 @@ class _Members(NamedTuple):
 
     def read(self, name: str) -> bytes:
         return self.archive.read(self.members[name])
+
+
+class _Row(NamedTuple):
+    """The words between blanks or commas of a line, and which line it is."""
+
+    number: int
+    words: list[str]
+
+
+def _rows(path: Path) -> list[_Row]:
+    """The lines of a list that have any words."""
+    lines = read_bytes(path).decode(errors="replace").replace(",", " ").splitlines()
+    rows = [_Row(number, line.split()) for number, line in enumerate(lines, 1)]
+    return [row for row in rows if row.words]
+
+
+def _check_rows(path: Path, rows: list[_Row], width: int, allowed: set[str], expected: str) -> None:
+    """Raise unless there are rows, each of a name and `width` values of those allowed."""
+    wrong = next((n for n, (_, *values) in rows if len(values) != width or not allowed.issuperset(values)), None)
+    if wrong is not None or not rows:
+        raise UserError(f"{path}, line {wrong or 1}: expected the name of an image and {expected}; fetch it again")
 
 
 def _require(place: Path, names: list[str], present: set[str]) -> None:

@@ -13,7 +13,7 @@ import secrets
 import struct
 import urllib.request
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -106,8 +106,17 @@ def lock(path: Path) -> Iterator[None]:
         yield
 
 
-def download(urls: Sequence[str], path: Path, md5: str | None = None, timeout: float = 30.0) -> None:
-    """Fetch `path` from the first of `urls` that answers; `md5` is that of the file as it is sent."""
+def download(
+    urls: Sequence[str],
+    path: Path,
+    md5: str | None = None,
+    timeout: float = 30.0,
+    check: Callable[[bytes], object] = len,
+) -> None:
+    """Fetch `path` from the first of `urls` that answers with it.
+
+    `md5` is that of the file as it is sent; `check` raises UserError where the contents are not what they should be.
+    """
     failures = []
     for url in urls:
         try:
@@ -118,6 +127,11 @@ def download(urls: Sequence[str], path: Path, md5: str | None = None, timeout: f
             continue
         if md5 is not None and (found := hashlib.md5(contents, usedforsecurity=False).hexdigest()) != md5:
             failures.append(f"{url}: wrong digest: expected {md5}, found {found} ({len(contents)} bytes)")
+            continue
+        try:
+            check(contents)
+        except UserError as error:
+            failures.append(f"{url}: {error}")
             continue
         try:
             write_whole(path, contents)
@@ -137,22 +151,52 @@ def file_digest(path: Path) -> str:
 
 
 def list_folder(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], str]:
-    """Files below `folder` that end so, hidden ones left out, in order of name; and a digest of names, sizes, times."""
+    """Files below `folder` that end so, hidden ones left out, in order of name; and a digest of names, sizes, times.
+
+    Links are followed, but not back to a folder that they lie in. A link to nothing is listed: who reads it will say
+    so. Raises UserError where a folder cannot be listed.
+    """
     found: list[tuple[str, int, int]] = []
-    waiting = [str(folder)]
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(str(folder), frozenset())]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    waiting.append(entry.path)
-                elif Path(entry.name).suffix.lower() in suffixes:
-                    stat = entry.stat()
-                    found.append((entry.path, stat.st_size, stat.st_mtime_ns))
+        place, above = waiting.pop()
+        identity, entries = _scan(place)
+        if identity in above:
+            print(f"{place}: a link to a folder that it lies in; not followed", flush=True)
+            continue
+        for entry in entries:
+            if _is_folder(entry):
+                waiting.append((entry.path, above | {identity}))
+            elif Path(entry.name).suffix.lower() in suffixes:
+                found.append((entry.path, *_size_and_time(entry)))
     found.sort()
     start = len(str(folder)) + 1
     digest = hashlib.sha256()
     for path, size, mtime_ns in found:
         digest.update(f"{path[start:]}\0{size}\0{mtime_ns}\n".encode(errors="surrogateescape"))
     return [Path(path) for path, _, _ in found], digest.hexdigest()
+
+
+def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
+    """Which folder it is, by whatever path, and what is in it that is not hidden."""
+    try:
+        about = os.stat(folder)  # noqa: PTH116 - a string, as scandir's are
+        with os.scandir(folder) as entries:
+            return (about.st_dev, about.st_ino), [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link to itself
+        return False
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    try:
+        about = entry.stat()
+    except OSError:  # of a link to nothing
+        return -1, 0
+    return about.st_size, about.st_mtime_ns

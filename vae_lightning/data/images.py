@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vae_lightning.cores import num_cores
-from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
+from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
 from vae_lightning.data.cache import Contents, fill_from
 from vae_lightning.data.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
 from vae_lightning.data.files import MissingFileError, list_folder, read_file, write_whole
@@ -21,15 +21,20 @@ from vae_lightning.data.progress import Progress
 from vae_lightning.data.transforms import Binarisation
 from vae_lightning.types import UserError
 
-_OWN_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_OWN_SPLITS: Mapping[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
 
 
 class ImageFolder(CachedImages):
     """The images below `data_dir`, of any size and kind, as `channels` x `height` x `width`.
 
     `fit`: how another aspect is met: `crop` (the middle), `pad` (black borders) or `stretch`. `channels`: 1, 3 or 4.
-    Where `data_dir` has folders `train`, `val` and `test`, these are the splits. Else the images are split at random,
-    `val_fraction` and `test_fraction` of them, by a hash of their paths: the same split for every seed and machine.
+    Where `data_dir` has folders `train`, `val` and `test`, in any case of letters, these are the splits; `val` or
+    `test` without a folder is `val_fraction` or `test_fraction` of the images in `train`. Without any such folder these
+    are fractions of all. What is taken is decided by a hash of the paths: the same for every seed and machine.
     Where all images lie in folders of classes, `label` is the number of the class, in the order of the names.
     An image that cannot be read is named before training starts; `skip_broken` leaves such images out.
     """
@@ -103,25 +108,45 @@ class ImageFolder(CachedImages):
         return decode(read_file(path), str(path), self.image_shape, self.fit)
 
     def _split(self, files: Sequence[Path]) -> list[list[Path]]:
-        """Train, val and test: the folders of these names, or an order that the paths alone decide."""
-        top = [self._relative(path).parts[0] for path in files]
-        own = [[path for path, part in zip(files, top, strict=True) if part in _OWN_SPLITS[split]] for split in SPLITS]
-        if all(own):
-            return own
-        shuffled = sorted(files, key=lambda path: hashlib.sha256(os.fsencode(self._relative(path))).digest())
-        num_val, num_test = (max(1, round(len(files) * f)) for f in (self.val_fraction, self.test_fraction))
-        parts = [shuffled[num_val + num_test :], shuffled[:num_val], shuffled[num_val : num_val + num_test]]
-        return [sorted(part) for part in parts]
+        """Train, val and test: the folders of these names; what has none is taken from train, or else from all."""
+        parts = {split: [path for path in files if self._top(path) in names] for split, names in _OWN_SPLITS.items()}
+        own = [split for split in SPLITS if parts[split]]
+        if own and "train" not in own:
+            raise UserError(
+                f"{self.data_dir}: a folder of images for {' and '.join(own)}, none for train; name one of them train"
+            )
+        fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
+        taken = {split: fraction for split, fraction in fractions.items() if split not in own}
+        self._tell(own, taken, len(files) - sum(map(len, parts.values())))
+        whole = parts["train"] if own else files
+        rest = sorted(whole, key=lambda path: hashlib.sha256(os.fsencode(self._relative(path))).digest())
+        for split, fraction in taken.items():
+            count = max(1, round(len(whole) * fraction))
+            parts[split], rest = sorted(rest[:count]), rest[count:]
+        return [sorted(rest), parts["val"], parts["test"]]
+
+    def _tell(self, own: Sequence[Split], taken: Mapping[Split, float], num_outside: int) -> None:
+        """Which split holds, in one line: nobody should have to guess what was trained on."""
+        origin = "its folder train" if own else "all images"
+        said = [f"{', '.join(own)} by its own folders"] if own else []
+        said += [f"{split} {fraction:g} of {origin}" for split, fraction in taken.items()]
+        said += ["taken by a hash of the paths, whatever the seed"] if taken else []
+        said += [f"images outside of these folders, left out: {num_outside}"] if own and num_outside else []
+        print(f"{self.data_dir}: split: {'; '.join(said)}", flush=True)
 
     def _labels(self, files: Sequence[Path]) -> np.ndarray | None:
         """int64 [N], by the folder that each image lies in; None where some lie in none, or all in one."""
         splits = {name for names in _OWN_SPLITS.values() for name in names}
         folders = [self._relative(path).parts[:-1] for path in files]
-        classes = [parts[1:] if parts[:1] and parts[0] in splits else parts for parts in folders]
+        classes = [parts[1:] if parts[:1] and parts[0].lower() in splits else parts for parts in folders]
         names = sorted({parts[0] for parts in classes if parts})
         if len(names) < 2 or not all(classes):
             return None
         return np.array([names.index(parts[0]) for parts in classes], dtype=np.int64)
+
+    def _top(self, path: Path) -> str:
+        """The first folder below `data_dir` that an image lies in, or its own name, in lower case."""
+        return self._relative(path).parts[0].lower()
 
     def _relative(self, path: Path) -> Path:
         return path.relative_to(self.data_dir)
@@ -136,7 +161,7 @@ class ImageFolder(CachedImages):
             broken = None
         if broken is None:
             broken = self._find_broken(files)
-            write_whole(note, json.dumps({"listing": listing, "broken": sorted(broken)}).encode())
+            _write_note(note, json.dumps({"listing": listing, "broken": sorted(broken)}))
         if broken:
             print(
                 f"{self.data_dir}: {len(broken)} images that cannot be read are left out ({note} lists them)",
@@ -158,3 +183,12 @@ class ImageFolder(CachedImages):
                 progress.advance(1)
                 found |= {str(self._relative(path))} if broken else set()
             return found
+
+
+def _write_note(path: Path, text: str) -> None:
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); choose another place by --data.cache_dir"
+        ) from error

@@ -24,6 +24,8 @@ _EVALUATION_SEED = 0
 """The noise of val and test is drawn once, from this seed, whatever the run's own: one test set for all."""
 _KEEP_MAPPED = 512 * 2**20
 """Bytes of files that a pass over a memory map may make resident before it gives their pages back."""
+_MAPPED_ROWS = 128
+"""Images that are read from a map between two looks at how much is resident: each may make 2 MiB so."""
 _EVALUATION_BATCHES = 8
 """A set is evaluated in at least so many batches, so that each of up to as many ranks has one of the same batches."""
 
@@ -58,10 +60,12 @@ class ImageLoader:
     that there is one.
     Lightning sets the epoch through `sampler.set_epoch`, as it does for a `DataLoader`; `position` says how many
     batches of that epoch have been seen already, so that a fit resumed in mid-epoch goes on at the next one.
+    `one_epoch`: each pass is the first one again, order and noise, as `--trainer.overfit_batches` wants it.
     Above 1, `batches_per_call` has it yield lists of so many batches, the last one of what is left.
     """
 
     batches_per_call = 1
+    one_epoch = False
 
     def __init__(
         self,
@@ -88,7 +92,7 @@ class ImageLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next pass; evaluation is the same in every epoch."""
-        self.epoch = epoch if self.train else 0
+        self.epoch = epoch if self.train and not self.one_epoch else 0
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the order is a function, and the position is Lightning's. That it is here says: this one resumes."""
@@ -145,7 +149,6 @@ class ImageLoader:
         batch = {"x": self._select(self.images.pixels, index)}
         if self.images.labels is not None:
             batch["label"] = self._select(self.images.labels, index)
-        self._give_back()
         return index, batch
 
     def _select(self, values: Tensor, index: Tensor) -> Tensor:
@@ -154,7 +157,12 @@ class ImageLoader:
         # by numpy: torch would wake a second team of OpenMP threads for the thread that gathers, to copy a megabyte
         pin = self.device.type == "cuda"
         chosen = torch.empty((len(index), *values.shape[1:]), dtype=values.dtype, pin_memory=pin)
-        np.take(values.numpy(), index.numpy(), axis=0, out=chosen.numpy(), mode="clip")  # "raise" copies twice
+        source, target = values.numpy(), chosen.numpy()
+        step = max(1, len(index)) if self.images.mapping is None else _MAPPED_ROWS
+        for start in range(0, len(index), step):
+            rows = slice(start, start + step)
+            np.take(source, index[rows].numpy(), axis=0, out=target[rows], mode="clip")  # "raise" copies twice
+            self._give_back()
         return chosen
 
     def _give_back(self) -> None:

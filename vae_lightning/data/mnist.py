@@ -8,6 +8,7 @@ import io
 import os
 import stat
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -131,9 +132,11 @@ class BinarizedMNIST(ImageDataModule):
         self.verify = verify
 
     def prepare_data(self) -> None:
-        for name, _, _ in self.files.values():
-            if not (self._folder / f"{name}.amat").is_file() and not (self._folder / f"{name}.npy").is_file():
-                download([f"{self.url}{name}.amat"], self._folder / f"{name}.amat")
+        for name, count, digest in self.files.values():
+            text = self._folder / f"{name}.amat"
+            if not text.is_file() and not text.with_suffix(".npy").is_file():
+                check = partial(self._parsed, text, count, digest)
+                download([f"{self.url}{name}.amat"], text, check=check)
 
     def load(self, split: Split) -> Images:
         bits = self._read(*self.files[split])  # uint8 [N, 98]
@@ -150,10 +153,13 @@ class BinarizedMNIST(ImageDataModule):
         if cache.is_file() and (not text.is_file() or cache.stat().st_mtime_ns == text.stat().st_mtime_ns):
             return self._verified(cache, _load_cache(cache), count, digest)
         remedy = "download it (any command does, given a network) or pass --data.data_dir (make train DATA_DIR=...)"
-        values = parse_amat(find([self._folder], [text.name], remedy), self.image_shape[1:])
-        bits = self._verified(text, np.packbits(values, axis=1), count, digest)
+        bits = self._parsed(text, count, digest, read_bytes(find([self._folder], [text.name], remedy)))
         _save_cache(cache, bits, text.stat().st_mtime_ns)
         return bits
+
+    def _parsed(self, path: Path, count: int, digest: str, raw: bytes) -> np.ndarray:
+        """The packed bits of a file's text."""
+        return self._verified(path, np.packbits(parse_amat(path, raw, self.image_shape[1:]), axis=1), count, digest)
 
     def _verified(self, path: Path, bits: np.ndarray, count: int, digest: str) -> np.ndarray:
         if self.verify and len(bits) != count:
@@ -162,9 +168,8 @@ class BinarizedMNIST(ImageDataModule):
         return bits
 
 
-def parse_amat(path: Path, image_size: Shape) -> np.ndarray:
-    """The text form: one image a line, values 0 or 1 between blanks. Returns uint8 [N, H * W]."""
-    raw = read_bytes(path)
+def parse_amat(path: Path, raw: bytes, image_size: Shape) -> np.ndarray:
+    """The text form, read from `path`: one image a line, values 0 or 1 between blanks. Returns uint8 [N, H * W]."""
     if raw.startswith(b"MATLAB"):
         raise UserError(f"{path}: a MATLAB file, expected text with values 0 and 1 between blanks; fetch that form")
     size = int(np.prod(image_size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,13 +11,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vae_lightning.data.base import CachedImages, ImageDataModule, Resident, Source, Split
 from vae_lightning.data.cache import Contents, fill_from
-from vae_lightning.data.decode import FILTER
-from vae_lightning.data.files import MissingFileError, lock, read_idx
+from vae_lightning.data.decode import FILTER, decode
+from vae_lightning.data.files import MissingFileError, check_digest, file_digest, lock, read_bytes, read_file, read_idx
 from vae_lightning.data.loader import Images
 from vae_lightning.data.mnist import MNIST
 from vae_lightning.data.transforms import Binarisation
@@ -28,7 +28,24 @@ _REMEDY = (
 )
 
 
-class FashionMNIST(MNIST):
+class _LookAlike(MNIST):
+    """A set in files of MNIST's names and counts. The digests that are known of it are those of the packed files."""
+
+    def _read(self, name: str) -> Tensor:
+        if not self.verify:
+            return super()._read(name)
+        path = self._path(name)
+        if path.suffix == ".gz":
+            check_digest(path, self.digests[name][0], file_digest(path))
+        if hashlib.md5(read_bytes(path), usedforsecurity=False).hexdigest() == MNIST.digests[name][1]:
+            raise UserError(f"{path}: a file of MNIST's, not of {type(self).__name__}; delete it and fetch it again")
+        values, count = super()._read(name), 60_000 if name.startswith("train") else 10_000
+        if len(values) != count:
+            raise UserError(f"{path}: expected {count:,} images or labels, found {len(values):,}; {_REMEDY}")
+        return values
+
+
+class FashionMNIST(_LookAlike):
     """70,000 grey pictures of clothes, 28 x 28 (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), split as MNIST."""
 
     mirrors = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
@@ -41,7 +58,7 @@ class FashionMNIST(MNIST):
     }
 
 
-class KMNIST(MNIST):
+class KMNIST(_LookAlike):
     """70,000 cursive Japanese characters (Clanuwat et al. 2018, https://arxiv.org/abs/1812.01718), split as MNIST."""
 
     mirrors = ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",)
@@ -132,11 +149,20 @@ def _part(total: int, num_val: int, split: Split) -> Tensor:
 class EMNIST(TorchvisionImages):
     """Handwritten letters and digits, 28 x 28 (Cohen et al. 2017, https://arxiv.org/abs/1702.05373).
 
-    `subset`: `balanced` (47 classes, 112,800 + 18,800), `letters`, `digits`, `byclass`, `bymerge` or `mnist`.
+    `subset`: `balanced` (47 classes, 112,800 + 18,800), `letters`, `digits`, `byclass`, `bymerge` or `mnist`. `verify`
+    checks their counts; turn it off for files of your own.
     """
 
     image_shape = (1, 28, 28)
     num_val = 10_000
+    counts: ClassVar[Mapping[str, tuple[int, int]]] = {  # of the training images, of the test images
+        "balanced": (112_800, 18_800),
+        "letters": (124_800, 20_800),
+        "digits": (240_000, 40_000),
+        "byclass": (697_932, 116_323),
+        "bymerge": (697_932, 116_323),
+        "mnist": (60_000, 10_000),
+    }
 
     def __init__(
         self,
@@ -148,16 +174,21 @@ class EMNIST(TorchvisionImages):
         dequantise: bool = False,
         resident: Resident = "auto",
         seed: int = 0,
+        verify: bool = True,
     ) -> None:
         super().__init__(
             data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
         )
-        self.subset = subset
+        self.subset, self.verify = subset, verify
 
     def reader(self, train: bool, download: bool) -> Any:
         from torchvision import datasets  # here and below: seconds of imports
 
-        return datasets.EMNIST(self.data_dir, split=self.subset, train=train, download=download)
+        dataset = datasets.EMNIST(self.data_dir, split=self.subset, train=train, download=download)
+        count = self.counts[self.subset][0 if train else 1]
+        if self.verify and len(dataset) != count:
+            raise ValueError(f"expected {count:,} images in {self.subset}, found {len(dataset):,}")
+        return dataset
 
     def discard(self, train: bool) -> None:
         part = "train" if train else "test"
@@ -243,8 +274,10 @@ class Omniglot(CachedImages):
         labels = np.array([parts[p]._flat_character_images[i][1] for p, i in items])
 
         def draw(item: tuple[int, int]) -> np.ndarray:
-            image, _ = parts[item[0]][item[1]]
-            return 255 - np.asarray(image.convert("L").resize((28, 28), Image.Resampling.BILINEAR))[None]
+            part = parts[item[0]]
+            name, character = part._flat_character_images[item[1]]
+            path = Path(part.target_folder) / part._characters[character] / name
+            return 255 - decode(read_file(path), str(path), self.image_shape, "stretch")
 
         return Source({"images": sizes}, splits, lambda: Contents(fill_from(items, draw), labels))
 

@@ -56,10 +56,13 @@ def write_celeba_layout(
 
     `folder/celeba` gets `img_align_celeba/000001.jpg` and on, or with `archive` the file `img_align_celeba.zip` of the
     same; `list_eval_partition.txt`, the first 80 % train (0), 10 % val (1), 10 % test (2); `list_attr_celeba.txt`.
-    These are drawings, NOT CelebA: stand-ins for tests and demonstrations.
+    These are drawings, NOT CelebA, as `NOT_CELEBA.txt` says: stand-ins for tests and demonstrations.
     """
     root = folder / "celeba"
     root.mkdir(parents=True, exist_ok=True)
+    (root / "NOT_CELEBA.txt").write_text(
+        "These faces are drawn by vae_lightning, in CelebA's layout. They are not CelebA.\n"
+    )
     if archive:
         with zipfile.ZipFile(root / "img_align_celeba.zip", "w", zipfile.ZIP_STORED) as file:
             for name, contents in _jpegs(num_images, seed, quality):
