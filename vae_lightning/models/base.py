@@ -170,7 +170,8 @@ class LatentVariableModel(pl.LightningModule):
                 raise UserError(
                     f"latent {name}: its posterior {kind(latent.q)} and its prior {kind(latent.p)} are not over the "
                     "same space; give the posterior's own family as the prior (--model.prior=FamilyPrior "
-                    "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size"
+                    "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size; a "
+                    "latent whose prior has no such flag takes DiagonalNormal, or another posterior over R^D"
                 )
         if len(self._stages_checked) == 1:
             kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
