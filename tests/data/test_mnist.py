@@ -53,7 +53,8 @@ def test_mnist_serves_pixels_scaled_to_one(tmp_path: Path) -> None:
     batches = list(MNIST(str(tmp_path), verify=False).test_dataloader())
     x, labels = (torch.cat([batch[name] for batch in batches]) for name in ("x", "label"))
     assert x.dtype == torch.float32
-    assert torch.equal(x[:, 0], torch.from_numpy(files[TEST_IMAGES]).float() / 255)
+    torch.testing.assert_close(x[:, 0], torch.from_numpy(files[TEST_IMAGES]).float() / 255, rtol=2e-7, atol=0)
+    assert (x.min(), x.max()) == (0, 1)
     assert labels.tolist() == files[TEST_LABELS].tolist()
 
 
