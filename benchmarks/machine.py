@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from vae_lightning.cores import num_cores
+
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
 PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "pythae", "wandb", "numpy", "pillow", "vae_lightning")
 
@@ -21,7 +23,7 @@ def machine() -> dict[str, str]:
     family = f" (family {_field(cpu, 'cpu family')}, model {_field(cpu, 'model')})" if _field(cpu, "model") else ""
     return {
         "CPU": model + family,
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cores": str(num_cores()),
         "flags": ", ".join(flag for flag in FLAGS if flag in flags) or "none of interest",
         "memory": _memory(),
         "GPU": ", ".join(gpus()) or "none",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import gpu, loops, ours
-from benchmarks.rounds import Claim, Suite
+from benchmarks.rounds import Claim, Suite, measured
 from benchmarks.suites import Options, celeba
 
 
@@ -88,3 +88,16 @@ def test_samples_come_while_the_contender_runs(tmp_path: Path, monkeypatch: pyte
         while len(samples) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert {value for _, value in samples} == {42}
+
+
+def test_the_rate_is_that_of_epochs_with_near_cores() -> None:
+    """The first epoch, the warm-up, counts for neither; without a near one, or on a GPU, all of the others count."""
+    epochs = [
+        {"images": 10, "seconds": s, "exchange_us": us} for s, us in ((9, 60.0), (1, 70.0), (2, 300.0), (5, 280.0))
+    ]
+    near = measured({"epochs": epochs}, nearest=60.0)
+    assert (near["images_per_second"], near["near_epochs"], near["far_images_per_second"]) == (10, 1, 3.5)
+    far = measured({"epochs": [epochs[0], *epochs[2:]]}, nearest=60.0)
+    assert (far["images_per_second"], far["near_epochs"]) == (3.5, 0)
+    on_gpu = measured({"epochs": [{**epoch, "exchange_us": None} for epoch in epochs]})
+    assert (on_gpu["images_per_second"], on_gpu["near_epochs"]) == (5, 3)

@@ -22,10 +22,10 @@ class FastNetworks(pl.Callback):
     """`channels_last`: convolutions hold their weights, and so their images, as [N, H, W, C] in memory: the same
     numbers up to rounding. None: on a GPU, whose tensor cores want it, and not on a CPU, where it depends on which: a
     bare float32 loop of CelebA's shape went from 501 to 387 images/s on one and from 364 to 408 on another
-    (benchmarks/results). `compile`: networks, densities and objective
-    become one function (torch.compile) for the steps of training, with the same noise; where the objective does not
-    allow that, each network alone does. A checkpoint keeps its names. At the first batches it takes up to a minute, and
-    the code is fitted to the sizes that come: a resumed run equals a whole one up to rounding, and not bit for bit.
+    (benchmarks/results). `compile`: networks, densities and objective become one function (torch.compile) for the steps
+    of training, with the same noise; where the objective does not allow that, each network alone does. A checkpoint
+    keeps its names. At the first batches it takes up to a minute, and the code is fitted to the sizes that come: a
+    resumed run equals a whole one up to rounding, and not bit for bit.
     `steps_per_call`: so many batches, and steps, in one round of Lightning's loop, for networks so small that the loop
     costs as much as they do. The weights are the same; checkpoints and validation come between rounds. A trial
     (`--trainer.fast_dev_run=true`) takes its few batches one by one.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, MultivariateNormal, Transform, constraints
 
 from vae_lightning.distributions.families import DiagonalNormal, Family
-from vae_lightning.distributions.gaussians import FullPrecisionNormal, VectorNormal
+from vae_lightning.distributions.gaussians import FullPrecisionNormal, TriangularNormal
 from vae_lightning.types import Shape, UserError
 
 
@@ -258,7 +258,7 @@ class _Autoregressive(Transform):
         return y, transform.log_abs_det_jacobian(x, y)
 
 
-class LinearIAF(VectorNormal):
+class LinearIAF(TriangularNormal):
     """z = L(x) y, y ~ N(mu(x), diag sigma(x)^2), L unit lower triangular: q(z|x) = N(L mu, L diag sigma^2 L^T).
 
     Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), section 4: one linear autoregressive step makes any Gaussian
@@ -266,16 +266,9 @@ class LinearIAF(VectorNormal):
     whose factor is that of `FullNormal`.
     """
 
-    @property
-    def param_shape(self) -> Shape:
-        return (2 * self.size + self.size * (self.size - 1) // 2,)
-
     def distribution(self, features: Tensor) -> MultivariateNormal:
-        mu, raw, below = features.split((self.size, self.size, self.param_shape[0] - 2 * self.size), dim=-1)
-        row, column = torch.tril_indices(self.size, self.size, offset=-1, device=features.device)
-        matrix = torch.diag_embed(torch.ones_like(mu))
-        matrix[..., row, column] = below / self.size**0.5  # L [..., D, D]
-        factor = matrix * self.sigma(raw)[..., None, :]
+        mu, sigma, matrix = self.parts(features)  # L [..., D, D]
+        factor = matrix * sigma[..., None, :]
         return FullPrecisionNormal(
             (matrix @ mu[..., None])[..., 0], scale_tril=factor, validate_args=self.validate_args
         )

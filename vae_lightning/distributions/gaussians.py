@@ -37,7 +37,26 @@ class VectorNormal(Family):
         return self.min_sigma + F.softplus(raw)
 
 
-class FullNormal(VectorNormal):
+class TriangularNormal(VectorNormal):
+    """What `FullNormal` and `LinearIAF` are made of: mu [D], sigma [D] and I + W / D^1/2, W strictly lower triangular.
+
+    The features are mu, the raw sigma and W, row by row [D (D - 1) / 2].
+    """
+
+    @property
+    def param_shape(self) -> Shape:
+        return (2 * self.size + self.size * (self.size - 1) // 2,)
+
+    def parts(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """mu [..., D], sigma [..., D] and I + W / D^1/2 [..., D, D]."""
+        mu, raw, below = features.split([self.size, self.size, self.param_shape[0] - 2 * self.size], dim=-1)
+        rows, columns = torch.tril_indices(self.size, self.size, offset=-1, device=features.device)
+        triangle = torch.diag_embed(torch.ones_like(mu))
+        triangle[..., rows, columns] = below / self.size**0.5
+        return mu, self.sigma(raw), triangle
+
+
+class FullNormal(TriangularNormal):
     """N(mu, L L^T), with L = diag(sigma) (I + W / D^1/2), W strictly lower triangular: any covariance.
 
     The features are mu [D], the raw sigma [D] and W, row by row [D (D - 1) / 2]; sigma is at least `min_sigma`.
@@ -48,17 +67,9 @@ class FullNormal(VectorNormal):
     noisy as through the D of sigma, and trains as well.
     """
 
-    @property
-    def param_shape(self) -> Shape:
-        return (2 * self.size + self.size * (self.size - 1) // 2,)
-
     def distribution(self, features: Tensor) -> MultivariateNormal:
-        mu, raw, below = features.split([self.size, self.size, self.param_shape[0] - 2 * self.size], dim=-1)
-        rows, columns = torch.tril_indices(self.size, self.size, offset=-1, device=features.device)
-        sigma = self.sigma(raw)
-        factor = torch.diag_embed(sigma)  # [..., D, D]
-        factor[..., rows, columns] = sigma[..., rows] * below / self.size**0.5
-        return FullPrecisionNormal(mu, scale_tril=factor, validate_args=self.validate_args)
+        mu, sigma, triangle = self.parts(features)
+        return FullPrecisionNormal(mu, scale_tril=sigma[..., None] * triangle, validate_args=self.validate_args)
 
 
 class LowRankNormal(VectorNormal):
