@@ -142,17 +142,19 @@ def test_half_of_the_images_are_mirrored_as_a_function_of_seed_epoch_and_index()
     pixels[..., 0] = 255
 
     def mirrored(seed: int, epoch: int) -> torch.Tensor:
-        return transform(pixels, index, seed, epoch)[:, 0, 0, 1] == 1
+        return transform(pixels, index, seed, epoch, 4000)[:, 0, 0, 1] == 1
 
     first = mirrored(0, 0)
     assert abs(int(first.sum()) - 2000) < 4.5 * 1000**0.5
     assert torch.equal(mirrored(0, 0), first)
     for other in (mirrored(1, 0), mirrored(0, 1)):
         assert 1800 < int((other ^ first).sum()) < 2200
+    part = transform(pixels[:9], index[100:109], 0, 0, 4001)  # whatever the batch is, and how many images there are
+    assert torch.equal(part[:, 0, 0, 1] == 1, first[100:109])
 
 
 def test_a_flip_is_the_mirror_image_bit_for_bit() -> None:
-    x = Transform(flip=True)(PIXELS, torch.arange(N), 0, 0) * 255
+    x = Transform(flip=True)(PIXELS, torch.arange(N), 0, 0, N) * 255
     for image, original in zip(x.round().to(torch.uint8), PIXELS, strict=True):
         assert torch.equal(image, original) or torch.equal(image, original.flip(-1))
 

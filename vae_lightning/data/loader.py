@@ -126,7 +126,8 @@ class ImageLoader:
                 yield [self._transformed(*part) for part in self._split(index, batch)]
 
     def _transformed(self, index: Tensor, batch: Batch) -> Batch:
-        return {**batch, "x": self.transform(batch["x"], index, self.seed, self.epoch)}
+        total = len(self.images.pixels)
+        return {**batch, "x": self.transform(batch["x"], index, self.seed, self.epoch, total)}
 
     def _split(self, index: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
         parts = [values.split(self.batch_size) for values in (index, *batch.values())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import torch
@@ -24,7 +25,8 @@ class Transform:
     `binarisation`: `none` (x = pixel / max), `threshold` (x = 1 where that is above a half), `dynamic`
     (x ~ Bernoulli(pixel / max)). `dequantise`: x = (pixel + u) / (max + 1) with u ~ U[0, 1), the noise under which a
     density of x bounds the probability of the pixels from below (Theis et al. 2016, https://arxiv.org/abs/1511.01844).
-    `flip`: mirror every second image, left to right. Each is a function of (seed, epoch, index) alone.
+    `flip`: mirror every second image, left to right. Each is a function of (seed, epoch, index) alone; `total` is how
+    many images there are, so that index < total.
     """
 
     max_value: int = 255
@@ -36,9 +38,9 @@ class Transform:
         if self.dequantise and self.binarisation != "none":
             raise UserError(f"data: dequantise is for grey levels, but binarisation is {self.binarisation}; choose one")
 
-    def __call__(self, pixels: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
+    def __call__(self, pixels: Tensor, index: Tensor, seed: int, epoch: int, total: int) -> Tensor:
         if self.flip:
-            pixels = _flip(pixels, index, seed, epoch)
+            pixels = _flip(pixels, _mirrored(total, seed, epoch, index.device).index_select(0, index))
         if self.binarisation == "threshold":
             return (pixels > self.max_value // 2).float()
         if self.binarisation == "dynamic":
@@ -51,8 +53,16 @@ class Transform:
         return pixels.float().mul_(1 / self.max_value)  # to a rounding what a division gives, in half of its time
 
 
-def _flip(pixels: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
+def _flip(pixels: Tensor, mask: Tensor) -> Tensor:
     """By exclusive or of bytes: on a CPU a quarter of the cost of `torch.where`, and no device waits for a count."""
-    mirrored = uniform16(index, 1, seed, _FLIP, epoch) >= 32768  # [B, 1]
-    mask = mirrored.to(torch.uint8).neg()[..., None, None]  # 0 or 255: [B, 1, 1, 1]
     return pixels.flip(-1).bitwise_xor_(pixels).bitwise_and_(mask).bitwise_xor_(pixels)
+
+
+@lru_cache(maxsize=1)
+def _mirrored(total: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """255 for each image of the epoch that is mirrored, else 0: uint8 [total, 1, 1, 1].
+
+    For all at once: drawn batch by batch, the small operations would cost half of what mirroring does.
+    """
+    mirrored = uniform16(torch.arange(total, device=device), 1, seed, _FLIP, epoch) >= 32768
+    return mirrored.to(torch.uint8).neg()[..., None, None]
