@@ -15,6 +15,9 @@ from vae_lightning.distributions import bits_per_dimension, is_mass
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, Shape, UserError
 
+_ROWS_ON_CPU = 1000
+"""Images times samples in one pass on a CPU, whose cache then holds what goes from one layer to the next."""
+
 
 class ImportanceEstimate(NamedTuple):
     """`log_p`, in nats, and `effective_samples`, how many of the K samples the weights leave: float64 [B] each."""
@@ -32,8 +35,16 @@ def importance_estimate(
     The first is on average a lower bound of log p(x), tighter as K = `num_samples` grows (Burda et al. 2016). The
     second, Kong's effective sample size (1992), lies between 1, where one sample outweighs all others and the bound is
     loose, and K, where q(z|x) is the posterior. Streamed in log space: the memory is that of `chunk_size` samples,
-    whatever K is. Sums are in float64, each weight in the model's own full precision.
+    whatever K is, and on a CPU of as few images at a time as its cache holds. Sums are in float64, each weight in the
+    model's own full precision.
     """
+    at_once = max(1, _ROWS_ON_CPU // chunk_size) if batch["x"].device.type == "cpu" else len(batch["x"])
+    parts = zip(*(values.split(at_once) for values in batch.values()), strict=True)
+    estimates = [_streamed(model, dict(zip(batch, part, strict=True)), num_samples, chunk_size) for part in parts]
+    return ImportanceEstimate(*map(torch.cat, zip(*estimates, strict=True)))
+
+
+def _streamed(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_size: int) -> ImportanceEstimate:
     log_sum = torch.full((len(batch["x"]),), -math.inf, dtype=torch.float64, device=batch["x"].device)
     log_squares = log_sum
     for start in range(0, num_samples, chunk_size):
