@@ -28,6 +28,7 @@ from vae_lightning.distributions import (
     MixtureOfDiscretizedLogistics,
     StudentT,
     noise_scale,
+    pixels,
 )
 from vae_lightning.types import Shape, UserError
 
@@ -190,6 +191,24 @@ def test_sigma_is_what_was_asked_for(sigma: float) -> None:
     assert scale is not None
     assert scale.item() == pytest.approx(sigma, rel=1e-5)
     assert noise_scale(Bernoulli((2,))(torch.zeros(4, 2))) is None
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (4, 1), (2, 4, 3), (4, 0)])
+def test_log_p_of_a_normal_is_that_of_torch_however_its_sigma_is_repeated(shape: Shape) -> None:
+    """So are its gradients: sigma is one number, one of each pixel, of each image, of each of all; or there is none."""
+    size = 0 if shape == (4, 0) else 3
+    mu, x = torch.randn(2, 4, size, dtype=torch.float64), torch.randn(4, size, dtype=torch.float64)
+    sigma = torch.rand(shape, dtype=torch.float64) + 0.1
+    parts = [part.requires_grad_() for part in (mu, sigma)]
+    found, expected = (
+        kind(mu, sigma.expand(mu.shape)).log_prob(x) for kind in (pixels.Normal, torch.distributions.Normal)
+    )
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn(found.shape, dtype=torch.float64)
+    for ours, theirs in zip(
+        *(torch.autograd.grad((weight * log_p).sum(), parts) for log_p in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_fixed_sigma_is_no_parameter_and_a_learned_one_is() -> None:

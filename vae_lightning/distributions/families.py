@@ -119,8 +119,8 @@ class DiagonalNormal(_LocationScale):
     ) -> None:
         super().__init__(event_shape, sigma, learn_sigma, min_sigma)
 
-    def pointwise(self, *params: Tensor) -> TorchNormal:
-        return TorchNormal(*self.location_and_scale(params), validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.Normal:
+        return pixels.Normal(*self.location_and_scale(params), validate_args=self.validate_args)
 
 
 class Laplace(_LocationScale):
@@ -200,4 +200,4 @@ def noise_scale(p_x: Distribution) -> Tensor | None:
     Logged as `sigma`: a squared error with a weight is a Gaussian with some sigma, and this says which.
     """
     base = p_x.base_dist if isinstance(p_x, Independent) else p_x
-    return base.scale.mean() if isinstance(base, TorchNormal) else None
+    return pixels.once(base.scale).mean() if isinstance(base, TorchNormal) else None

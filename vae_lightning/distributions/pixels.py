@@ -1,4 +1,4 @@
-"""Distributions of pixels in [0, 1] that torch lacks, or has in a form that loses digits."""
+"""Distributions, most of them of pixels in [0, 1], that torch lacks or has in a form that loses digits or time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, constraints
+from torch.distributions import Normal as TorchNormal
 from torch.nn import functional as F
 
 
@@ -23,6 +24,28 @@ class Bernoulli(TorchBernoulli):
         if self._validate_args:
             self._validate_sample(value)
         return F.logsigmoid((2 * value.to(self.logits) - 1) * self.logits)
+
+
+class Normal(TorchNormal):
+    """torch's, with log p(x) = -((x - mu) / sigma)^2 / 2 - log sigma - log(2 pi) / 2.
+
+    torch's own reads and writes all pixels twice as often, and takes the logarithm of one sigma for each of them.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        sigma = once(self.scale)
+        distance = (value - self.loc) * sigma.reciprocal()
+        return torch.addcmul(-torch.log(sigma) - math.log(2 * math.pi) / 2, distance, distance, value=-0.5)
+
+
+def once(expanded: Tensor) -> Tensor:
+    """Each number that `expand` repeats, once: size 1 in place of the repeated dimensions."""
+    for dim, (size, stride) in enumerate(zip(expanded.shape, expanded.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            expanded = expanded.narrow(dim, 0, 1)
+    return expanded
 
 
 class _LogitPixels(Distribution):
