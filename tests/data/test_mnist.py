@@ -48,6 +48,17 @@ def test_mnist_reads_what_the_files_hold(tmp_path: Path, gz: bool, place: str) -
     assert test.labels.tolist() == files[TEST_LABELS].tolist()
 
 
+def test_as_many_are_held_out_as_is_asked_for(tmp_path: Path) -> None:
+    files = write_mnist(tmp_path, train=60, test=12)
+    data = MNIST(str(tmp_path), verify=False, num_val=4)
+    train, val = data.load("train"), data.load("val")
+    assert torch.equal(torch.cat([train.pixels, val.pixels])[:, 0], torch.from_numpy(files[TRAIN_IMAGES]))
+    assert len(val.pixels) == 4
+    for wrong in (0, -1, 60):
+        with pytest.raises(UserError, match=f"^MNIST: num_val is {wrong}; of 60 images"):
+            MNIST(str(tmp_path), verify=False, num_val=wrong).load("train")
+
+
 def test_mnist_serves_pixels_scaled_to_one(tmp_path: Path) -> None:
     files = write_mnist(tmp_path / "MNIST" / "raw")
     batches = list(MNIST(str(tmp_path), verify=False).test_dataloader())

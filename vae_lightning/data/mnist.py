@@ -27,7 +27,8 @@ from vae_lightning.types import Shape, UserError
 class MNIST(ImageDataModule):
     """70,000 handwritten digits of 28 x 28 grey pixels (LeCun, Cortes & Burges 1998): 50,000 / 10,000 / 10,000.
 
-    `val` is the last 10,000 of the official training images, `test` the official test set. The four IDX files, raw or
+    `val` is the last `num_val` of the official training images: 10,000, or a sixth of a smaller set of your own, unless
+    it is given (Burda et al. 2016 held out 400). `test` is the official test set. The four IDX files, raw or
     `.gz`, are looked for in `<data_dir>/MNIST/raw` (torchvision's layout) and in `<data_dir>`, and downloaded to the
     first where they are missing. `verify` checks each file's digest and count; turn it off for files of your own.
     """
@@ -38,7 +39,6 @@ class MNIST(ImageDataModule):
         "http://yann.lecun.com/exdb/mnist/",
     )
     folder: ClassVar[str] = "MNIST"
-    num_val: ClassVar[int] = 10_000
     digests: ClassVar[Mapping[str, tuple[str, str | None]]] = {  # MD5 of the .gz file and of its contents
         "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
         "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
@@ -56,11 +56,12 @@ class MNIST(ImageDataModule):
         resident: Resident = "auto",
         seed: int = 0,
         verify: bool = True,
+        num_val: int | None = None,
     ) -> None:
         super().__init__(
             data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
         )
-        self.verify = verify
+        self.verify, self.num_val = verify, num_val
 
     def prepare_data(self) -> None:
         for name, (md5, _) in self.digests.items():
@@ -85,7 +86,10 @@ class MNIST(ImageDataModule):
 
     def _part_of_training(self, images: Images, split: Split) -> Images:
         assert images.labels is not None
-        num_val = min(self.num_val, max(1, len(images.pixels) // 6))  # a sixth, for a smaller set of the user's own
+        total = len(images.pixels)
+        num_val = min(10_000, max(1, total // 6)) if self.num_val is None else self.num_val
+        if not 0 < num_val < total:
+            raise UserError(f"{type(self).__name__}: num_val is {num_val}; of {total} images some must train, some not")
         part = slice(-num_val, None) if split == "val" else slice(0, -num_val)
         return Images(images.pixels[part], images.labels[part])
 
