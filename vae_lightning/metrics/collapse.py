@@ -20,8 +20,8 @@ DEAD = 0.01  # nats an image, of one dimension
 NARROW, WIDE = 0.005, 10.0  # standard deviations of q(z|x), in the prior's: a floor of 1e-3 is met, or no bound is
 
 _MORE_KL = (
-    "warm the KL up (--model.objective.beta=LinearWarmup --model.objective.beta.num_steps=...), give it free bits "
-    "(--model.objective=FreeBits), or lower beta"
+    "warm the KL up (--model.objective=ELBO --model.objective.beta=LinearWarmup --model.objective.beta.num_steps=...), "
+    "give it free bits (--model.objective=FreeBits), or lower beta"
 )
 
 
