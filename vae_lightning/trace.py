@@ -72,8 +72,9 @@ class Trace:
 
     def kl(self) -> dict[str, Tensor]:
         """KL(q || p) of every latent, averaged over the samples where it depends on them: [B] nats each."""
-        shape = self.p_x.batch_shape
-        return {name: latent.kl().expand(shape).mean(0) for name, latent in self.latents.items()}
+        shape = self.p_x.batch_shape  # [K, B]
+        kls = {name: latent.kl() for name, latent in self.latents.items()}
+        return {name: kl.mean(0) if kl.shape == shape else kl.expand(shape[1:]) for name, kl in kls.items()}
 
     def kl_by_dimension(self) -> dict[str, Tensor]:
         """KL(q_d || p_d) of every dimension of the latents whose q and p are products: [B, *event] nats each."""
