@@ -44,6 +44,7 @@ from vae_lightning.login import wandb_is_offline
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.metrics.evaluator import in_order
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.overrides import with_own_defaults
 from vae_lightning.report import summary
 from vae_lightning.types import UserError
 
@@ -106,7 +107,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, without its warning that arguments were given: they are always given here."""
         check_configs(args)
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(with_own_defaults(args))
 
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's own settings do not replace the ones given here: they give the weights, and must fit."""

@@ -85,11 +85,11 @@ def _wrong_class(key: str, name: str) -> str:
     base = SLOTS.get(key.rpartition(".")[2])
     if base is None:
         return f"{name} cannot be imported, and is no file"
-    ours = (cls.__name__ for cls in _subclasses(base) if cls.__module__.startswith("vae_lightning."))
+    ours = (cls.__name__ for cls in subclasses(base) if cls.__module__.startswith("vae_lightning."))
     names = sorted(name for name in ours if not name.startswith("_"))
     return f"{name} is no {base.__name__} that can be imported; there are {', '.join(names)}"
 
 
-def _subclasses(base: type) -> set[type]:
+def subclasses(base: type) -> set[type]:
     found: set[type] = set(base.__subclasses__())
-    return found.union(*(_subclasses(cls) for cls in found))
+    return found.union(*(subclasses(cls) for cls in found))

@@ -40,12 +40,12 @@ def to_plain(value: Any, where: str = "") -> Any:
 def _spec(cls: type, init_args: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "<locals>" in cls.__qualname__:
         raise UserError(f"{where}: {cls.__qualname__} is defined in a function; a checkpoint needs an importable class")
-    args = {**_defaults(cls), **init_args}
+    args = {**defaults(cls), **init_args}
     plain = {name: to_plain(value, f"{where}.{name}") for name, value in args.items()}
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", **({"init_args": plain} if plain else {})}
 
 
-def _defaults(cls: type) -> dict[str, Any]:
+def defaults(cls: type) -> dict[str, Any]:
     """Written out, for a checkpoint must not change with them; classes of other packages keep their own."""
     if not cls.__module__.startswith("vae_lightning."):
         return {}

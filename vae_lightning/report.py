@@ -75,6 +75,7 @@ def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     assert isinstance(model, LatentVariableModel)
     likelihood = settings["model"].get("init_args", {}).get("likelihood", {}).get("class_path", "")
     said = [f"likelihood {likelihood.rpartition('.')[2]}"]
+    said += [f"trained by {type(model.objective).__name__} with K = {model.objective.num_samples}"]
     said += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(model.objective_step).items()]
     sigma = next((v for k, v in trainer.callback_metrics.items() if k.endswith("/sigma")), None)
     said += [] if sigma is None else [f"sigma {sigma.item():.4g}"]
