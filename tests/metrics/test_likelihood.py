@@ -55,18 +55,28 @@ def test_every_sample_counts_once_whatever_the_chunk(num_samples: int, chunk_siz
     torch.testing.assert_close(found, exact_log_p(model, X), rtol=0, atol=1e-6)
 
 
-def test_no_trace_is_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("num_samples", "chunk_size", "images", "samples"),
+    [
+        (50, 8, [6], [8, 8, 8, 8, 8, 8, 2]),
+        (500, 250, [4, 2], [250, 250]),
+        (3, 5000, [6], [3]),
+        (1200, 5000, [1] * 6, [1200]),
+    ],
+)
+def test_no_trace_is_larger_than_a_chunk_nor_than_a_cache(
+    monkeypatch: pytest.MonkeyPatch, num_samples: int, chunk_size: int, images: list[int], samples: list[int]
+) -> None:
     asked = []
     trace = VAE.trace
 
     def spy(self: VAE, batch: Batch, num_samples: int = 1) -> object:
-        asked.append(num_samples)
+        asked.append((len(batch["x"]), num_samples))
         return trace(self, batch, num_samples)
 
     monkeypatch.setattr(VAE, "trace", spy)
-    log_marginal_likelihood(linear_gaussian(ELBO), {"x": X}, 50, chunk_size=8)
-    assert sum(asked) == 50
-    assert max(asked) == 8
+    log_marginal_likelihood(linear_gaussian(ELBO), {"x": X}, num_samples, chunk_size)
+    assert asked == [(size, count) for size in images for count in samples]
 
 
 def test_weights_that_underflow_do_not() -> None:

@@ -16,7 +16,8 @@ from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, Shape, UserError
 
 _ROWS_ON_CPU = 1000
-"""Images times samples in one pass on a CPU, whose cache then holds what goes from one layer to the next."""
+"""Images times samples in one pass on a CPU: its cache holds what a layer of an MNIST-sized network makes of so many,
+and there are enough of them to keep the products at full speed."""
 
 
 class ImportanceEstimate(NamedTuple):
@@ -35,12 +36,16 @@ def importance_estimate(
     The first is on average a lower bound of log p(x), tighter as K = `num_samples` grows (Burda et al. 2016). The
     second, Kong's effective sample size (1992), lies between 1, where one sample outweighs all others and the bound is
     loose, and K, where q(z|x) is the posterior. Streamed in log space: the memory is that of `chunk_size` samples,
-    whatever K is, and on a CPU of as few images at a time as its cache holds. Sums are in float64, each weight in the
+    whatever K is, and on a CPU of a thousand images times samples. Sums are in float64, each weight in the
     model's own full precision.
     """
-    at_once = max(1, _ROWS_ON_CPU // chunk_size) if batch["x"].device.type == "cpu" else len(batch["x"])
-    parts = zip(*(values.split(at_once) for values in batch.values()), strict=True)
-    estimates = [_streamed(model, dict(zip(batch, part, strict=True)), num_samples, chunk_size) for part in parts]
+    num_images = len(batch["x"])
+    at_once = max(1, _ROWS_ON_CPU // min(chunk_size, num_samples)) if batch["x"].is_cpu else num_images
+    parts = [slice(start, start + at_once) for start in range(0, num_images, at_once)]
+    estimates = [
+        _streamed(model, {name: values[part] for name, values in batch.items()}, num_samples, chunk_size)
+        for part in parts
+    ]
     return ImportanceEstimate(*map(torch.cat, zip(*estimates, strict=True)))
 
 
