@@ -138,6 +138,25 @@ def test_a_row_that_changed_since_its_run_says_so(table: Table) -> None:
     assert table.kept["first"][0]["command"].endswith('--nll.num_samples=50"')
 
 
+def test_a_config_that_changed_since_a_run_is_said(table: Table) -> None:
+    """Its contents, not its comments; of a record from before recipes were kept nothing is said."""
+
+    def says_so(config: str) -> bool:
+        (table.folder / "a.yaml").write_text(config)
+        assert table() == 0
+        return f"What `{table.folder}/a.yaml` says has changed since." in (table.docs / "results.md").read_text()
+
+    (table.folder / "rows.yaml").write_text(ROWS.replace("configs/vae/digits.yaml", str(table.folder / "a.yaml")))
+    write_run(table.runs, "first", "20260102-000000-aaaa", nll=89.0, nll_stderr=0.2)
+    assert not says_so("trainer: {max_epochs: 364}")
+    assert not says_so("# a comment\ntrainer:\n  max_epochs: 364  # another\n")
+    assert says_so("trainer: {max_epochs: 400}")
+    kept = table.kept
+    del kept["first"][0]["recipe"]
+    (table.docs / "results.json").write_text(json.dumps(kept))
+    assert not says_so("trainer: {max_epochs: 500}")
+
+
 def test_a_new_run_takes_the_place_of_one_whose_name_is_no_time(table: Table) -> None:
     run = write_run(table.folder / "elsewhere", "anything", "by_hand", nll=88.0, nll_stderr=0.1)
     assert table("--record", f"first={run}") == 0
