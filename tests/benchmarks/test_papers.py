@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from benchmarks.papers.__main__ import main
-from benchmarks.papers.page import BEGIN, END, put_between_marks
-from benchmarks.papers.rows import Row, RowError, figure, judged, read_rows
+from benchmarks.papers.page import BEGIN, END, page, put_between_marks, short_table
+from benchmarks.papers.rows import Row, RowError, figure, judged, read_kept, read_rows
 from tests.helpers import REPOSITORY
 
 ROWS = """
@@ -257,6 +257,16 @@ def test_the_projects_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     assert capsys.readouterr().out.count("make train CONFIG=") == len(rows)
     assert put_between_marks((REPOSITORY / "README.md").read_text(), "table") is not None
+
+
+def test_the_pages_are_those_of_the_rows_and_their_records() -> None:
+    """As `make results` writes them; and no row has both a figure and a reason for having none."""
+    rows = read_rows(REPOSITORY / "benchmarks" / "papers" / "rows.yaml")
+    kept = read_kept(REPOSITORY / "docs" / "results.json")
+    assert (REPOSITORY / "docs" / "results.md").read_text() == page(rows, kept, REPOSITORY)
+    readme = (REPOSITORY / "README.md").read_text()
+    assert readme == put_between_marks(readme, short_table(rows, kept, REPOSITORY))
+    assert [name for name, row in rows.items() if row.not_run and kept.get(name)] == []
 
 
 @pytest.mark.filterwarnings("ignore")
