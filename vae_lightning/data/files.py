@@ -52,8 +52,9 @@ def read_file(path: Path) -> bytes:
 def read_idx(path: Path, md5: str | None = None) -> Tensor:
     """An IDX file (http://yann.lecun.com/exdb/mnist) of bytes as a uint8 tensor. `md5` is that of the raw contents."""
     raw = read_bytes(path)
-    if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]):
-        raise UserError(f"{path}: not an IDX file of bytes: it begins with {raw[:4].hex(' ')}, expected 00 00 08")
+    if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]) or not raw[3]:
+        expected = "00 00 08 and a number of dimensions"
+        raise UserError(f"{path}: not an IDX file of bytes: it begins with {raw[:4].hex(' ')}, expected {expected}")
     num_dims = raw[3]
     start = 4 + 4 * num_dims
     shape = struct.unpack_from(f">{num_dims}I", raw.ljust(start, b"\0"), 4)

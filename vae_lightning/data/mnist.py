@@ -205,9 +205,9 @@ def _save_cache(path: Path, bits: np.ndarray, mtime_ns: int) -> None:
 def _load_cache(path: Path) -> np.ndarray:
     remedy = "delete it: it is made anew from the .amat file"
     try:
-        bits: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
+        bits = np.array(np.lib.format.open_memmap(path, mode="r"))  # mapped: no memory for rows that are not there
+    except Exception as error:  # numpy ends a broken header in whatever it trips over
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); {remedy}") from error
     if bits.dtype != np.uint8 or bits.shape[1:] != (-(-28 * 28 // 8),):
         raise UserError(f"{path}: cannot be read (expected bytes [N, 98], found {bits.dtype} {bits.shape}); {remedy}")
     return bits
