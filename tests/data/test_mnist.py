@@ -55,9 +55,14 @@ def test_as_many_are_held_out_as_is_asked_for(tmp_path: Path) -> None:
     train, val = data.load("train"), data.load("val")
     assert torch.equal(torch.cat([train.pixels, val.pixels])[:, 0], torch.from_numpy(files[TRAIN_IMAGES]))
     assert len(val.pixels) == 4
-    for wrong in (0, -1, 60):
-        with pytest.raises(UserError, match=f"^MNIST: num_val is {wrong}; of 60 images"):
-            MNIST(str(tmp_path), verify=False, num_val=wrong).load("train")
+    with pytest.raises(UserError, match=r"^MNIST: num_val is 60; of 60 images none is left to train"):
+        MNIST(str(tmp_path), verify=False, num_val=60).load("train")
+
+
+@pytest.mark.parametrize("num_val", [0, -1])
+def test_an_impossible_number_to_hold_out_is_refused_before_anything_is_read(num_val: int) -> None:
+    with pytest.raises(UserError, match=f"^MNIST: num_val is {num_val}; it must be at least 1"):
+        MNIST(num_val=num_val)
 
 
 def test_mnist_serves_pixels_scaled_to_one(tmp_path: Path) -> None:

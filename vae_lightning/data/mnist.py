@@ -61,6 +61,8 @@ class MNIST(ImageDataModule):
         super().__init__(
             data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
         )
+        if num_val is not None and num_val < 1:
+            raise UserError(f"{type(self).__name__}: num_val is {num_val}; it must be at least 1")
         self.verify, self.num_val = verify, num_val
 
     def prepare_data(self) -> None:
@@ -88,8 +90,8 @@ class MNIST(ImageDataModule):
         assert images.labels is not None
         total = len(images.pixels)
         num_val = min(10_000, max(1, total // 6)) if self.num_val is None else self.num_val
-        if not 0 < num_val < total:
-            raise UserError(f"{type(self).__name__}: num_val is {num_val}; of {total} images some must train, some not")
+        if num_val >= total:
+            raise UserError(f"{type(self).__name__}: num_val is {num_val}; of {total} images none is left to train")
         part = slice(-num_val, None) if split == "val" else slice(0, -num_val)
         return Images(images.pixels[part], images.labels[part])
 
