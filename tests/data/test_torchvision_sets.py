@@ -154,6 +154,17 @@ def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.images("test").labels.tolist() == [0] * 5 + [1] * 5  # type: ignore[union-attr]
 
 
+def test_a_replaced_image_of_omniglot_makes_the_cache_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_omniglot(tmp_path, monkeypatch)
+    Image.new("1", (105, 105), 1).save(
+        tmp_path / "omniglot-py" / "images_evaluation" / "alphabet0" / "character00" / "0.png"
+    )
+    data = Omniglot(str(tmp_path))
+    data.prepare_data()
+    empty = (data.images("test").pixels == 0).flatten(1).all(1)
+    assert empty.sum() == 1
+
+
 def test_half_an_image_of_omniglot_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     test_omniglot(tmp_path, monkeypatch)
     path = tmp_path / "omniglot-py" / "images_background" / "alphabet1" / "character01" / "3.png"
