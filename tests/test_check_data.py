@@ -40,6 +40,15 @@ def test_all_that_is_wrong_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said.err.strip() == "vae-lightning: error: CelebA: 4 problems, listed above"
 
 
+def test_files_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_celeba_layout(tmp_path, 40)
+    folder = tmp_path / "celeba" / "img_align_celeba"
+    (folder / "000041.heic").touch()
+    config = ("-c", "configs/vae/images.yaml", f"--data.cache_dir={tmp_path / 'cache'}")
+    assert main(["check-data", *config, f"--data.data_dir={folder}"]) == 0
+    assert f"{folder}: not read, by their endings: 1 files (.heic 1)" in capsys.readouterr().out
+
+
 def test_damage_to_the_cache_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_celeba_layout(tmp_path, 40)
     assert main([*CELEBA, f"--data.data_dir={tmp_path}"]) == 0

@@ -36,7 +36,8 @@ class NoWaiting(pl.Callback):
 @pytest.mark.filterwarnings("ignore")  # of the mode itself, which is a prototype
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_step_does_not_wait_for_the_device(precision: str) -> None:
-    """The next batch, the noise, the loss, the gradient's norm and clipping, and the step; without the log's."""
+    """The next batch, the next epoch's order and flips, the noise, the loss, the gradient's norm and clipping, and the
+    step; without the log's."""
     model = VAE((1, 8, 8), 2, likelihood=ContinuousBernoulli, optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True))
     watch = NoWaiting()
     trainer = pl.Trainer(
@@ -54,7 +55,8 @@ def test_a_step_does_not_wait_for_the_device(precision: str) -> None:
         callbacks=[FiniteSteps(), FastNetworks(), watch],
     )
     try:
-        trainer.fit(model, datamodule=Digits(batch_size=64))
+        trainer.fit(model, datamodule=Digits(batch_size=256, flip=True))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert watch.steps == 12
+    assert trainer.num_training_batches == 5  # so that an epoch ended between steps 3 and 9

@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
         failed = [row.name for row in wanted if not run(row, given)]
         kept = read_kept(given.docs / "results.json")
         for name, row in rows.items():
-            kept[name] = collect(row, given.runs_dir, kept.get(name, []))
+            kept[name] = collect(row, given.runs_dir, kept.get(name, []), ROOT)
         for entry in given.record:
             name, _, folder = entry.partition("=")
             _replace(kept, _known(name, rows), Path(folder))
@@ -81,7 +81,7 @@ def run(row: Row, given: argparse.Namespace) -> bool:
 
 
 def _replace(kept: Kept, row: Row, folder: Path) -> None:
-    record = record_of(row, folder)
+    record = record_of(row, folder, ROOT)
     if record["seed"] not in row.seeds:
         raise RowError(f"{folder}: has the seed {record['seed']}, and {row.name} those of {list(row.seeds)}")
     others = [one for one in kept[row.name] if one["seed"] != record["seed"]]

@@ -26,7 +26,8 @@ source says, which is not always the paper.
 def page(rows: Mapping[str, Row], kept: Kept, root: Path) -> str:
     titles = ["row", "what", "measured", "published", "must reach", "reached"]
     table = [titles, *([f"`{name}`", *_cells(row, rows, kept, root)] for name, row in rows.items())]
-    parts = [HEAD, _table(table), "## Commands", *(_commands(row, kept.get(name, [])) for name, row in rows.items())]
+    commands = [_commands(row, kept.get(name, []), root) for name, row in rows.items()]
+    parts = [HEAD, _table(table), "## Commands", *commands]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
@@ -72,10 +73,13 @@ def _reason(row: Row, records: Sequence[Record], root: Path) -> str:
     return f"seeds {done} of {list(row.seeds)} are done" if done else "no run of it has been finished"
 
 
-def _commands(row: Row, records: Sequence[Record]) -> str:
+def _commands(row: Row, records: Sequence[Record], root: Path) -> str:
+    now = row.recipe(root)
     lines = [f"### {row.name}", "", "```sh", records[0]["command"] if records else row.command, "```"]
     if records and records[0]["command"] != row.command:
         lines += ["", f"The row has changed since; it is now `{row.command}`."]
+    if any(record.get("recipe", now) != now for record in records):  # older records have none
+        lines += ["", f"What `{row.config}` says has changed since."]
     facts = [_facts(record) for record in records] + ([row.remark] if row.remark and records else [])
     return "\n".join([*lines, *(f"\n- {fact}" for fact in facts)])
 

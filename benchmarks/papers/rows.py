@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -56,6 +57,14 @@ class Row:
     def arguments(self) -> list[str]:
         return ["-c", self.config, *shlex.split(self.flags)]
 
+    def recipe(self, root: Path) -> str | None:
+        """A digest of what the config says, whatever its comments do; None where there is none."""
+        path = root / self.config
+        if not path.is_file():
+            return None
+        said = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -86,12 +95,12 @@ def read_rows(path: Path) -> dict[str, Row]:
 # -- runs and what is kept of them ------------------------------------------------------------------------------------
 
 
-def collect(row: Row, runs: Path, kept: Sequence[Record]) -> list[Record]:
+def collect(row: Row, runs: Path, kept: Sequence[Record], root: Path) -> list[Record]:
     """For each seed the newest finished run in `runs`/papers/<row>, else what was kept; in the order of the seeds."""
     found = {record["seed"]: record for record in kept}
     folders = sorted(path.parent for path in (runs / "papers" / row.name).glob("*/results.json"))
     for folder in folders:
-        record = record_of(row, folder)
+        record = record_of(row, folder, root)
         known = found.get(record["seed"], {}).get("run", "")
         if known != record["run"] and _made(known) <= _made(record["run"]):
             found[record["seed"]] = record
@@ -103,8 +112,8 @@ def _made(run: str) -> str:
     return run if re.match(r"\d{8}-\d{6}", run) else ""
 
 
-def record_of(row: Row, folder: Path) -> Record:
-    """What is kept of a run: nothing that holds for one machine's folders alone."""
+def record_of(row: Row, folder: Path, root: Path) -> Record:
+    """What is kept of a run: nothing that holds for one machine's folders alone. The config is taken as it is now."""
     try:
         results = json.loads((folder / "results.json").read_text())
         record = {name: results[name] for name in KEPT}
@@ -117,7 +126,7 @@ def record_of(row: Row, folder: Path) -> Record:
     settings = record["data"].get("init_args", {})
     places = ("data_dir", "cache_dir")
     record["data"]["init_args"] = {name: value for name, value in settings.items() if name not in places}
-    return {"run": folder.resolve().name, "command": row.command, **record}
+    return {"run": folder.resolve().name, "command": row.command, "recipe": row.recipe(root), **record}
 
 
 def read_kept(path: Path) -> Kept:

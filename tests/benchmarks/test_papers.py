@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from benchmarks.papers.__main__ import main
-from benchmarks.papers.page import BEGIN, END, put_between_marks
-from benchmarks.papers.rows import Row, RowError, figure, judged, read_rows
+from benchmarks.papers.page import BEGIN, END, page, put_between_marks, short_table
+from benchmarks.papers.rows import Row, RowError, figure, judged, read_kept, read_rows
 from tests.helpers import REPOSITORY
 
 ROWS = """
@@ -138,6 +138,25 @@ def test_a_row_that_changed_since_its_run_says_so(table: Table) -> None:
     assert table.kept["first"][0]["command"].endswith('--nll.num_samples=50"')
 
 
+def test_a_config_that_changed_since_a_run_is_said(table: Table) -> None:
+    """Its contents, not its comments; of a record from before recipes were kept nothing is said."""
+
+    def says_so(config: str) -> bool:
+        (table.folder / "a.yaml").write_text(config)
+        assert table() == 0
+        return f"What `{table.folder}/a.yaml` says has changed since." in (table.docs / "results.md").read_text()
+
+    (table.folder / "rows.yaml").write_text(ROWS.replace("configs/vae/digits.yaml", str(table.folder / "a.yaml")))
+    write_run(table.runs, "first", "20260102-000000-aaaa", nll=89.0, nll_stderr=0.2)
+    assert not says_so("trainer: {max_epochs: 364}")
+    assert not says_so("# a comment\ntrainer:\n  max_epochs: 364  # another\n")
+    assert says_so("trainer: {max_epochs: 400}")
+    kept = table.kept
+    del kept["first"][0]["recipe"]
+    (table.docs / "results.json").write_text(json.dumps(kept))
+    assert not says_so("trainer: {max_epochs: 500}")
+
+
 def test_a_new_run_takes_the_place_of_one_whose_name_is_no_time(table: Table) -> None:
     run = write_run(table.folder / "elsewhere", "anything", "by_hand", nll=88.0, nll_stderr=0.1)
     assert table("--record", f"first={run}") == 0
@@ -238,6 +257,16 @@ def test_the_projects_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     assert capsys.readouterr().out.count("make train CONFIG=") == len(rows)
     assert put_between_marks((REPOSITORY / "README.md").read_text(), "table") is not None
+
+
+def test_the_pages_are_those_of_the_rows_and_their_records() -> None:
+    """As `make results` writes them; and no row has both a figure and a reason for having none."""
+    rows = read_rows(REPOSITORY / "benchmarks" / "papers" / "rows.yaml")
+    kept = read_kept(REPOSITORY / "docs" / "results.json")
+    assert (REPOSITORY / "docs" / "results.md").read_text() == page(rows, kept, REPOSITORY)
+    readme = (REPOSITORY / "README.md").read_text()
+    assert readme == put_between_marks(readme, short_table(rows, kept, REPOSITORY))
+    assert [name for name, row in rows.items() if row.not_run and kept.get(name)] == []
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -124,6 +125,18 @@ def test_ranks_see_the_noise_of_one_rank() -> None:
 def test_impossible_sizes_are_refused(setting: dict[str, int]) -> None:
     with pytest.raises(UserError):
         Digits(**setting)  # type: ignore[arg-type]
+
+
+def test_batches_that_are_on_the_device_are_left_as_they_are_and_others_are_moved() -> None:
+    """Ours are there; what a DataLoader of a subclass's own yields is not, and of any kind."""
+    data, cpu, meta = Digits(), torch.device("cpu"), torch.device("meta")
+    x = torch.zeros(2, 1, 8, 8)
+    batches: list[Any] = [{"x": x, "label": x}, [{"x": x}, {"x": x}]]
+    for batch in batches:
+        assert data.transfer_batch_to_device(batch, cpu, 0) is batch
+    one, (two, three), (four, _) = (data.transfer_batch_to_device(batch, meta, 0) for batch in [*batches, [x, x]])
+    for moved in (one["x"], one["label"], two["x"], three["x"], four):
+        assert moved.device == meta
 
 
 class Recorder(pl.LightningModule):

@@ -43,6 +43,7 @@ def test_idx_round_trip(tmp_path: Path, array: np.ndarray, gz: bool) -> None:
         (b"", "not an IDX file"),
         (b"\x00\x00\x08", "not an IDX file"),
         (b"\x00\x00\x0d\x01" + idx_bytes(CUBE)[4:], "begins with 00 00 0d 01, expected 00 00 08"),
+        (b"\x00\x00\x08\x00\x07", "begins with 00 00 08 00, expected 00 00 08 and a number of dimensions"),
         (b"<html>Not Found</html>", "begins with 3c 68 74 6d"),
         (idx_bytes(CUBE)[:-1], r"shape \(2, 3, 4\), found 23 bytes"),
         (idx_bytes(CUBE) + b"\x00", r"shape \(2, 3, 4\), found 25 bytes"),
@@ -50,7 +51,7 @@ def test_idx_round_trip(tmp_path: Path, array: np.ndarray, gz: bool) -> None:
         (b"\x00\x00\x08\x03" + b"\xff\xff\xff\xff" * 3, "truncated"),
         (idx_bytes(np.zeros((0, 28, 28))), r"shape \(0, 28, 28\)"),
     ],
-    ids=["empty", "three-bytes", "floats", "html", "short", "long", "half-a-header", "huge", "no-images"],
+    ids=["empty", "three-bytes", "floats", "no-dims", "html", "short", "long", "half-a-header", "huge", "no-images"],
 )
 def test_broken_idx_is_named(tmp_path: Path, raw: bytes, says: str) -> None:
     path = tmp_path / "broken"

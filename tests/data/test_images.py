@@ -200,6 +200,29 @@ def test_images_of_every_kind_are_taken(folder: Path) -> None:
     assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 34  # type: ignore[arg-type]
 
 
+def test_files_with_other_endings_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What may be an image; not what is none, nor hidden files."""
+    for name in ("a.heic", "b.HEIC", "c.avif", "bare", "labels.csv", "Thumbs.db", ".hidden.heic"):
+        (folder / name).touch()
+    prepared(folder)
+    said = capsys.readouterr().out
+    assert f"{folder}: not read, by their endings: 4 files (.heic 2, .avif 1, none 1)\n" in said
+
+
+def test_nothing_is_said_of_notes_beside_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "notes.txt").touch()
+    prepared(folder)
+    assert "not read" not in capsys.readouterr().out
+
+
+def test_a_folder_of_other_endings_alone_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(7):
+        (tmp_path / f"a.kind{number}").touch()
+    with pytest.raises(UserError, match="no images there"):
+        prepared(tmp_path)
+    assert "7 files (.kind0 1, .kind1 1, .kind2 1, .kind3 1, .kind4 1, ...)" in capsys.readouterr().out
+
+
 def test_a_new_image_makes_the_cache_stale(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared(folder)
     save(folder / "new.png", 200)

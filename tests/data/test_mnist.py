@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -54,9 +55,14 @@ def test_as_many_are_held_out_as_is_asked_for(tmp_path: Path) -> None:
     train, val = data.load("train"), data.load("val")
     assert torch.equal(torch.cat([train.pixels, val.pixels])[:, 0], torch.from_numpy(files[TRAIN_IMAGES]))
     assert len(val.pixels) == 4
-    for wrong in (0, -1, 60):
-        with pytest.raises(UserError, match=f"^MNIST: num_val is {wrong}; of 60 images"):
-            MNIST(str(tmp_path), verify=False, num_val=wrong).load("train")
+    with pytest.raises(UserError, match=r"^MNIST: num_val is 60; of 60 images none is left to train"):
+        MNIST(str(tmp_path), verify=False, num_val=60).load("train")
+
+
+@pytest.mark.parametrize("num_val", [0, -1])
+def test_an_impossible_number_to_hold_out_is_refused_before_anything_is_read(num_val: int) -> None:
+    with pytest.raises(UserError, match=f"^MNIST: num_val is {num_val}; it must be at least 1"):
+        MNIST(num_val=num_val)
 
 
 def test_mnist_serves_pixels_scaled_to_one(tmp_path: Path) -> None:
@@ -81,6 +87,8 @@ def test_raw_files_come_before_gz(tmp_path: Path) -> None:
     [
         (TEST_IMAGES, b"\x00\x00\x08\x03", False, "truncated"),
         (TEST_IMAGES, b"not an idx file", False, "not an IDX file"),
+        (TEST_IMAGES, b"\x00\x00\x08\x00\x07", False, "not an IDX file"),
+        (TEST_LABELS, b"\x00\x00\x08\x00\x07", False, "not an IDX file"),
         (TEST_IMAGES, idx_bytes(np.zeros((12, 28, 28)))[:-100], False, "truncated .* found 9308 bytes"),
         (TEST_LABELS, idx_bytes(np.zeros(11)), False, "expected 12 labels, one for each image, found 11"),
         (TEST_IMAGES, idx_bytes(np.zeros((12, 32, 32))), False, r"expected images of \(28, 28\), found \(32, 32\)"),
@@ -93,7 +101,10 @@ def test_raw_files_come_before_gz(tmp_path: Path) -> None:
             f"wrong digest: expected {MNIST.digests[TEST_IMAGES][1]}",
         ),
     ],
-    ids=["header", "magic", "truncated", "count", "size", "labels-as-images", "images-as-labels", "digest"],
+    ids=[
+        *("header", "magic", "image-without-dims", "label-without-dims", "truncated", "count", "size"),
+        *("labels-as-images", "images-as-labels", "digest"),
+    ],
 )
 def test_mnist_names_the_broken_file(tmp_path: Path, name: str, contents: bytes, verify: bool, says: str) -> None:
     write_mnist(tmp_path / "MNIST" / "raw")
@@ -209,15 +220,34 @@ def test_a_read_only_folder_needs_no_cache(tmp_path: Path) -> None:
         folder.chmod(0o755)
 
 
-@pytest.mark.parametrize("contents", [b"", b"\x93NUMPY", b"not a cache"])
+def npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, bits=np.zeros((12, 98), np.uint8))
+    return file.getvalue()
+
+
+def npy_header(shape: str) -> bytes:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        *(b"", b"\x93NUMPY", b"not a cache", npz()),
+        *(npy_header(f"({rows}, 98)") + bytes(98) for rows in (10**11, 10**30, -1, "'a'", "(")),
+    ],
+    ids=["empty", "magic", "text", "zip", "huge", "beyond-integers", "negative", "word", "unclosed"],
+)
 def test_a_broken_cache_is_named(tmp_path: Path, contents: bytes) -> None:
+    """In one line, and whatever numpy trips over."""
     folder = tmp_path / "binarized_mnist"
     write_binarized_mnist(folder)
     cache = folder / f"{TEST}.npy"
     cache.write_bytes(contents)
     time = (folder / f"{TEST}.amat").stat().st_mtime_ns
     os.utime(cache, ns=(time, time))  # a cache is of its text where their times are equal
-    with pytest.raises(UserError, match=f"^{re.escape(str(cache))}: cannot be read .*delete it"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(cache))}: cannot be read .*delete it[^\n]*$"):
         binarized(tmp_path).load("test")
 
 

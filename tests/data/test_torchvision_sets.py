@@ -63,6 +63,14 @@ def test_look_alikes_are_verified_by_what_is_known_of_them(
         data.load("test")
 
 
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_look_alikes_file_without_dimensions_is_one_line(tmp_path: Path, verify: bool) -> None:
+    write_mnist(tmp_path / "KMNIST" / "raw")
+    (tmp_path / "KMNIST" / "raw" / "t10k-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x00\x07")
+    with pytest.raises(UserError, match="idx3-ubyte: not an IDX file of bytes: it begins with 00 00 08 00"):
+        KMNIST(str(tmp_path), verify=verify).load("test")
+
+
 def test_emnist_is_verified_by_its_counts(tmp_path: Path, fetches: Path) -> None:
     emnist_archive(tmp_path / "archive.zip")
     with pytest.raises(UserError, match="expected 112,800 images in balanced, found 30"):
@@ -144,6 +152,17 @@ def test_omniglot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert image[3].unique().tolist() == [255]  # ink is white
     assert image[25].unique().tolist() == [0]
     assert data.images("test").labels.tolist() == [0] * 5 + [1] * 5  # type: ignore[union-attr]
+
+
+def test_a_replaced_image_of_omniglot_makes_the_cache_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_omniglot(tmp_path, monkeypatch)
+    Image.new("1", (105, 105), 1).save(
+        tmp_path / "omniglot-py" / "images_evaluation" / "alphabet0" / "character00" / "0.png"
+    )
+    data = Omniglot(str(tmp_path))
+    data.prepare_data()
+    empty = (data.images("test").pixels == 0).flatten(1).all(1)
+    assert empty.sum() == 1
 
 
 def test_half_an_image_of_omniglot_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ class CelebA(CachedImages):
         images, files = self._images_path(), dict[str, Path]()
         partition = hashlib.sha256("\n".join(names).encode()).hexdigest()
         if images.is_dir():
-            listed, state = list_folder(images, {".jpg"})
+            listed, state, _ = list_folder(images, {".jpg"})
             files = {path.name: path for path in listed}  # in Kaggle's copy they lie a folder deeper
             _require(images, names, set(files))
         else:

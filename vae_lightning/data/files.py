@@ -13,8 +13,10 @@ import secrets
 import struct
 import urllib.request
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,8 +54,9 @@ def read_file(path: Path) -> bytes:
 def read_idx(path: Path, md5: str | None = None) -> Tensor:
     """An IDX file (http://yann.lecun.com/exdb/mnist) of bytes as a uint8 tensor. `md5` is that of the raw contents."""
     raw = read_bytes(path)
-    if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]):
-        raise UserError(f"{path}: not an IDX file of bytes: it begins with {raw[:4].hex(' ')}, expected 00 00 08")
+    if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]) or not raw[3]:
+        expected = "00 00 08 and a number of dimensions"
+        raise UserError(f"{path}: not an IDX file of bytes: it begins with {raw[:4].hex(' ')}, expected {expected}")
     num_dims = raw[3]
     start = 4 + 4 * num_dims
     shape = struct.unpack_from(f">{num_dims}I", raw.ljust(start, b"\0"), 4)
@@ -150,13 +153,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def list_folder(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], str]:
-    """Files below `folder` that end so, hidden ones left out, in order of name; and a digest of names, sizes, times.
+class Listing(NamedTuple):
+    """`files` in order of name; a digest of their names, sizes and times; how many others there are, by ending."""
+
+    files: list[Path]
+    digest: str
+    others: Counter[str]
+
+
+def list_folder(folder: Path, suffixes: Collection[str]) -> Listing:
+    """The files below `folder` that end so, hidden ones left out.
 
     Links are followed, but not back to a folder that they lie in. A link to nothing is listed: who reads it will say
     so. Raises UserError where a folder cannot be listed.
     """
     found: list[tuple[str, int, int]] = []
+    others = Counter[str]()
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(str(folder), frozenset())]
     while waiting:
         place, above = waiting.pop()
@@ -167,14 +179,16 @@ def list_folder(folder: Path, suffixes: Collection[str]) -> tuple[list[Path], st
         for entry in entries:
             if _is_folder(entry):
                 waiting.append((entry.path, above | {identity}))
-            elif Path(entry.name).suffix.lower() in suffixes:
+            elif (suffix := Path(entry.name).suffix.lower()) in suffixes:
                 found.append((entry.path, *_size_and_time(entry)))
+            else:
+                others[suffix] += 1
     found.sort()
     start = len(str(folder)) + 1
     digest = hashlib.sha256()
     for path, size, mtime_ns in found:
         digest.update(f"{path[start:]}\0{size}\0{mtime_ns}\n".encode(errors="surrogateescape"))
-    return [Path(path) for path, _, _ in found], digest.hexdigest()
+    return Listing([Path(path) for path, _, _ in found], digest.hexdigest(), others)
 
 
 def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from vae_lightning.cores import num_cores
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
 from vae_lightning.data.cache import Contents, fill_from
 from vae_lightning.data.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
-from vae_lightning.data.files import MissingFileError, list_folder, read_file, write_whole
+from vae_lightning.data.files import Listing, MissingFileError, list_folder, read_file, write_whole
 from vae_lightning.data.progress import Progress
 from vae_lightning.data.transforms import Binarisation
 from vae_lightning.types import UserError
@@ -26,6 +27,13 @@ _OWN_SPLITS: Mapping[Split, tuple[str, ...]] = {
     "val": ("val", "valid", "validation"),
     "test": ("test",),
 }
+# fmt: off
+_NO_IMAGES = frozenset({
+    ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".npy", ".npz", ".py", ".tsv", ".txt", ".xml",
+    ".yaml", ".yml",
+})
+# fmt: on
+"""The endings of what lies beside images: labels, notes, what a file manager leaves."""
 
 
 class ImageFolder(CachedImages):
@@ -86,7 +94,8 @@ class ImageFolder(CachedImages):
 
     def source(self) -> Source:
         folder = Path(self.data_dir)
-        files, listing = list_folder(folder, IMAGE_SUFFIXES) if folder.is_dir() else ([], "")
+        files, listing, others = list_folder(folder, IMAGE_SUFFIXES) if folder.is_dir() else Listing([], "", Counter())
+        self._tell_others(others)
         if not files:
             endings = " ".join(sorted(IMAGE_SUFFIXES))
             raise MissingFileError(
@@ -133,6 +142,14 @@ class ImageFolder(CachedImages):
         said += ["taken by a hash of the paths, whatever the seed"] if taken else []
         said += [f"images outside of these folders, left out: {num_outside}"] if own and num_outside else []
         print(f"{self.data_dir}: split: {'; '.join(said)}", flush=True)
+
+    def _tell_others(self, others: Counter[str]) -> None:
+        """What may be images too, and is left out: a phone's .heic, say."""
+        counts = {suffix or "none": count for suffix, count in others.items() if suffix not in _NO_IMAGES}
+        if counts:
+            kinds = [f"{suffix} {counts[suffix]}" for suffix in sorted(counts, key=lambda one: (-counts[one], one))]
+            shown = ", ".join(kinds[:5] + ["..."] * (len(kinds) > 5))
+            print(f"{self.data_dir}: not read, by their endings: {sum(counts.values())} files ({shown})", flush=True)
 
     def _labels(self, files: Sequence[Path]) -> np.ndarray | None:
         """int64 [N], by the folder that each image lies in; None where some lie in none, or all in one."""

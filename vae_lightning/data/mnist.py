@@ -61,6 +61,8 @@ class MNIST(ImageDataModule):
         super().__init__(
             data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
         )
+        if num_val is not None and num_val < 1:
+            raise UserError(f"{type(self).__name__}: num_val is {num_val}; it must be at least 1")
         self.verify, self.num_val = verify, num_val
 
     def prepare_data(self) -> None:
@@ -88,8 +90,8 @@ class MNIST(ImageDataModule):
         assert images.labels is not None
         total = len(images.pixels)
         num_val = min(10_000, max(1, total // 6)) if self.num_val is None else self.num_val
-        if not 0 < num_val < total:
-            raise UserError(f"{type(self).__name__}: num_val is {num_val}; of {total} images some must train, some not")
+        if num_val >= total:
+            raise UserError(f"{type(self).__name__}: num_val is {num_val}; of {total} images none is left to train")
         part = slice(-num_val, None) if split == "val" else slice(0, -num_val)
         return Images(images.pixels[part], images.labels[part])
 
@@ -205,9 +207,9 @@ def _save_cache(path: Path, bits: np.ndarray, mtime_ns: int) -> None:
 def _load_cache(path: Path) -> np.ndarray:
     remedy = "delete it: it is made anew from the .amat file"
     try:
-        bits: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {remedy}") from error
+        bits = np.array(np.lib.format.open_memmap(path, mode="r"))  # mapped: no memory for rows that are not there
+    except Exception as error:  # numpy ends a broken header in whatever it trips over
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); {remedy}") from error
     if bits.dtype != np.uint8 or bits.shape[1:] != (-(-28 * 28 // 8),):
         raise UserError(f"{path}: cannot be read (expected bytes [N, 98], found {bits.dtype} {bits.shape}); {remedy}")
     return bits

@@ -16,7 +16,16 @@ from torch import Tensor
 from vae_lightning.data.base import CachedImages, ImageDataModule, Resident, Source, Split
 from vae_lightning.data.cache import Contents, fill_from
 from vae_lightning.data.decode import FILTER, decode
-from vae_lightning.data.files import MissingFileError, check_digest, file_digest, lock, read_bytes, read_file, read_idx
+from vae_lightning.data.files import (
+    MissingFileError,
+    check_digest,
+    file_digest,
+    list_folder,
+    lock,
+    read_bytes,
+    read_file,
+    read_idx,
+)
 from vae_lightning.data.loader import Images
 from vae_lightning.data.mnist import MNIST
 from vae_lightning.data.transforms import Binarisation
@@ -279,7 +288,8 @@ class Omniglot(CachedImages):
             path = Path(part.target_folder) / part._characters[character] / name
             return 255 - decode(read_file(path), str(path), self.image_shape, "stretch")
 
-        return Source({"images": sizes}, splits, lambda: Contents(fill_from(items, draw), labels))
+        listings = [list_folder(Path(part.target_folder), {".png"}).digest for part in parts]
+        return Source({"images": listings}, splits, lambda: Contents(fill_from(items, draw), labels))
 
     def _reader(self, background: bool, download: bool = False) -> Any:
         from torchvision import datasets
