@@ -27,7 +27,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {  # files for a data set that is no
     "ImageFolder": lambda folder: write_celeba_layout(folder, 20),
 }
 SETTINGS = {  # what else a test says of a data set
-    "MNIST": ["--data.verify=false"],
+    "MNIST": ["--data.verify=false", "--data.num_val=10"],
     "BinarizedMNIST": ["--data.verify=false"],
     "CelebA": ["--data.verify=false"],
     "ProceduralFaces": ["--data.num_images=40"],
