@@ -97,8 +97,8 @@ def _time(seconds: float) -> str:
 
 
 def short_table(rows: Mapping[str, Row], kept: Kept, root: Path) -> str:
-    """For the README: the rows that have a figure."""
-    done = [row for row in rows.values() if figure(row, kept.get(row.name, []))]
+    """For the README: the rows that have a figure, and their place there."""
+    done = [row for row in rows.values() if row.in_readme and figure(row, kept.get(row.name, []))]
     lines = [[row.title, measured(row, kept[row.name], root), row.published or "-", f"`{row.name}`"] for row in done]
     return _table([["what", "measured", "published", "row"], *lines]) if done else "No row has been run yet."
 

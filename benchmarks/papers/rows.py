@@ -46,6 +46,7 @@ class Row:
     seeds: Sequence[int] = (0,)
     not_run: str = ""
     remark: str = ""
+    in_readme: bool = True
 
     @property
     def command(self) -> str:
