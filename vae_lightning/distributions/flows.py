@@ -137,9 +137,8 @@ class Flow(Family):
     def param_shape(self) -> Shape:
         return (2 * self.event_shape[0] + self.context_size, *self.event_shape[1:])
 
-    def forward(self, features: Tensor) -> Distribution:
-        full = features if features.dtype == torch.float64 else features.float()
-        params, context = full.split((2 * self.event_shape[0], self.context_size), dim=-self.event_dims)
+    def distribution(self, features: Tensor) -> Distribution:
+        params, context = features.split((2 * self.event_shape[0], self.context_size), dim=-self.event_dims)
         return Flowed(self.base(params), self.flow, context)
 
 
