@@ -104,7 +104,11 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "a likelihood": (["--model.posterior=Bernoulli"], 1, "posterior Bernoulli: .*no pathwise gradient.*DiagonalNormal"),
     "a family": ([PRIOR, "--model.prior.family=Nope"], 2, "Nope is no Family.*there are Bernoulli"),
     "a schedule": (["--model.objective.beta=Nope"], 2, "Nope is no Schedule.*there are Constant, Cyclic, LinearWarmup"),
-    "another space": (["--model.posterior=VonMisesFisher"], 1, "latent z: .*VonMisesFisher.*Normal.*UniformSphere"),
+    "another space": (
+        ["--model.posterior=VonMisesFisher"],
+        1,
+        "latent z: .*VonMisesFisher.*StandardNormal.*UniformSphere",
+    ),
     "levels": (["--model.likelihood=DiscretizedLogistic"], 1, "DiscretizedLogistic gives no probability to a pixel"),
     "bits": (
         ["--model.likelihood=DiagonalNormal", "--nll.bits_per_dimension=true"],

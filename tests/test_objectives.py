@@ -383,7 +383,7 @@ def test_a_flow_is_not_called_by_the_name_of_what_it_starts_from() -> None:
     family = RealNVP((2,), num_steps=1, hidden_sizes=(4,))
     q = family(torch.zeros(6, *family.param_shape))
     trace = Trace(torch.zeros(6, 1), Independent(Normal(torch.zeros(1, 6, 1), 1.0), 1), {"z": latent(q, q)})
-    with pytest.raises(UserError, match="that of latent z is Flowed"):
+    with pytest.raises(UserError, match="that of latent z is RealNVP"):
         BetaTC(100)(trace, 0)
 
 

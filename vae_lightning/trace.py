@@ -116,7 +116,8 @@ def factors(distribution: Distribution) -> Distribution | None:
 
 
 def kind(distribution: Distribution) -> str:
-    """What a message calls a distribution: the class within the wrappers."""
+    """What a message calls a distribution: the family or prior that made it, else the class within the wrappers."""
     for wrapped in ("base_dist", "base"):
-        distribution = getattr(distribution, wrapped, distribution)
-    return type(distribution).__name__
+        if not hasattr(distribution, "made_by"):
+            distribution = getattr(distribution, wrapped, distribution)
+    return getattr(distribution, "made_by", type(distribution).__name__)
