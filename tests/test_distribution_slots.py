@@ -110,6 +110,13 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
         "latent z: .*VonMisesFisher.*StandardNormal.*UniformSphere",
     ),
     "levels": (["--model.likelihood=DiscretizedLogistic"], 1, "DiscretizedLogistic gives no probability to a pixel"),
+    "the ends of an interval": (
+        ["--model.likelihood=Beta"],
+        1,
+        "likelihood Beta gives no probability to a pixel of value [01], or an infinite density; .*ContinuousBernoulli",
+    ),
+    "no mean": (["--model.likelihood=ConvIAF"], 1, "likelihood ConvIAF does not know its mean.*DiagonalNormal"),
+    "a flow of pixels": (["--model.likelihood=IAF"], 2, "IAF: is a flow of vectors; .*likelihood.*DiagonalNormal"),
     "bits": (
         ["--model.likelihood=DiagonalNormal", "--nll.bits_per_dimension=true"],
         1,

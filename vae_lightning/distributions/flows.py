@@ -131,7 +131,10 @@ class Flow(Family):
 
     def _misfit(self) -> str:
         name, shape = type(self).__name__, self.event_shape
-        return f"{name}: is a flow of vectors; the latent has shape {shape}; choose ConvIAF, which is one of maps"
+        return (
+            f"{name}: is a flow of vectors; of shape {shape} are maps; choose ConvIAF for a latent of maps, and for a "
+            "likelihood one of independent pixels, such as DiagonalNormal"
+        )
 
     @property
     def param_shape(self) -> Shape:
