@@ -69,6 +69,7 @@ class Capacity(Objective):
         self.gamma, self.num_samples = gamma, num_samples
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        check_latents(self, trace)
         terms = elbo_terms(trace)
         excess = terms["kl"] - self.capacity(step)
         side = excess.detach().mean().sign()  # above or below, as a batch: |mean KL - C| is the mean of side * excess
