@@ -329,6 +329,19 @@ def test_log_mean_exp_does_not_overflow() -> None:
 )
 def test_schedules(schedule: Schedule, values: dict[int, float]) -> None:
     assert {step: schedule(step) for step in values} == pytest.approx(values)
+    assert schedule.lowest == min(schedule(step) for step in range(20))
+
+
+FALLS = [LinearWarmup(4, start=1.0, end=-1.0), Cyclic(4, start=0.0, end=-1.0), Constant(-1.0)]
+
+
+@pytest.mark.parametrize("schedule", FALLS)
+def test_a_schedule_that_is_negative_at_any_step_is_refused(schedule: Schedule) -> None:
+    for make in (ELBO, STL, partial(BetaTC, 100), Capacity):
+        name = "capacity" if make is Capacity else "beta"
+        with pytest.raises(UserError, match=f": {name} is -1.0; it must be at least 0") as error:
+            make(**{name: schedule})
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class BetaTC(Objective):
         at_least("BetaTC", 0, alpha=alpha, gamma=gamma)
         self.dataset_size, self.alpha, self.gamma, self.num_samples = dataset_size, alpha, gamma, num_samples
         self.beta = as_schedule(beta)
-        at_least("BetaTC", 0, beta=self.beta(0))
+        at_least("BetaTC", 0, beta=self.beta.lowest)
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
         check_latents(self, trace)

@@ -64,7 +64,7 @@ class Capacity(Objective):
     def __init__(self, capacity: float | Schedule = 25.0, gamma: float = 1000.0, num_samples: int = 1) -> None:
         super().__init__()
         self.capacity = as_schedule(capacity)
-        at_least("Capacity", 0, gamma=gamma, capacity=self.capacity(0))
+        at_least("Capacity", 0, gamma=gamma, capacity=self.capacity.lowest)
         at_least("Capacity", 1, num_samples=num_samples)
         self.gamma, self.num_samples = gamma, num_samples
 

@@ -69,7 +69,7 @@ class STL(Objective):
         super().__init__()
         at_least("STL", 1, num_samples=num_samples)
         self.beta = as_schedule(beta)
-        at_least("STL", 0, beta=self.beta(0))
+        at_least("STL", 0, beta=self.beta.lowest)
         self.num_samples = num_samples
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
