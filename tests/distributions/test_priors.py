@@ -191,8 +191,10 @@ def test_uniform_sphere(group_size: int | None) -> None:
 
 
 def test_a_sphere_of_one_number_is_refused() -> None:
-    with pytest.raises(UserError, match="UniformSphere: group_size is 1; it must be at least 2"):
+    with pytest.raises(UserError, match=r"UniformSphere: z has one dimension, .*raise latent_size"):
         UniformSphere((1,))
+    with pytest.raises(UserError, match="UniformSphere: group_size is 1; it must be at least 2"):
+        UniformSphere((6,), group_size=1)
     with pytest.raises(UserError, match=r"group_size is 4.*divide the 6"):
         UniformSphere((6,), group_size=4)
 

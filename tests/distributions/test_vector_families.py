@@ -340,7 +340,7 @@ def test_density_is_float32_under_autocast(name: str) -> None:
         (partial(LowRankNormal, rank=5), (4,), "rank is 5"),
         (partial(Dirichlet, group_size=3), (4,), "group_size is 3.*divide the 4"),
         (partial(Categorical, group_size=1), (4,), "at least 2"),
-        (Categorical, (1,), "at least 2"),
+        (Dirichlet, (1,), "Dirichlet: z has one dimension.*raise latent_size"),
         (VonMisesFisher, (2, 4, 4), r"vectors \[D\]"),
         (partial(Dirichlet, min_concentration=0.0), (4,), "above 0 and below 1"),
         (partial(RelaxedCategorical, temperature=0.0), (4,), "temperature is 0.0; it must be above 0"),
