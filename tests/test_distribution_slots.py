@@ -104,8 +104,19 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "a likelihood": (["--model.posterior=Bernoulli"], 1, "posterior Bernoulli: .*no pathwise gradient.*DiagonalNormal"),
     "a family": ([PRIOR, "--model.prior.family=Nope"], 2, "Nope is no Family.*there are Bernoulli"),
     "a schedule": (["--model.objective.beta=Nope"], 2, "Nope is no Schedule.*there are Constant, Cyclic, LinearWarmup"),
-    "another space": (["--model.posterior=VonMisesFisher"], 1, "latent z: .*VonMisesFisher.*Normal.*UniformSphere"),
+    "another space": (
+        ["--model.posterior=VonMisesFisher"],
+        1,
+        "latent z: .*VonMisesFisher.*StandardNormal.*UniformSphere",
+    ),
     "levels": (["--model.likelihood=DiscretizedLogistic"], 1, "DiscretizedLogistic gives no probability to a pixel"),
+    "the ends of an interval": (
+        ["--model.likelihood=Beta"],
+        1,
+        "likelihood Beta gives no probability to a pixel of value [01], or an infinite density; .*ContinuousBernoulli",
+    ),
+    "no mean": (["--model.likelihood=ConvIAF"], 1, "likelihood ConvIAF does not know its mean.*DiagonalNormal"),
+    "a flow of pixels": (["--model.likelihood=IAF"], 2, "IAF: is a flow of vectors; .*likelihood.*DiagonalNormal"),
     "bits": (
         ["--model.likelihood=DiagonalNormal", "--nll.bits_per_dimension=true"],
         1,

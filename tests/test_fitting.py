@@ -76,6 +76,7 @@ def test_mistakes_on_the_command_line_are_one_line_each(run: Path, capsys: pytes
     assert "fit-prior" in refusal(capsys, "sample", run, "--prior=fitted")  # what makes the file
     assert "no Prior" in refusal(capsys, "fit-prior", run, "--prior=Nope")
     assert "no parameter to fit" in refusal(capsys, "fit-prior", run, "--prior=StandardNormal")
+    assert "VampPrior is made of a model's encoder" in refusal(capsys, "fit-prior", run, "--prior=VampPrior")
     assert "checkpoint" in refusal(capsys, "fit-prior")
     assert "no such checkpoint" in refusal(capsys, "fit-prior", run / "nothing.ckpt")
     assert not (run / "checkpoints" / "best.prior.pt").exists()

@@ -86,7 +86,7 @@ def test_every_objective_has_a_row() -> None:
     assert exported - {Objective} == {type(row.make()) for row in OBJECTIVES.values()}
 
 
-@pytest.mark.parametrize("make", [FreeBits, partial(BetaTC, dataset_size=6), InfoVAE])
+@pytest.mark.parametrize("make", [FreeBits, Capacity, partial(BetaTC, dataset_size=6), InfoVAE])
 def test_what_weighs_latents_refuses_a_model_without_any(make: Callable[[], Objective]) -> None:
     p_x = Independent(Normal(torch.zeros(1, 6, 2), 1.0), 1)
     with pytest.raises(UserError, match="the model has no latents to weigh; choose ELBO"):
@@ -329,6 +329,19 @@ def test_log_mean_exp_does_not_overflow() -> None:
 )
 def test_schedules(schedule: Schedule, values: dict[int, float]) -> None:
     assert {step: schedule(step) for step in values} == pytest.approx(values)
+    assert schedule.lowest == min(schedule(step) for step in range(20))
+
+
+FALLS = [LinearWarmup(4, start=1.0, end=-1.0), Cyclic(4, start=0.0, end=-1.0), Constant(-1.0)]
+
+
+@pytest.mark.parametrize("schedule", FALLS)
+def test_a_schedule_that_is_negative_at_any_step_is_refused(schedule: Schedule) -> None:
+    for make in (ELBO, STL, partial(BetaTC, 100), Capacity):
+        name = "capacity" if make is Capacity else "beta"
+        with pytest.raises(UserError, match=f": {name} is -1.0; it must be at least 0") as error:
+            make(**{name: schedule})
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +396,7 @@ def test_a_flow_is_not_called_by_the_name_of_what_it_starts_from() -> None:
     family = RealNVP((2,), num_steps=1, hidden_sizes=(4,))
     q = family(torch.zeros(6, *family.param_shape))
     trace = Trace(torch.zeros(6, 1), Independent(Normal(torch.zeros(1, 6, 1), 1.0), 1), {"z": latent(q, q)})
-    with pytest.raises(UserError, match="that of latent z is Flowed"):
+    with pytest.raises(UserError, match="that of latent z is RealNVP"):
         BetaTC(100)(trace, 0)
 
 

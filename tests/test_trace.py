@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Distribution, Independent, MultivariateNormal, Normal, StudentT
+from torch.distributions import Bernoulli, Beta, Distribution, Gamma, Independent, MultivariateNormal, Normal, StudentT
 
 from vae_lightning.trace import Latent, Trace
 
@@ -70,3 +70,22 @@ def test_outside_support(value: float, found: float | None) -> None:
     x = torch.zeros(2, 3)
     x[1, 2] = value
     assert Trace(x, Independent(Bernoulli(logits=torch.zeros(1, 2, 3)), 1)).outside_support() == found
+
+
+@pytest.mark.parametrize(
+    ("p_x", "value"),
+    [
+        (Beta(torch.tensor(2.0), torch.tensor(2.0)), 0.0),  # log p = -inf
+        (Beta(torch.tensor(0.5), torch.tensor(0.5)), 1.0),  # +inf
+        (Gamma(torch.tensor(2.0), torch.tensor(1.0), validate_args=False), 0.0),
+    ],
+)
+def test_a_density_that_is_0_or_infinite_at_a_pixel(p_x: Distribution, value: float) -> None:
+    """At the ends of the support, which torch counts to it; within it, and where a density is NaN, nothing is found."""
+    x = torch.full((2, 3), 0.5)
+    whole = Independent(p_x.expand((4, 2, 3)), 1)
+    assert Trace(x, whole).outside_support() is None
+    x[1, 2] = value
+    assert Trace(x, whole).outside_support() == value
+    lost = Independent(Normal(torch.full((4, 2, 3), torch.nan), 1.0, validate_args=False), 1)
+    assert Trace(x, lost).outside_support() is None

@@ -19,7 +19,14 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from vae_lightning.data.files import write_whole
-from vae_lightning.distributions import MixtureOfFullNormals, Prior, PriorRecipe, StandardNormal, share_support
+from vae_lightning.distributions import (
+    MixtureOfFullNormals,
+    Prior,
+    PriorRecipe,
+    StandardNormal,
+    VampPrior,
+    share_support,
+)
 from vae_lightning.errors import one_line
 from vae_lightning.metrics import MeanAndError
 from vae_lightning.models import LatentVariableModel
@@ -73,9 +80,15 @@ def check_space(own: Prior, recipe: PriorRecipe) -> None:
     """A density on a simplex or a sphere and one over R^D are not of the same thing: a gain between them means nothing.
 
     Raises:
-        UserError: where samples of the model's own prior have no density under one of `recipe`, or one of another kind.
+        UserError: where samples of the model's own prior have no density under one of `recipe`, or one of another kind;
+            and for a VampPrior, which is no density by itself.
     """
     fitted = recipe(own.event_shape)
+    if isinstance(fitted, VampPrior):
+        raise UserError(
+            "fit-prior: VampPrior is made of a model's encoder and trained with it, so it cannot be fitted afterwards; "
+            "choose MixtureOfFullNormals, MixtureOfNormals or FlowPrior"
+        )
     if not _one_space(own, fitted):
         raise UserError(
             f"fit-prior: {type(fitted).__name__} is not over the space of the model's latents, whose prior is "

@@ -88,13 +88,20 @@ class Trace:
             log_w = log_w - latent.log_ratio()
         return log_w
 
+    @torch.no_grad()
     def outside_support(self) -> float | None:
-        """A value of x that p(x|z) gives no probability to, or None. Reads the tensor: not for every step."""
-        constraint = self.p_x.support
+        """A value of x that p(x|z) gives no probability to, or an infinite density; None where there is none.
+
+        torch's supports have ends, such as 0 and 1 for Beta, where the density is 0 or infinite. Infinite alone: a
+        density that is NaN says that the networks are. Reads the tensor: not for every step.
+        """
+        constraint, pointwise = self.p_x.support, factors(self.p_x)
         assert constraint is not None
-        pointwise = getattr(constraint, "base_constraint", constraint)
-        bad = self.x[~pointwise.check(self.x).expand(self.x.shape)]
-        return bad[0].item() if torch.numel(bad) else None
+        bad = ~getattr(constraint, "base_constraint", constraint).check(self.x).expand(self.x.shape)
+        if pointwise is not None and not bad.any():  # elsewhere a density need not answer
+            bad = pointwise.log_prob(self.x).isinf().any(0)  # [K, B, *event] -> [B, *event]
+        values = self.x[bad]
+        return values[0].item() if torch.numel(values) else None
 
 
 def draw(q: Distribution, *sample_shape: int) -> Tensor:
@@ -115,8 +122,16 @@ def factors(distribution: Distribution) -> Distribution | None:
     return None if distribution.event_shape else distribution
 
 
+def has_mean(distribution: Distribution) -> bool:
+    """Whether its class says what the mean is: asked of the class, for the mean of many levels takes a while."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return type(distribution).mean is not Distribution.mean
+
+
 def kind(distribution: Distribution) -> str:
-    """What a message calls a distribution: the class within the wrappers."""
+    """What a message calls a distribution: the family or prior that made it, else the class within the wrappers."""
     for wrapped in ("base_dist", "base"):
-        distribution = getattr(distribution, wrapped, distribution)
-    return type(distribution).__name__
+        if not hasattr(distribution, "made_by"):
+            distribution = getattr(distribution, wrapped, distribution)
+    return getattr(distribution, "made_by", type(distribution).__name__)

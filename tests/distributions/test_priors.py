@@ -46,6 +46,7 @@ from vae_lightning.distributions import (
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO
+from vae_lightning.trace import kind
 from vae_lightning.types import Shape, UserError
 
 PRIORS: dict[str, Callable[[Shape], Prior]] = {
@@ -83,6 +84,14 @@ def test_every_prior_has_a_row() -> None:
     """But the uniform one on the sphere, which has no density in R^D to integrate: its laws are by themselves."""
     exported = {cls for cls in vars(distributions).values() if isinstance(cls, type) and issubclass(cls, Prior)}
     assert exported - {Prior, UniformSphere} == {type(recipe((2,))) for recipe in PRIORS.values()}
+
+
+@ROWS
+@pytest.mark.parametrize("event_shape", [(3,), (2, 2, 2)])
+def test_a_message_names_the_prior_that_was_chosen(name: str, event_shape: Shape) -> None:
+    """But a FamilyPrior's family: two of that class may be over different spaces."""
+    prior = make(name, event_shape)
+    assert kind(prior()) == type(prior.family if isinstance(prior, FamilyPrior) else prior).__name__
 
 
 @ROWS
@@ -182,8 +191,10 @@ def test_uniform_sphere(group_size: int | None) -> None:
 
 
 def test_a_sphere_of_one_number_is_refused() -> None:
-    with pytest.raises(UserError, match="UniformSphere: group_size is 1; it must be at least 2"):
+    with pytest.raises(UserError, match=r"UniformSphere: z has one dimension, .*raise latent_size"):
         UniformSphere((1,))
+    with pytest.raises(UserError, match="UniformSphere: group_size is 1; it must be at least 2"):
+        UniformSphere((6,), group_size=1)
     with pytest.raises(UserError, match=r"group_size is 4.*divide the 6"):
         UniformSphere((6,), group_size=4)
 

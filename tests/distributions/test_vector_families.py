@@ -27,7 +27,7 @@ from vae_lightning.distributions import (
     RelaxedCategorical,
     VonMisesFisher,
 )
-from vae_lightning.trace import draw
+from vae_lightning.trace import draw, kind
 from vae_lightning.types import Shape, UserError
 
 
@@ -120,6 +120,13 @@ def test_every_family_has_a_row() -> None:
     rows = [(row[0], (1,)) for row in POINTWISE.values()] + [(row[0], (4,)) for row in FAMILIES.values()]
     rows += [(recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()]
     assert exported - {Family} == {type(recipe(shape)) for recipe, shape in rows}
+
+
+def test_a_message_names_the_family_that_was_chosen() -> None:
+    rows = [(row[0], (1,)) for row in POINTWISE.values()] + [(row[0], (4,)) for row in FAMILIES.values()]
+    for recipe, shape in rows + [(recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()]:
+        family = recipe(shape)
+        assert kind(family(torch.zeros(5, *family.param_shape))) == type(family).__name__
 
 
 @ROWS
@@ -236,7 +243,7 @@ def test_groups_are_independent(kind: type[Family]) -> None:
 
 
 def test_a_one_hot_sample_has_no_pathwise_gradient() -> None:
-    with pytest.raises(UserError, match=r"OneHot: .* no pathwise gradient.*RelaxedCategorical"):
+    with pytest.raises(UserError, match=r"posterior Categorical: .* no pathwise gradient.*RelaxedCategorical"):
         draw(Categorical((3,))(torch.zeros(4, 3)))
 
 
@@ -333,7 +340,7 @@ def test_density_is_float32_under_autocast(name: str) -> None:
         (partial(LowRankNormal, rank=5), (4,), "rank is 5"),
         (partial(Dirichlet, group_size=3), (4,), "group_size is 3.*divide the 4"),
         (partial(Categorical, group_size=1), (4,), "at least 2"),
-        (Categorical, (1,), "at least 2"),
+        (Dirichlet, (1,), "Dirichlet: z has one dimension.*raise latent_size"),
         (VonMisesFisher, (2, 4, 4), r"vectors \[D\]"),
         (partial(Dirichlet, min_concentration=0.0), (4,), "above 0 and below 1"),
         (partial(RelaxedCategorical, temperature=0.0), (4,), "temperature is 0.0; it must be above 0"),

@@ -265,10 +265,10 @@ def test_the_sprites_own_factors_score_one(tmp_path: Path) -> None:
 # -- how they hang together -------------------------------------------------------------------------------------------
 
 
-def run_test(evaluation: Evaluation, eval_batch_size: int = 500) -> dict[str, float]:
+def run_test(evaluation: Evaluation, eval_batch_size: int = 500, latent_size: int = 3) -> dict[str, float]:
     data = Digits(eval_batch_size=eval_batch_size)
     torch.manual_seed(0)
-    model = VAE(data.image_shape, latent_size=3, likelihood=partial(Likelihood, num_steps=16))
+    model = VAE(data.image_shape, latent_size, likelihood=partial(Likelihood, num_steps=16))
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
@@ -299,6 +299,17 @@ def test_numbers_do_not_depend_on_the_batch_size() -> None:
     assert a["test/rate"] == pytest.approx(sum(whole.found["kl_per_dimension/z"]), abs=1e-4)  # type: ignore[arg-type]
     assert "factors" in whole.left_out["Disentanglement"]
     assert whole.results()["units"]["psnr"] == "dB"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_a_latent_of_one_dimension_has_lists_of_one_number() -> None:
+    """In the details of results.json, where a latent of more dimensions has its own, and not among the metrics."""
+    evaluation = Evaluation([LatentUnits()])
+    numbers = run_test(evaluation, latent_size=1)
+    details = evaluation.results()["details"]
+    assert details.keys() == {"variance_of_means/z", "kl_per_dimension/z", "kl_per_dimension_stderr/z"}
+    assert [len(values) for values in details.values()] == [1, 1, 1]
+    assert details["kl_per_dimension/z"] == pytest.approx([numbers["test/kl"]], rel=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")

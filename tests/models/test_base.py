@@ -14,13 +14,16 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vae_lightning.checkpoints import check_fits, differences, load_model, read_checkpoint
+from vae_lightning.compiler import find_compiler
 from vae_lightning.data import Digits, ImageDataModule
-from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal
+from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal, Family
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
 from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
+from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
 
 TINY = partial(MLP, hidden_sizes=(16,), activation=nn.Tanh)
@@ -105,6 +108,32 @@ def test_optimizer_and_scheduler_are_the_ones_given(tmp_path: Path) -> None:
 def test_a_setting_that_torch_refuses_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Invalid learning rate"):
         trainer(tmp_path).fit(vae(optimizer=partial(torch.optim.Adam, lr=-1)), datamodule=Digits())
+
+
+class LostAtZero(ELBO):
+    """The ELBO's loss, less log sum x: infinite for a black image, with the ELBO's gradient."""
+
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        terms = super().forward(trace, step)
+        return {**terms, "loss": terms["loss"] - trace.x.flatten(1).sum(1).log()}
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.skipif(find_compiler() is None, reason="torch.compile wants a C++ compiler, and there is none")
+def test_a_loss_that_is_not_finite_has_such_a_gradient_when_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler that took `0 * loss` for 0 would leave the finite gradient that this objective has."""
+    monkeypatch.setattr(Family, "validate_args", False)  # as it is outside of tests
+    monkeypatch.setattr(Distribution, "_validate_args", False)
+    model = VAE((1, 2, 2), 2, encoder=TINY, decoder=TINY, objective=LostAtZero)
+    monkeypatch.setattr(model, "_check_once", id)  # it asks a Trainer for the stage
+    torch._dynamo.reset()
+    compiled = torch.compile(model.loss_and_terms, options={"fallback_random": True})
+    for function in (model.loss_and_terms, compiled):
+        for value, is_finite in ((1.0, True), (0.0, False)):
+            loss = function({"x": torch.full((3, 1, 2, 2), value)}, 0)[0]
+            slopes = torch.autograd.grad(loss, list(model.parameters()))
+            assert loss.isfinite() == is_finite
+            assert all(slope.isfinite().all() if is_finite else slope.isnan().all() for slope in slopes)
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])

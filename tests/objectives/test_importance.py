@@ -175,3 +175,13 @@ def test_paths_of_other_families(family) -> None:  # type: ignore[no-untyped-def
     found = torch.autograd.grad(through_samples(log_posterior(trace), trace).sum(), (loc, raw), retain_graph=True)
     fixed = family(loc.detach(), raw.detach())
     torch.testing.assert_close(found, torch.autograd.grad(fixed.log_prob(z).sum(), (loc, raw)))
+
+
+def test_a_large_likelihood_takes_no_digits_from_the_kl() -> None:
+    """In float32 a log p(x|z) of -3e7 nats, taken off again, would round log p(z) to a multiple of 2."""
+    q, p = Independent(Normal(torch.ones(6, 2), 0.5), 1), Independent(Normal(torch.zeros(2), 1.0), 1)
+    x = torch.full((6, 4), 4e3)
+    trace = Trace(x, Independent(Normal(torch.zeros(1, 6, 4), 1.0), 1), {"z": Latent(q.rsample((1,)), q, p)})
+    terms = STL(beta=1e8)(trace, 0)
+    kl = (terms["loss"] + terms["log_likelihood"]) / 1e8
+    torch.testing.assert_close(kl, trace.latents["z"].log_ratio()[0], rtol=0, atol=0.01)

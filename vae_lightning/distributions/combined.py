@@ -21,9 +21,10 @@ class Given(Independent):
 
     def __init__(self, p_x: Distribution, mask: Tensor, known: Tensor) -> None:
         if not isinstance(p_x, Independent) or p_x.reinterpreted_batch_ndims != len(p_x.event_shape):
+            name = getattr(p_x, "made_by", type(p_x).__name__)
             raise UserError(
-                f"a part of the image can be given only where pixels are independent, and those of "
-                f"{type(p_x).__name__} are not; choose such a likelihood (Bernoulli, Binomial, DiagonalNormal)"
+                f"a part of the image can be given only where pixels are independent, and those of {name} are not; "
+                "choose such a likelihood (Bernoulli, Binomial, DiagonalNormal)"
             )
         self.mask, self.known = mask, known
         super().__init__(p_x.base_dist, p_x.reinterpreted_batch_ndims, validate_args=p_x._validate_args)

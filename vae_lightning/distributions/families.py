@@ -49,7 +49,8 @@ class Family(nn.Module):
 
     def forward(self, features: Tensor) -> Distribution:
         with torch.autocast(features.device.type, enabled=False):
-            return self.distribution(features if features.dtype == torch.float64 else features.float())
+            full = features if features.dtype == torch.float64 else features.float()
+            return named(self.distribution(full), type(self).__name__)
 
     def distribution(self, features: Tensor) -> Distribution:
         """Of features in full precision: dimensions that are independent, each `pointwise`."""
@@ -63,6 +64,19 @@ class Family(nn.Module):
 
 FamilyRecipe: TypeAlias = Callable[[Shape], Family]
 """A `Family` class, or a `functools.partial` of one: called as `recipe(event_shape)`."""
+
+
+def named(p: Distribution, maker: str) -> Distribution:
+    """The same p, whose `made_by` is what messages call it: the class that a user chose, and not the one that it made.
+
+    Kept by what Independent wraps, for a part of an image that is given wraps it anew (`Given`). The first name stays.
+    """
+    inner = p
+    while isinstance(inner, Independent):
+        inner = inner.base_dist
+    if not hasattr(inner, "made_by"):
+        inner.made_by = maker  # type: ignore[attr-defined]
+    return p
 
 
 def positive(raw: Tensor, floor: float) -> Tensor:

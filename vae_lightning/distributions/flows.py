@@ -131,15 +131,17 @@ class Flow(Family):
 
     def _misfit(self) -> str:
         name, shape = type(self).__name__, self.event_shape
-        return f"{name}: is a flow of vectors; the latent has shape {shape}; choose ConvIAF, which is one of maps"
+        return (
+            f"{name}: is a flow of vectors; of shape {shape} are maps; choose ConvIAF for a latent of maps, and for a "
+            "likelihood one of independent pixels, such as DiagonalNormal"
+        )
 
     @property
     def param_shape(self) -> Shape:
         return (2 * self.event_shape[0] + self.context_size, *self.event_shape[1:])
 
-    def forward(self, features: Tensor) -> Distribution:
-        full = features if features.dtype == torch.float64 else features.float()
-        params, context = full.split((2 * self.event_shape[0], self.context_size), dim=-self.event_dims)
+    def distribution(self, features: Tensor) -> Distribution:
+        params, context = features.split((2 * self.event_shape[0], self.context_size), dim=-self.event_dims)
         return Flowed(self.base(params), self.flow, context)
 
 

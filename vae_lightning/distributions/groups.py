@@ -31,6 +31,10 @@ def checked_group_size(owner: str, event_shape: Shape, group_size: int | None) -
     """K: at least 2, and a divisor of D."""
     if len(event_shape) != 1:
         raise UserError(f"{owner}: its groups are cut from vectors [D], event_shape is {tuple(event_shape)}")
+    if event_shape[0] < 2:
+        raise UserError(
+            f"{owner}: z has one dimension, and a group wants 2; raise latent_size (of a hierarchy: latent_sizes)"
+        )
     size = event_shape[0] if group_size is None else group_size
     if size < 2 or event_shape[0] % size:
         raise UserError(

@@ -26,7 +26,7 @@ from torch.distributions import (
 from torch.distributions.transforms import ReshapeTransform
 from torch.nn import functional as F
 
-from vae_lightning.distributions.families import Family, FamilyRecipe
+from vae_lightning.distributions.families import Family, FamilyRecipe, named
 from vae_lightning.distributions.flows import Flowed, check_sizes, load_zuko
 from vae_lightning.distributions.groups import Groups, checked_group_size
 from vae_lightning.distributions.mixtures import mixture_of
@@ -51,6 +51,9 @@ class Prior(nn.Module):
 
     @abstractmethod
     def forward(self) -> Distribution: ...
+
+    def __call__(self) -> Distribution:
+        return named(super().__call__(), type(self).__name__)
 
     def bind(self, encode: Encode, image_shape: Shape) -> None:
         """Called once by the model that has this prior: for a prior that is made of q(z|x). Others need nothing."""

@@ -80,7 +80,7 @@ class LatentUnits(Evaluator):
             found[f"active_units/{name}"] = float((variance > self.threshold).sum())
             found[f"variance_of_means/{name}"] = variance.tolist()
         for name, moments in self._kls.items():
-            mean, error = moments.compute()
+            mean, error = (value.flatten() for value in moments.compute())  # torchmetrics makes of [1] a number
             found |= {f"kl_per_dimension/{name}": mean.tolist(), f"kl_per_dimension_stderr/{name}": error.tolist()}
         return found
 

@@ -24,7 +24,7 @@ from vae_lightning.models.several import SeveralSteps
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
-from vae_lightning.trace import Trace, kind
+from vae_lightning.trace import Trace, has_mean, kind
 from vae_lightning.trust import TRUSTED, check_checkpoint, read_checkpoint
 from vae_lightning.types import Batch, UserError
 
@@ -157,14 +157,7 @@ class LatentVariableModel(pl.LightningModule):
         if stage in self._stages_checked:
             return
         self._stages_checked.add(stage)
-        value = trace.outside_support()
-        if value is not None:
-            raise UserError(
-                f"the likelihood {kind(trace.p_x)} gives no probability to a pixel of value {value:.4g}; binarise the "
-                "data (--data.binarisation=dynamic or threshold), or choose a likelihood for grey pixels "
-                "(--model.likelihood=ContinuousBernoulli or DiagonalNormal, or Binomial or DiscretizedLogistic where "
-                "its number of levels fits)"
-            )
+        _check_likelihood(trace)
         for name, latent in trace.latents.items():
             if not share_support(latent.q, latent.p, latent.z):
                 raise UserError(
@@ -319,6 +312,22 @@ class LatentVariableModel(pl.LightningModule):
         cls = type(self)
         kept = {"_class_path": f"{cls.__module__}.{cls.__qualname__}", **to_plain(hp, "model")}
         super()._set_hparams({**kept, "_instantiator": "lightning.pytorch.cli.instantiate_module"})
+
+
+def _check_likelihood(trace: Trace) -> None:
+    if not has_mean(trace.p_x):
+        raise UserError(
+            f"the likelihood {kind(trace.p_x)} does not know its mean, which reconstructions and samples are; choose "
+            "one that does (--model.likelihood=DiagonalNormal or ContinuousBernoulli, Bernoulli for binarised pixels)"
+        )
+    value = trace.outside_support()
+    if value is not None:
+        raise UserError(
+            f"the likelihood {kind(trace.p_x)} gives no probability to a pixel of value {value:.4g}, or an infinite "
+            "density; choose Bernoulli for pixels of 0 and 1 (--data.binarisation=dynamic or threshold makes them "
+            "such), or a likelihood for grey pixels (--model.likelihood=ContinuousBernoulli or DiagonalNormal, or "
+            "Binomial or DiscretizedLogistic where its number of levels fits)"
+        )
 
 
 class _Speedometer:

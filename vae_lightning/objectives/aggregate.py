@@ -29,6 +29,8 @@ class BetaTC(Objective):
 
     q(z) is estimated by stratified sampling (their appendix): of the N = `dataset_size` images of the training set, the
     own has weight 1/N, the others of the batch share the rest. The paper gives the rest unevenly, with the same mean.
+    A batch of one image tells nothing of q(z): there the mutual information is log N and the total correlation
+    (D - 1) log N, whatever q is, and neither has a gradient.
     All latents together are one z; each needs a q that is a product over dimensions and knows x alone.
     """
 
@@ -46,7 +48,7 @@ class BetaTC(Objective):
         at_least("BetaTC", 0, alpha=alpha, gamma=gamma)
         self.dataset_size, self.alpha, self.gamma, self.num_samples = dataset_size, alpha, gamma, num_samples
         self.beta = as_schedule(beta)
-        at_least("BetaTC", 0, beta=self.beta(0))
+        at_least("BetaTC", 0, beta=self.beta.lowest)
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
         check_latents(self, trace)

@@ -64,11 +64,12 @@ class Capacity(Objective):
     def __init__(self, capacity: float | Schedule = 25.0, gamma: float = 1000.0, num_samples: int = 1) -> None:
         super().__init__()
         self.capacity = as_schedule(capacity)
-        at_least("Capacity", 0, gamma=gamma, capacity=self.capacity(0))
+        at_least("Capacity", 0, gamma=gamma, capacity=self.capacity.lowest)
         at_least("Capacity", 1, num_samples=num_samples)
         self.gamma, self.num_samples = gamma, num_samples
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        check_latents(self, trace)
         terms = elbo_terms(trace)
         excess = terms["kl"] - self.capacity(step)
         side = excess.detach().mean().sign()  # above or below, as a batch: |mean KL - C| is the mean of side * excess
@@ -82,9 +83,10 @@ class GECO(Objective):
     """loss = KL + multiplier (goal - E_q[log p(x|z)]): the least KL with which log p(x|z) reaches `goal` nats an image.
 
     Rezende & Viola 2018 (https://arxiv.org/abs/1810.00597), algorithm 1, with the constraint C = goal - log p(x|z) in
-    nats per dimension of x. After each training step multiplier <- multiplier exp(rate mean C), the mean being over
-    batch, ranks and, by `smoothing`, past steps, which start at 0. Ours: C is cut to +-1 and the multiplier kept within
-    1e-6 and 1e6, so that a first step far from the goal does not decide the run. The loss bounds nothing; where the
+    nats per dimension of x. At each training batch, once its loss is made, multiplier <- multiplier exp(rate mean C),
+    the mean being over batch, ranks and, by `smoothing`, past batches, which start at 0: several times a step where
+    gradients are accumulated, and also where the step is skipped. Ours: C is cut to +-1 and the multiplier kept within
+    1e-6 and 1e6, so that a first batch far from the goal does not decide the run. The loss bounds nothing; where the
     multiplier has come to rest it is an ELBO's with beta = 1 / multiplier, times the multiplier.
     """
 

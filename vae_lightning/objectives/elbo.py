@@ -48,7 +48,7 @@ class ELBO(Objective):
         super().__init__()
         at_least("ELBO", 1, num_samples=num_samples)
         self.beta = as_schedule(beta)
-        at_least("ELBO", 0, beta=self.beta(0))
+        at_least("ELBO", 0, beta=self.beta.lowest)
         self.num_samples = num_samples
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:

@@ -69,14 +69,14 @@ class STL(Objective):
         super().__init__()
         at_least("STL", 1, num_samples=num_samples)
         self.beta = as_schedule(beta)
-        at_least("STL", 0, beta=self.beta(0))
+        at_least("STL", 0, beta=self.beta.lowest)
         self.num_samples = num_samples
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
         log_q = log_posterior(trace)
         log_q = with_gradient(log_q, through_samples(log_q, trace))
         log_likelihood = trace.log_likelihood()
-        kl = log_q - (log_joint(trace) - log_likelihood)  # [K, B], sampled
+        kl = log_q - log_prior(trace)  # [K, B], sampled
         return {"loss": (self.beta(step) * kl - log_likelihood).mean(0), **elbo_terms(trace)}
 
     def coefficients(self, step: int) -> dict[str, float]:
@@ -150,7 +150,13 @@ class CIWAE(IWAE):
 
 def log_joint(trace: Trace) -> Tensor:
     """log p(x, z) = log p(x|z) + log p(z): [K, B] nats."""
-    return trace.log_likelihood() + sum(latent.p.log_prob(latent.z) for latent in trace.latents.values())
+    return trace.log_likelihood() + log_prior(trace)
+
+
+def log_prior(trace: Trace) -> Tensor:
+    """log p(z), of all latents: [K, B] nats."""
+    zero = torch.zeros(trace.p_x.batch_shape, device=trace.x.device)
+    return sum((latent.p.log_prob(latent.z) for latent in trace.latents.values()), zero)
 
 
 def log_posterior(trace: Trace) -> Tensor:

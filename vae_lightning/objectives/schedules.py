@@ -14,6 +14,11 @@ class Schedule(ABC):
     @abstractmethod
     def __call__(self, step: int) -> float: ...
 
+    @property
+    @abstractmethod
+    def lowest(self) -> float:
+        """What it never falls below, at any step: so that an objective can refuse its range at once."""
+
 
 @dataclass(frozen=True)
 class Constant(Schedule):
@@ -22,6 +27,10 @@ class Constant(Schedule):
     value: float = 1.0
 
     def __call__(self, step: int) -> float:
+        return self.value
+
+    @property
+    def lowest(self) -> float:
         return self.value
 
 
@@ -38,6 +47,10 @@ class LinearWarmup(Schedule):
 
     def __call__(self, step: int) -> float:
         return self.start + (self.end - self.start) * min(1.0, step / self.num_steps)
+
+    @property
+    def lowest(self) -> float:
+        return min(self.start, self.end)
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,10 @@ class Cyclic(Schedule):
     def __call__(self, step: int) -> float:
         phase = step / self.period - step // self.period  # not %, which torch.compile has no code for
         return self.start + (self.end - self.start) * min(1.0, phase / self.rise)
+
+    @property
+    def lowest(self) -> float:
+        return min(self.start, self.end)
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
