@@ -142,21 +142,32 @@ def test_half_of_the_images_are_mirrored_as_a_function_of_seed_epoch_and_index()
     pixels[..., 0] = 255
 
     def mirrored(seed: int, epoch: int) -> torch.Tensor:
-        return transform(pixels, index, seed, epoch, 4000)[:, 0, 0, 1] == 1
+        return transform(pixels.clone(), index, seed, epoch, 4000)[:, 0, 0, 1] == 1
 
     first = mirrored(0, 0)
     assert abs(int(first.sum()) - 2000) < 4.5 * 1000**0.5
     assert torch.equal(mirrored(0, 0), first)
     for other in (mirrored(1, 0), mirrored(0, 1)):
         assert 1800 < int((other ^ first).sum()) < 2200
-    part = transform(pixels[:9], index[100:109], 0, 0, 4001)  # whatever the batch is, and how many images there are
+    part = transform(
+        pixels[:9].clone(), index[100:109], 0, 0, 4001
+    )  # whatever the batch is, and how many images there are
     assert torch.equal(part[:, 0, 0, 1] == 1, first[100:109])
 
 
 def test_a_flip_is_the_mirror_image_bit_for_bit() -> None:
-    x = Transform(flip=True)(PIXELS, torch.arange(N), 0, 0, N) * 255
+    x = Transform(flip=True)(PIXELS.clone(), torch.arange(N), 0, 0, N) * 255
     for image, original in zip(x.round().to(torch.uint8), PIXELS, strict=True):
         assert torch.equal(image, original) or torch.equal(image, original.flip(-1))
+
+
+@pytest.mark.parametrize("batches_per_call", [1, 3])
+def test_mirroring_a_batch_leaves_the_set_as_it_was(batches_per_call: int) -> None:
+    pixels = PIXELS.clone()
+    loader = ImageLoader(Images(pixels), 4, train=True, transform=Transform(flip=True))
+    loader.batches_per_call = batches_per_call
+    assert list(loader)
+    assert torch.equal(pixels, PIXELS)
 
 
 def test_binarised_and_dequantised_at_once_is_refused() -> None:
