@@ -13,7 +13,7 @@ from vae_lightning.errors import SLOTS, subclasses
 from vae_lightning.recipes import defaults
 
 _LINKED = {"data.seed"}  # computed from other settings: not to be given
-_PLAIN = (bool, int, float, str, tuple, type(None))
+_PLAIN = (bool, int, float, str, tuple)  # not None: within a class jsonargparse reads null as a word
 
 
 def with_own_defaults(args: Sequence[str]) -> list[str]:
