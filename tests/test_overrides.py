@@ -46,3 +46,10 @@ def test_what_a_file_or_a_flag_says_stays(tmp_path: Path) -> None:
 def test_the_defaults_come_right_after_the_class(said: list[str], left: list[str]) -> None:
     args = [*said, "--model.posterior=LowRankNormal", "--trainer.max_epochs=3"]
     assert with_own_defaults(args) == [*said, args[-2], *left, args[-1]]
+
+
+def test_a_value_that_is_no_yaml_is_left_for_the_parser_to_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        DataCLI(["fit", "-c", DIGITS, "--model.posterior={min_sigma: [", "--model.objective=IWAE"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("vae-lightning: error: model")

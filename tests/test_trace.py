@@ -89,3 +89,14 @@ def test_a_density_that_is_0_or_infinite_at_a_pixel(p_x: Distribution, value: fl
     assert Trace(x, whole).outside_support() == value
     lost = Independent(Normal(torch.full((4, 2, 3), torch.nan), 1.0, validate_args=False), 1)
     assert Trace(x, lost).outside_support() is None
+
+
+def test_a_kl_that_all_samples_share_is_that_of_each() -> None:
+    """[B], [1, B] and [K, B] from the same q are the same KL."""
+    mu, x = torch.randn(3, 2, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
+    p_x = Independent(Normal(torch.zeros(4, 3, 1, dtype=torch.float64), 1.0), 1)
+    p = Independent(Normal(torch.zeros(2, dtype=torch.float64), 1.0), 1)
+    for shape in ((3, 2), (1, 3, 2), (4, 3, 2)):
+        q = Independent(Normal(mu.expand(shape), 1.0), 1)
+        latent = Latent(torch.zeros(4, 3, 2, dtype=torch.float64), q, p)
+        torch.testing.assert_close(Trace(x, p_x, {"z": latent}).kl()["z"], mu.square().sum(-1) / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def _said(name: str, value: str) -> Iterator[str]:
         yield from _keys(yaml.safe_load(Path(value).read_text()) if Path(value).is_file() else None, "")
     else:
         yield name
-        yield from _keys(yaml.safe_load(value) if value.lstrip().startswith("{") else None, name)
+        with suppress(yaml.YAMLError):  # jsonargparse will say what is wrong with it
+            yield from _keys(yaml.safe_load(value) if value.lstrip().startswith("{") else None, name)
 
 
 def _keys(tree: Any, name: str) -> Iterator[str]:

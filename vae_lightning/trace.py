@@ -74,7 +74,7 @@ class Trace:
         """KL(q || p) of every latent, averaged over the samples where it depends on them: [B] nats each."""
         shape = self.p_x.batch_shape  # [K, B]
         kls = {name: latent.kl() for name, latent in self.latents.items()}
-        return {name: kl.mean(0) if kl.shape == shape else kl.expand(shape[1:]) for name, kl in kls.items()}
+        return {n: kl.mean(0) if kl.dim() == len(shape) else kl.expand(shape[1:]) for n, kl in kls.items()}
 
     def kl_by_dimension(self) -> dict[str, Tensor]:
         """KL(q_d || p_d) of every dimension of the latents whose q and p are products: [B, *event] nats each."""

@@ -50,6 +50,7 @@ def importance_estimate(
 
 
 def _streamed(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_size: int) -> ImportanceEstimate:
+    """`importance_estimate` of all images of `batch` at once, chunk by chunk of their samples."""
     log_sum = torch.full((len(batch["x"]),), -math.inf, dtype=torch.float64, device=batch["x"].device)
     log_squares = log_sum
     for start in range(0, num_samples, chunk_size):
