@@ -14,7 +14,7 @@ IMAGE ?= vae-lightning
 GPUS ?= all
 ENV_FILE ?= .env
 
-.PHONY: help setup train test check benchmark results format lock image image-train clean
+.PHONY: help setup train test test-slow check benchmark results format lock image image-train clean
 help: ## Show this help
 	@echo 'make TARGET; what stands in brackets is optional'
 	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' Makefile
@@ -37,8 +37,13 @@ $(READY): requirements.lock pyproject.toml
 train: $(READY) ## Train, test, draw  [CONFIG=configs/vae/mnist.yaml] [DATA_DIR=folder] [ARGS="--trainer.max_epochs=5"]
 	@$(BIN)/vae-lightning train -c "$(CONFIG)" $(if $(DATA_DIR),--data.data_dir="$(DATA_DIR)") $(ARGS)
 
-test: $(READY) ## Run the tests  [DATA_DIR=folder with MNIST, for the tests on real data] [ARGS="-k elbo"]
-	@$(if $(DATA_DIR),VAE_LIGHTNING_DATA_DIR="$(DATA_DIR)") $(BIN)/python -m pytest $(ARGS)
+# a process a core, at most 8, each with whole files of tests: their fixtures are made once
+test test-slow: $(READY)
+	@$(if $(DATA_DIR),VAE_LIGHTNING_DATA_DIR="$(DATA_DIR)") \
+	  $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadfile $(if $(filter test-slow,$@),-m slow) $(ARGS)
+
+test: ## Run the tests  [DATA_DIR=folder with MNIST, for the tests on real data] [ARGS="-k elbo"]
+test-slow: ## Run the tests that take longer: they train, or drive a browser or an exporter  [DATA_DIR=] [ARGS=]
 
 check: $(READY) ## Lint, format check, types
 	@$(BIN)/ruff check .

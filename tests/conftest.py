@@ -1,9 +1,14 @@
-"""What every test has: argument checks of distributions on, a fixed seed, and no W&B account."""
+"""What every test has: argument checks of distributions on, a fixed seed, and no W&B account.
+
+After the tests stands what each of their folders took.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import pytest
 import torch
@@ -12,6 +17,22 @@ from vae_lightning.distributions import Family
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse has renamed
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the laws are the CPU's; tests that want a GPU say so
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other cores have workers of their own
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds and tests of each folder: set-up, call and what follows, on all workers together."""
+    seconds: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    for report in (one for reports in terminalreporter.stats.values() for one in reports):
+        if isinstance(report, pytest.TestReport):
+            folder = str(PurePosixPath(report.nodeid.partition("::")[0]).parent)
+            seconds[folder] += report.duration
+            tests[folder] += report.when == "call"
+    terminalreporter.section("what each folder took")
+    for folder, total in seconds.most_common():
+        terminalreporter.write_line(f"{total:7.1f} s  {tests[folder]:5} tests  {folder}")
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What several tests share: a real subprocess of the command line, small data files, and pictures read back."""
+"""What several tests share: the command line in a process of its own, small data files, and pictures read back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import gzip
 import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from tests.forks import Forked, start_for_real, start_python
 
 REPOSITORY = Path(__file__).parent.parent
 DIGITS = "configs/vae/digits.yaml"
@@ -35,16 +36,25 @@ def clean_environment() -> dict[str, str]:
 
 
 def run_cli(
-    *args: object, cwd: Path = REPOSITORY, env: Mapping[str, str] | None = None, expect: int | None = 0
+    *args: object,
+    cwd: Path = REPOSITORY,
+    env: Mapping[str, str] | None = None,
+    expect: int | None = 0,
+    start: Callable[..., Forked | subprocess.Popen[str]] = start_python,
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m vae_lightning ARGS`; fails with its output where the exit code is not `expect` (None: any)."""
-    command = [sys.executable, "-m", "vae_lightning", *(str(arg) for arg in args)]
-    environment = {**clean_environment(), **(env or {})}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    result = subprocess.run(command, cwd=cwd, env=environment, text=True, timeout=300, check=False, **pipes)
-    if expect is not None and result.returncode != expect:
-        raise AssertionError(f"exit code {result.returncode}: {' '.join(command)}\n{result.stdout}\n{result.stderr}")
-    return result
+    """`python -m vae_lightning ARGS`; fails with its output where the exit code is not `expect` (None: any).
+
+    The program is forked from a process that has imported it; `start=start_for_real` makes the console's own start.
+    """
+    program = ["-m", "vae_lightning", *(str(arg) for arg in args)]
+    process = start(*program, cwd=cwd, env={**clean_environment(), **(env or {})})
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    if expect is not None and process.returncode != expect:
+        raise AssertionError(f"exit code {process.returncode}: {' '.join(program)}\n{out}\n{err}")
+    return subprocess.CompletedProcess(program, process.returncode or 0, out, err)
 
 
 def only(folder: Path, pattern: str) -> Path:
@@ -99,8 +109,11 @@ def write_binarized_mnist(folder: Path, count: int = 12) -> dict[str, np.ndarray
 
 @functools.cache
 def trained_run(folder: Path) -> TrainedRun:
-    """`train` on the digits for 2 epochs, by a subprocess without a W&B login and with a secret in its environment."""
-    result = run_cli(*TRAIN, f"--runs_dir={folder}", env={"MY_SERVICE_TOKEN": SECRET})
+    """`train` on the digits for 2 epochs, without a W&B login and with a secret in its environment.
+
+    It starts for real: what most tests of the command line look at was made as users make it.
+    """
+    result = run_cli(*TRAIN, f"--runs_dir={folder}", env={"MY_SERVICE_TOKEN": SECRET}, start=start_for_real)
     return TrainedRun(only(folder, "vae/digits/*"), result.stdout, result.stderr)
 
 
