@@ -6,28 +6,32 @@
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
-RUN python3 -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check uv==0.13.9
+# uv in an environment of its own: the image gets the other one
+RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir --disable-pip-version-check uv==0.13.9 && \
+    python3 -m venv --without-pip /opt/venv
 ENV VIRTUAL_ENV=/opt/venv UV_LINK_MODE=copy UV_NO_CACHE=1
 # dependencies first: a change of the code does not install them again
 COPY requirements.lock /src/
-RUN /opt/venv/bin/uv pip install --require-hashes --compile-bytecode -r /src/requirements.lock
+RUN /opt/uv/bin/uv pip install --require-hashes --compile-bytecode -r /src/requirements.lock
 COPY pyproject.toml README.md LICENSE /src/
 COPY vae_lightning /src/vae_lightning
 COPY configs /src/configs
-RUN /opt/venv/bin/uv pip install --no-deps --compile-bytecode /src
+RUN /opt/uv/bin/uv pip install --no-deps --compile-bytecode /src
 
 FROM ${BASE_IMAGE}
 # a C and a C++ compiler, for torch.compile
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/*
-# Any user may run it (--user): what a user without a name or a home lacks is given here
+# Any user may run it (--user). The name is given here, for programs that ask for one; a user who may not write to the
+# home gets a private one at each start.
 RUN useradd --create-home --uid 1000 vae && mkdir -p /app/runs /app/data && chown -R vae:vae /app && \
-    chmod 1777 /home/vae /app/runs /app/data
+    chmod 1777 /app/runs /app/data
 COPY --from=build /opt/venv /opt/venv
 COPY --chown=vae:vae configs /app/configs
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/home/vae USER=vae
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/home/vae USER=vae VAE_LIGHTNING_IMAGE=1
 USER vae
+# No VOLUME: Docker would put runs without -v into a volume without a name, and --rm would remove it. The program says
+# at its start that nothing is mounted at /app/runs.
 WORKDIR /app
-VOLUME ["/app/runs", "/app/data"]
 # exec form: no shell stands between the signals and the program
 ENTRYPOINT ["vae-lightning"]
 CMD ["--help"]

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from vae_lightning import signals
+from vae_lightning import container, signals
 from vae_lightning.cores import num_allowed, num_cores
 
 _TICKS = "/proc/stat"
@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: list[str]) -> int:
     _share_cores()
     keep_memory()
+    container.give_home()
     if args[0] == "doctor":
         from vae_lightning.doctor import main as doctor  # torch alone, and what is broken may not be imported
 

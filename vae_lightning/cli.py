@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 # imported so that their classes have short names on the command line: --model.posterior=DiagonalNormal
-from vae_lightning import data, distributions, models, networks, objectives, runs, signals  # noqa: F401
+from vae_lightning import container, data, distributions, models, networks, objectives, runs, signals  # noqa: F401
 from vae_lightning.callbacks import (
     BestAndLast,
     ExactResume,
@@ -145,6 +145,9 @@ class CLI(LightningCLI):
         given = self.config[self.config.subcommand]
         self.config_text = self._dump(given)
         _make_writable(self.folder)
+        said = container.warning(Path(given.runs_dir).expanduser())
+        if said and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(said, flush=True)
         given.trainer.default_root_dir = str(self.folder)
         given.trainer.precision = given.trainer.precision or _best_precision(given.trainer.accelerator)
         if given.trainer.enable_progress_bar is None:
