@@ -31,4 +31,4 @@ def mean_and_error(values: Tensor) -> Estimate:
 
 def plus_minus(mean: float, error: float, digits: int = 2) -> str:
     """`89.73 +- 0.21`; `+- ?` where the standard error is not known."""
-    return f"{mean:.{digits}f} +- {'?' if math.isnan(error) else f'{error:.{digits}f}'}"
+    return f"{mean:z.{digits}f} +- {'?' if math.isnan(error) else f'{error:.{digits}f}'}"  # z: no minus before a 0
