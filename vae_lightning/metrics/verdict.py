@@ -43,6 +43,7 @@ _MORE_INFORMATION = (
     "--model.objective.beta=LinearWarmup --model.objective.beta.num_steps=...), or lower beta; the floor of FreeBits "
     "can be filled by a q(z|x) that is the same for all images"
 )
+_MORE_IMAGES = "more test images, or a larger --collapse.num_images"
 _NEEDS_Z = f"a decoder that cannot do without z (fewer or narrower layers), or {_MORE_KL}"
 
 
@@ -141,16 +142,15 @@ def _unused(latent: _Latent, cost: Estimate) -> str | None:
             f"{latent.name} is not used: KL {latent.kl:.2g} nats an image, q(z|x) has collapsed to the prior. "
             f"Remedy: {_MORE_KL}"
         )
+    swap = f"another image's z costs {_nats(cost)} of log p(x|z)"
     if latent.is_said is None and not cost.is_above(COLLAPSED):
-        said = f"it is not clear whether {latent.name} is used ({latent.evidence})"
-    elif latent.is_said is False and (latent.information is not None or not cost.is_above(COLLAPSED)):
-        said = (
+        return f"it is not clear whether {latent.name} is used ({latent.evidence}): {swap}. Remedy: {_MORE_IMAGES}"
+    if latent.is_said is False and (latent.information is not None or not cost.is_above(COLLAPSED)):
+        return (
             f"{latent.name} is not used: it says next to nothing of the image ({latent.evidence}); q(z|x) has left the "
-            "prior, but nearly alike for all images"
+            f"prior, but nearly alike for all images, and {swap}. Remedy: {_MORE_INFORMATION}"
         )
-    else:
-        return None
-    return f"{said}, and another image's z costs {_nats(cost)} of log p(x|z). Remedy: {_MORE_INFORMATION}"
+    return None
 
 
 def _of_decoder(cost: Estimate, change: float, some_are_used: bool) -> list[str]:
@@ -169,7 +169,7 @@ def _of_decoder(cost: Estimate, change: float, some_are_used: bool) -> list[str]
         ]
     return [
         f"it is not clear whether the decoder uses its latents: another image's z costs {_nats(cost)} of log p(x|z). "
-        "Remedy: more test images, or a larger --collapse.num_images"
+        f"Remedy: {_MORE_IMAGES}"
     ]
 
 
