@@ -86,6 +86,43 @@ def test_a_spread_counts_by_the_difference_of_deviations(monkeypatch: pytest.Mon
     assert metric.compute()["frechet"] == pytest.approx(2 * (0.75 * 12**-0.5) ** 2, rel=0.03)
 
 
+def test_no_two_samples_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight batches of a VAE's own samples: each has its own, whatever the batch, and a second test has the same."""
+    drawn: list[Tensor] = []
+    sample = VAE.sample
+
+    def spy(self: VAE, n: int) -> Tensor:
+        drawn.append(sample(self, n))
+        return drawn[-1]
+
+    monkeypatch.setattr(VAE, "sample", spy)
+    metric, found = InFirstPixels(), []
+    for _ in range(2):
+        metric.begin(VAE((1, 8, 8), latent_size=2) if not found else metric._model, Fixed(torch.zeros(40, 1, 8, 8)))  # type: ignore[arg-type]
+        found.append(metric.compute()["frechet"])
+    assert [len(batch) for batch in drawn] == [5] * 16
+    first, second = torch.cat(drawn[:8]).flatten(1), torch.cat(drawn[8:]).flatten(1)
+    assert len(first.unique(dim=0)) == 40
+    assert torch.equal(first, second)
+    assert found[0] == found[1]
+
+
+def test_features_are_added_up_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of about 3,000 that vary by 0.3: of their squares, 10^7, float32 keeps no digit of a variance of 0.1."""
+
+    class Far(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 3000 + x.flatten(1)[:, :2]
+
+    monkeypatch.setattr("tests.metrics.test_frechet.FirstPixels", Far)
+    pixels = torch.randint(0, 256, (4000, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
+    x = pixels.float() / 255
+    narrow = iter((0.5 + 0.25 * (x - 0.5)).split(500))
+    metric = InFirstPixels()
+    metric.begin(vae_that_samples(lambda n: next(narrow)[:n], monkeypatch), Fixed(pixels))
+    assert metric.compute()["frechet"] == pytest.approx(2 * (0.75 * 12**-0.5) ** 2, rel=0.03)
+
+
 # -- the classifier ---------------------------------------------------------------------------------------------------
 
 
