@@ -19,7 +19,7 @@ from vae_lightning.__main__ import main
 from vae_lightning.data import Digits, ImageDataModule, Images
 from vae_lightning.distributions import Binomial, Given
 from vae_lightning.metrics import CollapseReport, SpreadRows
-from vae_lightning.metrics.collapse import use_of_latents
+from vae_lightning.metrics.collapse import measure, use_of_latents
 from vae_lightning.models import VAE
 from vae_lightning.objectives import ELBO
 from vae_lightning.trace import Latent, Trace
@@ -159,6 +159,13 @@ def test_the_batch_size_changes_nothing(num_images: int) -> None:
         found.append({name: value.item() for name, value in trainer.callback_metrics.items() if "swap" in name})
     assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-6)
     assert found[0].keys() == {"test/swap_cost", "test/swap_cost_stderr"}
+
+
+@pytest.mark.parametrize("count", [2, 100, 101, 201])
+def test_no_image_is_swapped_with_itself(count: int) -> None:
+    """About a hundred are measured at once, and never one alone: its cost would be 0."""
+    x = torch.randn(count, *IMAGE_SHAPE, dtype=torch.float64)
+    assert (measure(healthy(), {"x": x})["swap_cost"] != 0).all()
 
 
 def test_rows_are_spread_and_shuffled() -> None:

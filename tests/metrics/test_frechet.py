@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,20 +108,18 @@ def test_no_two_samples_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> 
     assert found[0] == found[1]
 
 
-def test_features_are_added_up_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features of about 3,000 that vary by 0.3: of their squares, 10^7, float32 keeps no digit of a variance of 0.1."""
-
-    class Far(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 3000 + x.flatten(1)[:, :2]
-
-    monkeypatch.setattr("tests.metrics.test_frechet.FirstPixels", Far)
-    pixels = torch.randint(0, 256, (4000, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
+def test_the_distance_is_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By numpy from the same float32 features, to 1e-10: a float32 has seven digits."""
+    pixels = torch.randint(0, 256, (400, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
     x = pixels.float() / 255
-    narrow = iter((0.5 + 0.25 * (x - 0.5)).split(500))
     metric = InFirstPixels()
-    metric.begin(vae_that_samples(lambda n: next(narrow)[:n], monkeypatch), Fixed(pixels))
-    assert metric.compute()["frechet"] == pytest.approx(2 * (0.75 * 12**-0.5) ** 2, rel=0.03)
+    rows = iter((0.4 + 0.5 * x).split(50))
+    metric.begin(vae_that_samples(lambda n: next(rows)[:n], monkeypatch), Fixed(pixels))
+    real, fake = (values.flatten(1)[:, :2].double().numpy() for values in (x, 0.4 + 0.5 * x))
+    shift, s, s_fake = real.mean(0) - fake.mean(0), np.cov(real.T), np.cov(fake.T)
+    root = np.sqrt(np.trace(s @ s_fake) + 2 * np.sqrt(np.linalg.det(s @ s_fake)))  # tr (S S')^(1/2), of 2 x 2
+    expected = shift @ shift + np.trace(s) + np.trace(s_fake) - 2 * root
+    assert metric.compute()["frechet"] == pytest.approx(expected, rel=1e-10)
 
 
 # -- the classifier ---------------------------------------------------------------------------------------------------
