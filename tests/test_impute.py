@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from tests.helpers import DIGITS, REPOSITORY, only, read_picture
 from vae_lightning.__main__ import main
+from vae_lightning.data import Digits
+from vae_lightning.metrics import impute
 
 QUICK = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.log_every_n_steps=1")
 QUIET = (
@@ -65,6 +69,30 @@ def test_impute_writes_a_picture_and_says_numbers(
     observed, masked = image[:, 2:58, 2:58], image[:, 62:118, 2:58]
     assert (observed != masked).any()
     assert (masked[:, (masked == observed).all(0)] == observed[:, (masked == observed).all(0)]).all()
+
+
+def test_the_images_are_spread_over_the_test_set(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is said of them, and a file may be sorted by class: not the first ones."""
+    seen: list[Tensor] = []
+    monkeypatch.setattr(
+        "vae_lightning.commands.impute",
+        lambda model, batch, *args: seen.append(batch["x"]) or impute(model, batch, *args),
+    )
+    assert main(["impute", str(runs["DLGM"]), "--steps=1", "--num_images=40"]) == 0
+    images = Digits().images("test")
+    (x,) = seen
+    same = (x.flatten(1)[:, None] - images.pixels.flatten(1) / images.max_value).abs().amax(-1) < 1e-5  # [40, 355]
+    rows = same.double().argmax(1)
+    assert same.any(1).all()
+    assert len(rows.unique()) == 40
+    assert torch.histc(rows.double(), 4, 0, 354).min() >= 3
+
+
+def test_the_error_of_one_image_is_not_known(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["impute", str(runs["DLGM"]), "--steps=1", "--num_images=1"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == 2
+    assert all(re.search(r"squared error 0\.\d{4} \+- \? a missing pixel", line) for line in lines)
 
 
 def test_a_seed_repeats_an_imputation(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,12 +35,12 @@ from vae_lightning.fitting import (
     save_prior,
     use_fitted_prior,
 )
-from vae_lightning.metrics import MeanAndError, draw_missing, impute, missing_error
+from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute, missing_error, plus_minus
 from vae_lightning.noise import reseed
 from vae_lightning.runs import Complete
 from vae_lightning.signals import Stopped
 from vae_lightning.trust import check_names, is_remote
-from vae_lightning.types import UserError
+from vae_lightning.types import Batch, UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
 LIGHTNING_VERBS = ("train", "fit", "validate", "test", "predict")
@@ -114,7 +115,7 @@ def _impute(args: list[str]) -> None:
     given = _picture_arguments(parser, "imputations", args)
     model = load_model(given.checkpoint)
     data = _data_of(given.checkpoint)
-    batch = first_images(data.test_dataloader(), given.num_images)
+    batch = _spread_images(data.test_dataloader(), given.num_images)
     x = batch["x"]
     reseed(model.device, given.seed)
     missing = draw_missing(x, given.missing)
@@ -130,7 +131,17 @@ def _impute(args: list[str]) -> None:
         score.update(missing_error(guess, x, missing))
         error, stderr = score.compute()
         wrong = f", {missing_error(guess.round(), x, missing).mean():.1%} wrong" if is_binary else ""
-        print(f"{name:<12}squared error {error:.4f} +- {stderr:.4f} a missing pixel{wrong}", flush=True)
+        said = plus_minus(error.item(), stderr.item(), digits=4)
+        print(f"{name:<12}squared error {said} a missing pixel{wrong}", flush=True)
+
+
+def _spread_images(batches: Iterable[Batch], n: int) -> Batch:
+    """n images, spread over the set: what is said of them is to hold for it, and a file may be sorted by class."""
+    rows, first = SpreadRows(n), 0
+    for batch in batches:
+        rows.add(batch, first)
+        first += len(batch["x"])
+    return rows.from_all_ranks()
 
 
 def _picture_arguments(parser: _Parser, what: str, args: list[str]) -> argparse.Namespace:

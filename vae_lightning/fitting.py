@@ -28,7 +28,7 @@ from vae_lightning.distributions import (
     share_support,
 )
 from vae_lightning.errors import one_line
-from vae_lightning.metrics import MeanAndError
+from vae_lightning.metrics import MeanAndError, plus_minus
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.recipes import to_plain
 from vae_lightning.trace import kind
@@ -136,7 +136,7 @@ def _said(values: Tensor) -> str:
     mean_and_error = MeanAndError()
     mean_and_error.update(values.double().mean(1))  # of an image, over its samples
     mean, error = mean_and_error.compute()
-    return f"{mean.item():.2f} +- {error.item():.2f}"
+    return plus_minus(mean.item(), error.item())
 
 
 # -- the file beside the checkpoint -----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
-from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
+from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion, plus_minus
 from vae_lightning.models import LatentVariableModel
 
 
@@ -47,7 +47,7 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
         rows.append(("validation", f"{trainer.checkpoint_callback.monitor} {best.item():.2f} at best"))  # type: ignore[union-attr]
     if "test/nll" in metrics:
         nll, error = metrics["test/nll"].item(), metrics["test/nll_stderr"].item()
-        rows.append(("test", f"nll {nll:.2f} +- {error:.2f} nats/image (an upper bound, by importance sampling)"))
+        rows.append(("test", f"nll {plus_minus(nll, error)} nats/image (an upper bound, by importance sampling)"))
     if "test/elbo" in metrics:
         names = ("elbo", "log_likelihood", "kl")
         rows.append(("", ", ".join(f"{name} {metrics[f'test/{name}'].item():.2f}" for name in names)))
@@ -59,12 +59,10 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
 
 
 def _latents(trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """Whether the latents are used: what is wrong with them, each with its remedy, or that nothing is."""
-    cost = trainer.callback_metrics.get("test/swap_cost")
-    if cost is None:
-        return []
-    found = [line for c in trainer.callbacks if isinstance(c, CollapseReport) for line in c.findings]  # type: ignore[attr-defined]
-    said = found or [f"all in use; another image's z costs {cost.item():.1f} nats of log p(x|z)"]
+    """Whether the latents are used, by which numbers, and what is wrong with them, each with its remedy."""
+    report = next((c for c in trainer.callbacks if isinstance(c, CollapseReport)), None)  # type: ignore[attr-defined]
+    verdict = report.verdict if report else None
+    said = [line for line in (verdict.summary, *verdict.findings) if line] if verdict else []
     return [("latents" if line is said[0] else "", line) for line in said]
 
 

@@ -90,7 +90,7 @@ def _replace(kept: Kept, row: Row, folder: Path) -> None:
 
 def write(rows: dict[str, Row], kept: Kept, docs: Path, readme: Path) -> None:
     docs.mkdir(parents=True, exist_ok=True)
-    (docs / "results.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (docs / "results.json").write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
     (docs / "results.md").write_text(page(rows, kept, ROOT))
     print(docs / "results.md")
     text = readme.read_text() if readme.is_file() else ""

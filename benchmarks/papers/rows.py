@@ -116,9 +116,10 @@ def _made(run: str) -> str:
 def record_of(row: Row, folder: Path, root: Path) -> Record:
     """What is kept of a run: nothing that holds for one machine's folders alone. The config is taken as it is now."""
     try:
-        results = json.loads((folder / "results.json").read_text())
+        text = (folder / "results.json").read_text()
+        results = json.loads(text, parse_constant=lambda _: None)  # older runs wrote NaN where null is written now
         record = {name: results[name] for name in KEPT}
-        if row.metric not in record["metrics"]:
+        if record["metrics"].get(row.metric) is None:
             raise RowError(f"{folder}/results.json: has no {row.metric}, which is the figure of {row.name}")
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, RowError):
@@ -138,14 +139,15 @@ def read_kept(path: Path) -> Kept:
 
 
 def figure(row: Row, records: Sequence[Record], metric: str | None = None) -> Figure | None:
-    """Of a metric, by default the row's own; None where a seed of the row has not been run, or had no such metric."""
+    """Of a metric, by default the row's own; None where a seed of the row has not been run, or does not know it."""
     name = metric or row.metric
-    if len(records) < len(row.seeds) or any(name not in record["metrics"] for record in records):
+    values = [value for record in records if (value := record["metrics"].get(name)) is not None]
+    if len(values) < max(len(row.seeds), len(records)):
         return None
-    values = [record["metrics"][name] for record in records]
     if len(values) > 1:
         return Figure(statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values)))
-    return Figure(values[0], records[0]["metrics"].get(f"{name}_stderr", math.nan))
+    error = records[0]["metrics"].get(f"{name}_stderr")
+    return Figure(values[0], math.nan if error is None else error)
 
 
 def judged(row: Row, rows: Mapping[str, Row], kept: Kept) -> str:
@@ -162,7 +164,8 @@ def judged(row: Row, rows: Mapping[str, Row], kept: Kept) -> str:
     gap = (other.value - mine.value) * (1 if bound == "below" else -1)
     error = math.hypot(mine.error, other.error)
     digits = 2 if abs(gap) >= 0.1 else 3
-    said = f"{'met' if gap > 0 else 'MISSED'}: {gap:.{digits}f} ± {error:.{digits}f} {bound} {value}"
+    spread = "?" if math.isnan(error) else f"{error:.{digits}f}"
+    said = f"{'met' if gap > 0 else 'MISSED'}: {gap:.{digits}f} ± {spread} {bound} {value}"
     my_elbo, its_elbo = (figure(one, kept.get(one.name, []), "test/elbo") for one in (row, rows[value]))
     if row.metric != "test/nll" or my_elbo is None or its_elbo is None:
         return said

@@ -43,7 +43,7 @@ lost:
 """
 
 
-def write_run(runs: Path, row: str, run: str, seed: int = 0, **metrics: float) -> Path:
+def write_run(runs: Path, row: str, run: str, seed: int = 0, **metrics: float | None) -> Path:
     """A finished run's folder, with the results that `vae-lightning test` writes."""
     results = {
         "metrics": {f"test/{name}": value for name, value in metrics.items()},
@@ -113,6 +113,24 @@ def test_figures_bounds_and_reasons(table: Table) -> None:
     page = (table.docs / "results.md").read_text()
     assert "30 min to fit, 61 s to test; a machine, 2 cores" in page
     assert 'make train CONFIG=configs/vae/digits.yaml ARGS="--nll.num_samples=50"' in page
+
+
+@pytest.mark.parametrize("unknown", [None, math.nan])
+def test_a_number_that_is_not_known_is_null(table: Table, unknown: float | None) -> None:
+    """An error of one image, as results.json has it now and had it once (NaN): left out, and the table is JSON."""
+    write_run(table.runs, "first", "20260102-000000-aaaa", nll=89.0, nll_stderr=unknown, elbo=unknown)
+    write_run(table.runs, "second", "20260102-000000-aaaa", nll=88.0, nll_stderr=0.2)
+    assert table() == 0
+    assert table.row("first")[2] == "89.00 (K = 5,000)"
+    assert table.row("second")[-1] == "met: 1.00 ± ? below first"
+    assert table.kept["first"][0]["metrics"] == {"test/nll": 89.0, "test/nll_stderr": None, "test/elbo": None}
+    json.loads((table.docs / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_run_without_its_own_figure_is_refused(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(table.runs, "first", "20260102-000000-aaaa", nll=None)
+    assert table() == 2
+    assert "has no test/nll" in capsys.readouterr().err
 
 
 def test_what_is_kept_outlives_the_runs_and_names_no_folder_of_a_machine(table: Table) -> None:

@@ -1,27 +1,29 @@
-"""The collapse report on models that are collapsed by construction, and on one that is not."""
+"""What the collapse report measures, on which images. What it concludes: `test_verdict.py`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
+from torch.distributions import Bernoulli, Independent, Normal
 from torch.utils.data import DataLoader
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, linear_gaussian, set_exact_posterior
 from vae_lightning.__main__ import main
-from vae_lightning.distributions import Given
-from vae_lightning.metrics import CollapseReport
-from vae_lightning.metrics.collapse import diagnose, use_of_latents
+from vae_lightning.data import Digits, ImageDataModule, Images
+from vae_lightning.distributions import Binomial, Given
+from vae_lightning.metrics import CollapseReport, SpreadRows
+from vae_lightning.metrics.collapse import measure, use_of_latents
 from vae_lightning.models import VAE
 from vae_lightning.objectives import ELBO
 from vae_lightning.trace import Latent, Trace
-from vae_lightning.types import UserError
+from vae_lightning.types import Batch, UserError
 
 X = torch.randn(40, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -41,59 +43,8 @@ def last(network: nn.Module) -> nn.Linear:
     return layer
 
 
-def raw(sigma: float) -> Tensor:
-    return torch.log(torch.expm1(torch.tensor(sigma, dtype=torch.float64)))
-
-
-def prior_for_posterior(model: VAE) -> None:
-    """q(z|x) = N(0, I)."""
-    last(model.encoder).weight.zero_()
-    last(model.encoder).bias.copy_(torch.stack([0 * raw(1.0), 0 * raw(1.0), raw(1.0), raw(1.0)]))
-
-
 def deaf_decoder(model: VAE) -> None:
     last(model.decoder).weight.zero_()
-
-
-def one_dead_dimension(model: VAE) -> None:
-    last(model.encoder).weight[[1, 3]] = 0
-    last(model.encoder).bias[[1, 3]] = torch.stack([0 * raw(1.0), raw(1.0)])
-
-
-def no_width(model: VAE) -> None:
-    last(model.encoder).weight[2:] = 0
-    last(model.encoder).bias[2:] = raw(1e-4)
-
-
-def great_width(model: VAE) -> None:
-    last(model.encoder).weight[2:] = 0
-    last(model.encoder).bias[2:] = raw(50.0)
-
-
-def leave_it(model: VAE) -> None: ...
-
-
-@pytest.mark.parametrize(
-    ("break_it", "said"),
-    [
-        (prior_for_posterior, ["z is not used", "the decoder ignores its latents"]),
-        (deaf_decoder, ["the decoder ignores its latents"]),
-        (one_dead_dimension, ["1 of 2 dimensions of z are dead"]),
-        (no_width, ["2 of 2 dimensions of z are all but deterministic"]),
-        (great_width, ["2 of 2 dimensions of z have a q(z|x) more than 10 times as wide"]),
-        (leave_it, []),
-    ],
-)
-def test_each_sickness_by_its_name(break_it: Callable[[VAE], None], said: list[str]) -> None:
-    """What is broken is found, with a remedy, in one line each; what is not is not."""
-    model = healthy()
-    with torch.no_grad():
-        break_it(model)
-    torch.manual_seed(0)
-    means = {name: values.mean(0) for name, values in use_of_latents(model.trace({"x": X}, 20)).items()}
-    findings = diagnose(means)
-    assert [line[: len(start)] for line, start in zip(findings, said, strict=True)] == said
-    assert all("Remedy" in line and "\n" not in line for line in findings)
 
 
 def test_a_decoder_that_ignores_z_costs_exactly_nothing() -> None:
@@ -113,41 +64,38 @@ def test_the_swap_is_of_z_between_examples() -> None:
     torch.testing.assert_close(use_of_latents(trace)["swap_cost"], expected)
 
 
-def test_a_posterior_of_no_known_width_is_judged_by_the_rest() -> None:
-    """A full covariance has no KL by dimension: nothing is said of dimensions, and the total still counts."""
-    q = MultivariateNormal(torch.zeros(5, 2), torch.eye(2))
-    p = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
-    trace = Trace(
-        torch.zeros(5, 1), Independent(Normal(torch.zeros(1, 5, 1), 1.0), 1), {"u": Latent(q.sample((1,)), q, p)}
-    )
-    use = use_of_latents(trace)
-    assert "kl_by_dimension/u" not in use
-    assert diagnose({name: value.mean(0) for name, value in use.items()})[0].startswith("u is not used")
-
-
 def silent_trainer(*callbacks: pl.Callback) -> pl.Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     return pl.Trainer(accelerator="cpu", callbacks=list(callbacks), enable_checkpointing=False, **quiet)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of loaders without workers
-def test_the_callback_counts_each_image_once_up_to_its_number() -> None:
-    """Batches of 16, 16 and 8, of which 16 + 16 are read where 20 are asked for; sums over batches, not of means."""
-    model, report = healthy().float(), CollapseReport(num_images=20)
-    batches = DataLoader([{"x": part} for part in X.float().split(16)], batch_size=None)  # type: ignore[arg-type]
-    silent_trainer(report).test(model, batches, verbose=False)
-    assert report._count == 32
-    assert report.findings == []
-    everything = CollapseReport()
-    trainer = silent_trainer(everything)
-    trainer.test(model, batches, verbose=False)
-    assert everything._count == 40
-    assert trainer.callback_metrics["test/swap_cost"] > 1
-    assert trainer.callback_metrics["test/dead_dimensions/z"] == 0
-    nothing = CollapseReport(num_images=0)
-    trainer = silent_trainer(nothing)
-    trainer.test(model, batches, verbose=False)
+@pytest.mark.parametrize("sizes", [[16, 16, 8], [39, 1], [1] * 40])
+def test_the_callback_counts_each_image_once_up_to_its_number(sizes: list[int]) -> None:
+    """Whatever the batches, also those of one image, which has no other to swap with in its own batch."""
+    model, batches = healthy().float(), DataLoader([{"x": part} for part in X.float().split(sizes)], batch_size=None)  # type: ignore[arg-type]
+    for asked, counted in ((20, 20), (1000, 40)):
+        report = CollapseReport(num_images=asked)
+        trainer = silent_trainer(report)
+        trainer.test(model, batches, verbose=False)
+        assert len(report._use["swap_cost"]) == counted
+        assert report.findings == []
+        found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        assert found["test/swap_cost"] > 1
+        assert found["test/dead_dimensions/z"] == 0
+        cost = report._use["swap_cost"]
+        assert found["test/swap_cost_stderr"] == pytest.approx(cost.std().item() / counted**0.5, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+@pytest.mark.parametrize(("asked", "images"), [(0, X), (1, X), (1000, X[:1])])
+def test_without_a_pair_there_is_no_report(asked: int, images: Tensor) -> None:
+    report = CollapseReport(num_images=asked)
+    trainer = silent_trainer(report)
+    trainer.test(healthy().float(), DataLoader([{"x": images.float()}], batch_size=None), verbose=False)  # type: ignore[arg-type]
     assert "test/swap_cost" not in trainer.callback_metrics
+    assert report.verdict is None
+    assert report.findings == []
 
 
 def test_a_negative_number_is_refused() -> None:
@@ -155,20 +103,115 @@ def test_a_negative_number_is_refused() -> None:
         CollapseReport(num_images=-1)
 
 
+# -- which images -----------------------------------------------------------------------------------------------------
+
+
+class BlackAndWhite(ImageDataModule):
+    """As many black images as white ones, sorted or not."""
+
+    image_shape = (1, 4, 4)
+
+    def __init__(self, is_sorted: bool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.is_sorted = is_sorted
+
+    def load(self, split: Any) -> Images:
+        white = torch.arange(1200) >= 600 if self.is_sorted else torch.arange(1200) % 2 == 1
+        return Images(white.to(torch.uint8)[:, None, None, None].expand(-1, *self.image_shape).clone(), None, 1)
+
+
+class Brightness(VAE):
+    """q(z|x) = N(mean pixel, 0.1^2), p(x|z) = N(z, 1) in each pixel: only a swap of black and white costs anything."""
+
+    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        x = batch["x"]
+        q = Independent(Normal(x.flatten(1).mean(1, keepdim=True), 0.1), 1)
+        z = q.sample((num_samples,))  # [K, B, 1]
+        p_x = Independent(Normal(z[..., None, None].expand(num_samples, *x.shape), 1.0), 3)
+        return Trace(x, p_x, {"z": Latent(z, q, self.prior())})
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("eval_batch_size", [30, 500])
+def test_a_sorted_test_set_costs_what_a_shuffled_one_costs(is_sorted: bool, eval_batch_size: int) -> None:
+    """16 pixels, each 1/2 nat off where black meets white, which is every second pair: 4 nats. Not 0, as it is among
+    the first 200 of a sorted set, and not 8, as it is for neighbours in the other."""
+    data = BlackAndWhite(is_sorted, eval_batch_size=eval_batch_size)
+    report = CollapseReport(num_images=200)
+    trainer = silent_trainer(report)
+    trainer.test(Brightness(data.image_shape, 1), datamodule=data, verbose=False)
+    found = trainer.callback_metrics
+    assert found["test/swap_cost"].item() == pytest.approx(4, abs=3 * found["test/swap_cost_stderr"].item())
+    assert found["test/swap_cost_stderr"].item() < 0.4
+    assert report._use["mean/z"].mean().item() == pytest.approx(0.5, abs=0.12)
+
+
+@pytest.mark.parametrize("num_images", [100, 1000])
+def test_the_batch_size_changes_nothing(num_images: int) -> None:
+    """The same images, pairs and noise: the same numbers, though 100 are not all of the 355."""
+    found = []
+    for size in (20, 44):
+        data = Digits(eval_batch_size=size)
+        torch.manual_seed(0)
+        model = VAE(data.image_shape, 3, likelihood=partial(Binomial, num_steps=16))
+        trainer = silent_trainer(CollapseReport(num_images))
+        trainer.test(model, datamodule=data, verbose=False)
+        found.append({name: value.item() for name, value in trainer.callback_metrics.items() if "swap" in name})
+    assert found[0] == pytest.approx(found[1], rel=1e-5, abs=1e-6)
+    assert found[0].keys() == {"test/swap_cost", "test/swap_cost_stderr"}
+
+
+@pytest.mark.parametrize("count", [2, 100, 101, 201])
+def test_no_image_is_swapped_with_itself(count: int) -> None:
+    """About a hundred are measured at once, and never one alone: its cost would be 0."""
+    x = torch.randn(count, *IMAGE_SHAPE, dtype=torch.float64)
+    assert (measure(healthy(), {"x": x})["swap_cost"] != 0).all()
+
+
+def test_rows_are_spread_and_shuffled() -> None:
+    """A tenth of 5,000: each tenth of the set gives a tenth of them, in no order, whatever the batches."""
+    whole, cut = SpreadRows(500), SpreadRows(500)
+    whole.add({"x": torch.arange(5000)}, 0)
+    for part in torch.arange(5000).split(700):
+        cut.add({"x": part}, int(part[0]))
+    x = whole.from_all_ranks()["x"]
+    assert torch.equal(x, cut.from_all_ranks()["x"])
+    assert len(x.unique()) == 500
+    assert torch.bincount(x // 500, minlength=10).sub(50).abs().max() < 4 * 50**0.5
+    correlation = torch.corrcoef(torch.stack([x[1:], x[:-1]]).double())[0, 1].item()
+    assert abs(correlation) < 0.2
+
+
+# -- by the command line ----------------------------------------------------------------------------------------------
+
+SHORT = ("--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--nll.num_samples=2")
+QUIET = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+
+
 @pytest.mark.filterwarnings("ignore")  # as on the command line
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model.objective.beta=1000"], "z is not used: KL 0"),
+        ([], "z is not used: it says next to nothing of the image (mutual information 0.0"),
+        (["--model.objective=FreeBits"], "z is not used: it says next to nothing of the image (mutual information 0.0"),
+    ],
+)
 def test_a_run_ends_with_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A huge beta collapses q(z|x): the last lines and results.json say so."""
+    """A huge beta collapses q(z|x); after an epoch of ten steps z has a KL and says nothing: the last lines say so."""
     monkeypatch.chdir(Path(__file__).parents[2])
-    args = ["train", "-c", "configs/vae/digits.yaml", f"--runs_dir={tmp_path}", "--trainer.logger=false"]
-    args += ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--nll.num_samples=2"]
-    args += ["--trainer.accelerator=cpu", "--model.objective.beta=1000", "--trainer.enable_progress_bar=false"]
+    args = ["train", "-c", "configs/vae/digits.yaml", f"--runs_dir={tmp_path}", *SHORT, *QUIET, *flags]
     assert main(args) == 0
     (results,) = tmp_path.rglob("results.json")
-    findings = json.loads(results.read_text())["collapse"]
-    assert findings[0].startswith("z is not used")
-    assert findings[0] in capsys.readouterr().out
+    found = json.loads(results.read_text())
+    assert found["collapse"][0].startswith(said)
+    if "KL 0" not in said:
+        assert f"(mutual information {found['metrics']['test/mutual_information/z']:.3f} +- " in found["collapse"][0]
+    shown = capsys.readouterr().out
+    assert f"latents     {found['collapse'][0]}\n" in shown
+    assert "in use" not in shown
 
 
 def test_a_model_that_is_given_pixels_is_asked_for_the_others_alone() -> None:

@@ -21,8 +21,9 @@ from tests.metrics.test_frechet import Fixed, InFirstPixels
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
 from vae_lightning.data import Digits, ImageDataModule, ProceduralSprites
 from vae_lightning.distributions import Binomial as Likelihood
-from vae_lightning.distributions import FamilyPrior, RelaxedCategorical
+from vae_lightning.distributions import FamilyPrior, MixtureOfNormals, PriorRecipe, RelaxedCategorical, VampPrior
 from vae_lightning.metrics import (
+    CollapseReport,
     Disentanglement,
     Evaluation,
     Evaluator,
@@ -30,6 +31,7 @@ from vae_lightning.metrics import (
     LatentUnits,
     RateDistortion,
     Reconstruction,
+    SpreadRows,
 )
 from vae_lightning.metrics.likelihood import importance_estimate
 from vae_lightning.models import VAE
@@ -39,6 +41,13 @@ from vae_lightning.types import UserError
 
 X = torch.randn(40, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 MODEL = VAE((1, 8, 8), latent_size=2)
+QUIET = {
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+    "use_distributed_sampler": False,
+}
 
 
 def trace_of(q: Distribution, p: Distribution | None = None, num_samples: int = 1, x: Tensor | None = None) -> Trace:
@@ -124,6 +133,27 @@ def test_a_density_that_does_not_factorise_has_no_kl_for_each_dimension() -> Non
     q = MultivariateNormal(torch.zeros(4, 2), torch.eye(2))
     assert "z" not in trace_of(q).kl_by_dimension()
     assert "kl_per_dimension/z" not in found(LatentUnits(), trace_of(q))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.parametrize("prior", [MixtureOfNormals, partial(VampPrior, num_components=5)])
+def test_a_prior_that_is_no_product_has_no_kl_for_each_dimension(prior: PriorRecipe) -> None:
+    """A mixture over codes that are a product: the log of a sum has no parts that add up. Neither in the trace nor in
+    what a test finds; the latent is judged by its whole KL."""
+    evaluation, collapse = Evaluation([LatentUnits()]), CollapseReport()
+    torch.manual_seed(0)
+    model = VAE((1, 8, 8), 3, prior=prior, likelihood=partial(Likelihood, num_steps=16))
+    trace = model.trace({"x": torch.rand(4, 1, 8, 8).round()})
+    assert isinstance(trace.latents["z"].q, Independent)
+    assert trace.latents["z"].pointwise() is None
+    assert trace.kl_by_dimension() == {}
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[evaluation, collapse], **QUIET)  # type: ignore[arg-type]
+    trainer.test(model, datamodule=Digits(), verbose=False)
+    assert evaluation.results()["details"].keys() == {"variance_of_means/z"}
+    assert not any("dimension" in name for name in trainer.callback_metrics)
+    assert "test/swap_cost" in trainer.callback_metrics
+    assert collapse.verdict is not None
+    assert not any("dead" in line for line in collapse.findings)
 
 
 @pytest.mark.parametrize("sizes", [[600], [1, 250, 349]])
@@ -269,15 +299,7 @@ def run_test(evaluation: Evaluation, eval_batch_size: int = 500, latent_size: in
     data = Digits(eval_batch_size=eval_batch_size)
     torch.manual_seed(0)
     model = VAE(data.image_shape, latent_size, likelihood=partial(Likelihood, num_steps=16))
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[evaluation],
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-    )
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[evaluation], **QUIET)  # type: ignore[arg-type]
     trainer.test(model, datamodule=data, verbose=False)
     return {name: value.item() for name, value in trainer.callback_metrics.items()}
 
@@ -383,14 +405,17 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
     metrics = [RateDistortion(), LatentUnits(), Information(20), Reconstruction(), Disentanglement()]
     for metric in metrics:
         metric.begin(MODEL, None)
+    rows = SpreadRows(20)
     for index in torch.arange(41).split(8)[rank::world_size]:
+        rows.add({"x": x[index], "label": factors[index]}, int(index[0]))
         p_x = Independent(Normal((0.9 * x[index] + 0.01 * z[:, index].sum(-1)[..., None, None, None]), 1.0), 3)
         latent = Latent(z[:, index], normal(mean[index], 0.5), standard(2))
         for metric in metrics:
             metric.update(Trace(x[index], p_x, {"z": latent}), {"x": x[index], "label": factors[index]})
     frechet = InFirstPixels()
     frechet.begin(Still((1, 8, 8), latent_size=2), Fixed((255 * x[:, :, :8, :8]).byte()))
-    return {name: value for metric in [*metrics, frechet] for name, value in metric.compute().items()}
+    spread = {f"rows/{name}": values.flatten().tolist() for name, values in rows.from_all_ranks().items()}
+    return {name: value for metric in [*metrics, frechet] for name, value in metric.compute().items()} | spread
 
 
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:

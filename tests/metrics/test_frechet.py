@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -84,6 +85,41 @@ def test_a_spread_counts_by_the_difference_of_deviations(monkeypatch: pytest.Mon
     metric = InFirstPixels()
     metric.begin(vae_that_samples(lambda n: next(narrow)[:n], monkeypatch), Fixed(pixels))
     assert metric.compute()["frechet"] == pytest.approx(2 * (0.75 * 12**-0.5) ** 2, rel=0.03)
+
+
+def test_no_two_samples_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight batches of a VAE's own samples: each has its own, whatever the batch, and a second test has the same."""
+    drawn: list[Tensor] = []
+    sample = VAE.sample
+
+    def spy(self: VAE, n: int) -> Tensor:
+        drawn.append(sample(self, n))
+        return drawn[-1]
+
+    monkeypatch.setattr(VAE, "sample", spy)
+    metric, found = InFirstPixels(), []
+    for _ in range(2):
+        metric.begin(VAE((1, 8, 8), latent_size=2) if not found else metric._model, Fixed(torch.zeros(40, 1, 8, 8)))  # type: ignore[arg-type]
+        found.append(metric.compute()["frechet"])
+    assert [len(batch) for batch in drawn] == [5] * 16
+    first, second = torch.cat(drawn[:8]).flatten(1), torch.cat(drawn[8:]).flatten(1)
+    assert len(first.unique(dim=0)) == 40
+    assert torch.equal(first, second)
+    assert found[0] == found[1]
+
+
+def test_the_distance_is_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By numpy from the same float32 features, to 1e-10: a float32 has seven digits."""
+    pixels = torch.randint(0, 256, (400, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
+    x = pixels.float() / 255
+    metric = InFirstPixels()
+    rows = iter((0.4 + 0.5 * x).split(50))
+    metric.begin(vae_that_samples(lambda n: next(rows)[:n], monkeypatch), Fixed(pixels))
+    real, fake = (values.flatten(1)[:, :2].double().numpy() for values in (x, 0.4 + 0.5 * x))
+    shift, s, s_fake = real.mean(0) - fake.mean(0), np.cov(real.T), np.cov(fake.T)
+    root = np.sqrt(np.trace(s @ s_fake) + 2 * np.sqrt(np.linalg.det(s @ s_fake)))  # tr (S S')^(1/2), of 2 x 2
+    expected = shift @ shift + np.trace(s) + np.trace(s_fake) - 2 * root
+    assert metric.compute()["frechet"] == pytest.approx(expected, rel=1e-10)
 
 
 # -- the classifier ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussi
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial, DiagonalNormal, FamilyRecipe
 from vae_lightning.metrics import MarginalLikelihood, MeanAndError, log_marginal_likelihood
+from vae_lightning.metrics.likelihood import importance_estimate
 from vae_lightning.models import VAE
 from vae_lightning.objectives import ELBO
 from vae_lightning.types import Batch, UserError
@@ -77,6 +78,25 @@ def test_no_trace_is_larger_than_a_chunk_nor_than_a_cache(
     monkeypatch.setattr(VAE, "trace", spy)
     log_marginal_likelihood(linear_gaussian(ELBO), {"x": X}, num_samples, chunk_size)
     assert asked == [(size, count) for size in images for count in samples]
+
+
+@pytest.mark.parametrize("chunk_size", [50, 7])
+def test_the_sums_over_samples_are_in_double_precision(chunk_size: int) -> None:
+    """Of a float32 model's weights, at -10^5 nats, where float32 has steps of 2^-7: the exact sums to 1e-9."""
+    model, x = linear_gaussian(ELBO), 300 * X.float()
+    set_exact_posterior(model)
+    with torch.no_grad():
+        list(model.encoder.parameters())[-1].add_(0.2)  # so that the weights differ
+    model.float()
+    torch.manual_seed(5)
+    found = importance_estimate(model, {"x": x}, 50, chunk_size)
+    torch.manual_seed(5)
+    log_w = torch.cat([model.trace({"x": x}, len(part)).log_weight() for part in torch.arange(50).split(chunk_size)])
+    assert log_w.dtype == torch.float32
+    assert log_w.abs().max() > 1e5
+    torch.testing.assert_close(found.log_p, log_w.double().logsumexp(0) - math.log(50), rtol=0, atol=1e-9)
+    weights = log_w.double().softmax(0)
+    torch.testing.assert_close(found.effective_samples, 1 / weights.square().sum(0), rtol=1e-9, atol=0)
 
 
 def test_weights_that_underflow_do_not() -> None:

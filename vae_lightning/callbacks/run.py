@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from vae_lightning.types import Batch
 
 _UNITS = {
     "default": "nats per image, natural logarithm",
+    "null": "not known, or not finite",
     "stderr": "standard error over the test images, in the unit of its number",
     "nll_bpd": "bits per dimension",
     "nll_ess": "samples, of nll.num_samples",
@@ -94,7 +96,7 @@ class RunFolder(pl.Callback):
         self._images = sum(objects_from_all_ranks(self._images))  # not all, where limit_test_batches cuts each rank's
         self._seconds["test"] = round(time.monotonic() - self._since, 1)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            text = json.dumps(self._results(trainer), indent=2)
+            text = json.dumps(_with_nulls(self._results(trainer)), indent=2, allow_nan=False)
             write_whole(Path(trainer.default_root_dir) / "results.json", text.encode() + b"\n")
 
     def _results(self, trainer: pl.Trainer) -> dict[str, Any]:
@@ -121,6 +123,15 @@ class RunFolder(pl.Callback):
             "seconds": self._seconds,
             "versions": {"vae_lightning": __version__, "torch": torch.__version__, "lightning": pl.__version__},
         }
+
+
+def _with_nulls(value: Any) -> Any:
+    """The same with None for every number that is not finite: JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {name: _with_nulls(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_nulls(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def machine(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from vae_lightning.metrics.collapse import CollapseReport
 from vae_lightning.metrics.disentanglement import Disentanglement
+from vae_lightning.metrics.estimate import plus_minus
 from vae_lightning.metrics.evaluation import Evaluation
 from vae_lightning.metrics.evaluator import Evaluator
 from vae_lightning.metrics.frechet import FID, FrechetDistance
@@ -10,6 +11,7 @@ from vae_lightning.metrics.information import Information
 from vae_lightning.metrics.latents import LatentUnits, RateDistortion
 from vae_lightning.metrics.likelihood import MarginalLikelihood, MeanAndError, log_marginal_likelihood
 from vae_lightning.metrics.reconstruction import Reconstruction
+from vae_lightning.metrics.rows import SpreadRows
 
 __all__ = [
     "FID",
@@ -25,8 +27,10 @@ __all__ = [
     "MeanAndError",
     "RateDistortion",
     "Reconstruction",
+    "SpreadRows",
     "draw_missing",
     "impute",
     "log_marginal_likelihood",
     "missing_error",
+    "plus_minus",
 ]

@@ -1,8 +1,9 @@
-"""Whether a trained model still uses its latents: said in plain words, with the remedy."""
+"""Whether a trained model still uses its latents: what is measured of it. `verdict.py` says what that means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,40 +11,53 @@ import torch
 from torch import Tensor
 
 from vae_lightning.distributions import Given
-from vae_lightning.metrics.evaluator import objects_from_all_ranks
+from vae_lightning.metrics.estimate import mean_and_error
+from vae_lightning.metrics.evaluation import Evaluation
+from vae_lightning.metrics.evaluator import log_numbers
+from vae_lightning.metrics.rows import SpreadRows
+from vae_lightning.metrics.verdict import Verdict, judge, num_dead, of_each_latent
 from vae_lightning.models import LatentVariableModel
-from vae_lightning.trace import Trace
+from vae_lightning.noise import reseed
+from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch, UserError
 
-COLLAPSED = 0.1  # nats an image: below it a latent, or its part in p(x|z), is as good as absent
-DEAD = 0.01  # nats an image, of one dimension
-NARROW, WIDE = 0.005, 10.0  # standard deviations of q(z|x), in the prior's: a floor of 1e-3 is met, or no bound is
-
-_MORE_KL = (
-    "warm the KL up (--model.objective=ELBO --model.objective.beta=LinearWarmup --model.objective.beta.num_steps=...), "
-    "give it free bits (--model.objective=FreeBits), or lower beta"
-)
+_SWAP = 4  # a stream of noise; that of `Frechet` and those of the model's own steps are beside it
+_ROWS_AT_ONCE = 100
 
 
 class CollapseReport(pl.Callback):
-    """At test: `findings`, sentences on latents that went unused, from one sample for each of `num_images` images.
+    """At test: `verdict`, whether the latents are used, from one sample for each of `num_images` images and from what
+    `Evaluation` has found; `findings`, its sentences on what is wrong.
 
-    Logs `test/swap_cost`, E[log p(x|z)] less the same with z of another image, in nats, and for each latent whose q and
-    p are products over dimensions `test/dead_dimensions/<latent>`, how many have a KL below 0.01 nats an image.
-    In whole batches, the same ones for any number of ranks; 0 leaves the report out. A conditional model's condition is
-    swapped with z.
+    Logs `test/swap_cost`, E[log p(x|z)] less the same with z of another image, in nats, with its standard error, and
+    for each latent whose q and p are products over dimensions `test/dead_dimensions/<latent>`, how many have a KL below
+    0.01 nats an image.
+    The images are spread over the test set and paired at random, so that a set sorted by class says no more and no less
+    than a shuffled one; they are the same for any batch size and any number of ranks. 0 leaves the report out. A
+    conditional model's condition is swapped with z.
     """
 
     def __init__(self, num_images: int = 1000) -> None:
         if num_images < 0:
             raise UserError(f"collapse: num_images is {num_images}; it must be at least 0 (0: no report)")
         self.num_images = num_images
-        self.findings: list[str] = []
-        self._sums: dict[str, Tensor] = {}
-        self._count = self._size = 0
+        self._rows = SpreadRows(num_images)
+        self._use: dict[str, Tensor] = {}
+        self._evaluation: Evaluation | None = None
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Once all callbacks are through with the test; None where nothing was measured."""
+        found = self._evaluation.found if self._evaluation else {}
+        return judge(self._use, found) if self._use else None
+
+    @property
+    def findings(self) -> list[str]:
+        return self.verdict.findings if self.verdict else []
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._sums, self._count, self._size, self.findings = {}, 0, 0, []
+        self._rows, self._use = SpreadRows(self.num_images), {}
+        self._evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)  # type: ignore[attr-defined]
 
     def on_test_batch_end(
         self,
@@ -54,27 +68,37 @@ class CollapseReport(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(pl_module, LatentVariableModel)
-        self._size = max(self._size, len(batch["x"]))
-        size = getattr(trainer.test_dataloaders, "batch_size", None) or self._size
-        before = (batch_idx * trainer.world_size + trainer.global_rank) * size  # those of the other ranks with them
-        if before < self.num_images and len(batch["x"]) > 1:  # one image has no other to swap with
-            trace = pl_module.trace(batch)
-            for name, values in use_of_latents(trace).items() if trace.latents else ():
-                self._sums[name] = self._sums.get(name, torch.tensor(0.0)) + values.double().sum(0).cpu()
-            self._count += len(batch["x"])
+        if self.num_images:
+            size = getattr(trainer.test_dataloaders, "batch_size", None) or len(batch["x"])
+            self._rows.add(batch, (batch_idx * trainer.world_size + trainer.global_rank) * size)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        ranks = objects_from_all_ranks((self._sums, self._count))  # one may have had no pair, and knows no names
-        count = sum(count for _, count in ranks)
-        names = {name: None for sums, _ in ranks for name in sums}
-        if not names:
+        """Each rank measures all rows, with the same noise: they are few, and no rank then depends on the others."""
+        assert isinstance(pl_module, LatentVariableModel)
+        rows = self._rows.from_all_ranks()
+        self._rows = SpreadRows(self.num_images)
+        if len(rows.get("x", ())) < 2:  # one image has no other to swap with
             return
-        totals = {name: torch.stack([sums[name] for sums, _ in ranks if name in sums]).sum(0) for name in names}
-        means = {name: (total / count).float() for name, total in totals.items()}
-        self.findings = diagnose(means)
-        dead = {f"test/dead_dimensions/{name}": _dead(kl).float() for name, kl in _of("kl_by_dimension", means).items()}
-        pl_module.log_dict({"test/swap_cost": means["swap_cost"], **dead}, rank_zero_only=False)
+        self._use = measure(pl_module, rows)
+        if self._use:
+            cost = mean_and_error(self._use["swap_cost"])
+            numbers = {"test/swap_cost": cost.mean, "test/swap_cost_stderr": cost.error}
+            dead = of_each_latent("kl_by_dimension", self._use)
+            numbers |= {f"test/dead_dimensions/{name}": num_dead(kl.mean(0)) for name, kl in dead.items()}
+            log_numbers(pl_module, numbers)
+
+
+@torch.no_grad()
+def measure(model: LatentVariableModel, rows: Batch) -> dict[str, Tensor]:
+    """`use_of_latents` of N rows, [N, ...] on the CPU, about a hundred at once; empty for a model without latents."""
+    count = len(rows["x"])
+    parts = torch.arange(count).tensor_split(-(-count // _ROWS_AT_ONCE))  # equal to one: of 2 rows or more
+    found = []
+    for number, index in enumerate(parts):
+        reseed(model.device, _SWAP, number)
+        trace = model.trace({name: values[index].to(model.device) for name, values in rows.items()})
+        found.append(use_of_latents(trace) if trace.latents else {})
+    return {name: torch.cat([use[name].double().cpu() for use in found]) for name in found[0]}
 
 
 @torch.no_grad()
@@ -82,8 +106,9 @@ def use_of_latents(trace: Trace) -> dict[str, Tensor]:
     """What tells whether latents are used, for each example, K averaged: all [B, ...].
 
     `swap_cost`: log p(x_b|z_b) - log p(x_b|z_(b-1)), in nats, zero to the last digit where p(x|z) ignores z. No decoder
-    is run for it: it is p(x|z_(b-1)) asked for the neighbour's image. `kl/<latent>` in nats; `kl_by_dimension/<latent>`
-    and `scale/<latent>`, the standard deviation of q in the prior's, where the distributions have them.
+    is run for it: it is p(x|z_(b-1)) asked for the neighbour's image. `kl/<latent>` in nats. Where the distributions
+    have them, `kl_by_dimension/<latent>`; `mean/<latent>` and `variance/<latent>` of q(z|x); and `scale/<latent>`, the
+    standard deviation of q in the prior's.
     """
     other = trace.x.roll(-1, 0)
     p_x = trace.p_x.of(other) if isinstance(trace.p_x, Given) else trace.p_x
@@ -92,58 +117,17 @@ def use_of_latents(trace: Trace) -> dict[str, Tensor]:
     use |= {f"kl/{name}": kl for name, kl in trace.kl().items()}
     use |= {f"kl_by_dimension/{name}": kl.flatten(1) for name, kl in trace.kl_by_dimension().items()}
     for name, latent in trace.latents.items():
-        try:
-            ratio = latent.q.stddev / latent.p.stddev
-        except NotImplementedError:  # a flow's, say
-            continue
-        use[f"scale/{name}"] = ratio.expand(latent.z.shape).mean(0).flatten(1)
+        shape = latent.z.shape  # [K, B, *event]
+        for kind, moment in _moments(latent):
+            use[f"{kind}/{name}"] = moment.expand(shape).mean(0).flatten(1)
     return use
 
 
-def diagnose(means: Mapping[str, Tensor]) -> list[str]:
-    """Sentences on what `use_of_latents`, averaged over examples, says; none where all is well."""
-    found = [
-        f"{name} is not used: KL {kl.item():.2g} nats an image, q(z|x) has collapsed to the prior. Remedy: {_MORE_KL}"
-        for name, kl in _of("kl", means).items()
-        if kl < COLLAPSED
-    ]
-    cost = means["swap_cost"].item()
-    if cost < COLLAPSED:
-        found.append(
-            f"the decoder ignores its latents: another image's z costs {cost:.2g} nats of log p(x|z). "
-            f"Remedy: a decoder that cannot do without z (fewer or narrower layers), or {_MORE_KL}"
-        )
-    for name, kl in _of("kl_by_dimension", means).items():
-        if _dead(kl) > 0 and means[f"kl/{name}"] >= COLLAPSED:
-            found.append(
-                f"{_dead(kl)} of {len(kl)} dimensions of {name} are dead (KL below {DEAD} nats an image): they do no "
-                "harm, and a smaller latent would do. Remedy, if they are wanted: "
-                "--model.objective=FreeBits --model.objective.per_dimension=true, or a warm-up of beta"
-            )
-    return found + [line for name, scale in _of("scale", means).items() for line in _saturated(name, scale)]
-
-
-def _saturated(name: str, scale: Tensor) -> list[str]:
-    narrow, wide = int((scale < NARROW).sum()), int((scale > WIDE).sum())
-    found = []
-    if narrow:
-        found.append(
-            f"{narrow} of {len(scale)} dimensions of {name} are all but deterministic (sigma of q(z|x) below {NARROW} "
-            "of the prior's): samples of the prior may look like nothing. Remedy: a larger beta, or a larger or "
-            "learned sigma of the likelihood"
-        )
-    if wide:
-        found.append(
-            f"{wide} of {len(scale)} dimensions of {name} have a q(z|x) more than {WIDE:.0f} times as wide as the "
-            "prior: training has gone astray. Remedy: a lower learning rate, or --trainer.gradient_clip_val"
-        )
-    return found
-
-
-def _dead(kl: Tensor) -> Tensor:
-    return (kl < DEAD).sum()
-
-
-def _of(kind: str, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries `<kind>/<latent>`, by latent."""
-    return {name.removeprefix(f"{kind}/"): mean for name, mean in means.items() if name.startswith(f"{kind}/")}
+def _moments(latent: Latent) -> Iterator[tuple[str, Tensor]]:
+    """Those that q and p know: a flow, say, knows none."""
+    with suppress(NotImplementedError):
+        yield "mean", latent.q.mean
+    with suppress(NotImplementedError):
+        yield "variance", latent.q.variance
+    with suppress(NotImplementedError):
+        yield "scale", latent.q.stddev / latent.p.stddev

@@ -95,7 +95,8 @@ def factor_vae_score(
 
     Kim & Mnih 2018 (https://arxiv.org/abs/1802.05983), section 4 and appendix B. Each vote: a factor at random, a value
     of it, up to `group_size` images that have it; the dimension of the smallest variance, each scaled by its standard
-    deviation over all images. `num_votes` votes make the table, as many others are predicted. Chance is 1/F.
+    deviation over all images. `num_votes` votes make the table, as many others are predicted. Chance is 1/F. NaN where
+    no two images share a value: no variance is known then.
     """
     moving = codes[:, codes.std(0) > 0]
     if moving.shape[1] == 0:
@@ -107,6 +108,8 @@ def factor_vae_score(
         group = np.flatnonzero(factors[:, k] == random.choice(factors[:, k]))
         group = random.permutation(group)[:group_size]
         votes[vote % 2, scaled[group].var(0).argmin(), k] += len(group) > 1
+    if votes[1].sum() == 0:
+        return float("nan")
     guess = votes[0].argmax(1)  # [D]
     return float(votes[1][np.arange(len(guess)), guess].sum() / votes[1].sum())
 
@@ -119,8 +122,10 @@ def standard_error(
     Over `num_splits` splits: the jackknife that leaves out half (Shao & Wu 1989, Ann. Statist. 17), whose square for a
     mean is s^2 / N on average, and which holds for scores that are not smooth. Not the bootstrap: an image drawn twice
     is both learned from and asked for in `dci`, and adds to what is found by `mutual_information_gap`. Ten splits give
-    the error to about a fifth of it.
+    the error to about a fifth of it. NaN of fewer than four images, whose halves have one.
     """
+    if len(codes) < 4:
+        return np.full_like(np.asarray(score(codes, factors), dtype=float), np.nan)
     random = np.random.default_rng(seed)
     halves = [np.array_split(random.permutation(len(codes)), 2) for _ in range(num_splits)]
     gaps = [np.subtract(score(codes[a], factors[a]), score(codes[b], factors[b])) for a, b in halves]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import zip_longest
 from typing import ClassVar, TypeAlias, TypeVar
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -20,7 +22,7 @@ from vae_lightning.types import Batch
 
 T = TypeVar("T")
 Finding: TypeAlias = float | list[float] | str
-"""A number is logged as `test/<name>`; a list or a text stands in results.json alone, under `details`."""
+"""A number is logged as `test/<name>`; a list or a text stands in results.json alone, under `details`. NaN: unknown."""
 
 _DRAWS = 64
 
@@ -50,6 +52,14 @@ class Evaluator(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, Finding]: ...
+
+
+def log_numbers(module: pl.LightningModule, numbers: Mapping[str, float]) -> None:
+    """Log the numbers of a test. A standard error that is not known (NaN) is null in results.json, and is kept from the
+    loggers: metrics.csv leaves its cell empty, W&B draws no point."""
+    unknown = {name for name, value in numbers.items() if name.endswith("_stderr") and math.isnan(value)}
+    for name, value in numbers.items():
+        module.log(name, float(value), logger=False if name in unknown else None, rank_zero_only=False)
 
 
 def in_order(batches: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -75,9 +76,10 @@ class LatentUnits(Evaluator):
     def compute(self) -> dict[str, Finding]:
         found: dict[str, Finding] = {}
         for name, moments in self._means.items():
-            mean, square = moments.compute()[0]
-            variance = square - mean.square()
-            found[f"active_units/{name}"] = float((variance > self.threshold).sum())
+            (mean, square), (error, _) = moments.compute()
+            variance = (square - mean.square()).where(~error.isnan(), torch.nan)  # of one image it is not known
+            active = float((variance > self.threshold).sum())
+            found[f"active_units/{name}"] = math.nan if variance.isnan().any() else active
             found[f"variance_of_means/{name}"] = variance.tolist()
         for name, moments in self._kls.items():
             mean, error = (value.flatten() for value in moments.compute())  # torchmetrics makes of [1] a number

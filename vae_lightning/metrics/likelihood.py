@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from torchmetrics import Metric
 
 from vae_lightning.distributions import bits_per_dimension, is_mass
+from vae_lightning.metrics.evaluator import log_numbers
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, Shape, UserError
 
@@ -68,7 +69,8 @@ def log_marginal_likelihood(model: LatentVariableModel, batch: Batch, num_sample
 class MeanAndError(Metric):
     """Mean and standard error over examples, exact over any number of batches and ranks (sums in float64).
 
-    The values of a batch are [B, *shape]; mean and error have that shape.
+    The values of a batch are [B, *shape]; mean and error have that shape. The error of fewer than two examples is not
+    known: NaN.
     """
 
     full_state_update = False
@@ -90,7 +92,7 @@ class MeanAndError(Metric):
     def compute(self) -> tuple[Tensor, Tensor]:
         mean = self.total / self.count
         variance = (self.squares / self.count - mean**2).clamp(min=0) * self.count / (self.count - 1).clamp(min=1)
-        return mean, (variance / self.count).sqrt()
+        return mean, (variance / self.count).sqrt().where(self.count > 1, torch.nan)
 
     def set_dtype(self, dst_type: Any) -> MeanAndError:
         """The states stay float64, whatever the module around them is cast to."""
@@ -157,7 +159,7 @@ class MarginalLikelihood(pl.Callback):
         if p_x is not None and (self.bits_per_dimension or is_mass(p_x) or levels is not None):
             bits = bits_per_dimension(torch.stack((mean, mean + error)), p_x, levels)
             values |= {"test/nll_bpd": bits[0], "test/nll_bpd_stderr": bits[1] - bits[0]}
-        pl_module.log_dict({name: value.float() for name, value in values.items()}, rank_zero_only=False)
+        log_numbers(pl_module, {name: value.item() for name, value in values.items()})
 
 
 def _dequantised_levels(trainer: pl.Trainer, split: str) -> int | None:
