@@ -35,7 +35,7 @@ from vae_lightning.callbacks import (
     SteadyBar,
 )
 from vae_lightning.checkpoint_io import WholeFiles
-from vae_lightning.checkpoints import changes, check_fits, differences, local_checkpoint
+from vae_lightning.checkpoints import changes, check_fits, check_weights, differences, local_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.errors import Parser, check_configs, one_line
@@ -215,6 +215,7 @@ class CLI(LightningCLI):
         if self.run.contents is None:
             return
         check_fits(self.run.path, self.run.contents, self.model)
+        check_weights(self.run.contents, self.folder if self.run.path is None else self.run.path)
         config = self.folder / "config.yaml"
         if self.config.subcommand == "fit" and config.is_file():
             changed = changes(config, self.config_text)

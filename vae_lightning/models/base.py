@@ -21,6 +21,7 @@ from torch.optim.optimizer import Optimizer
 
 from vae_lightning.distributions import noise_scale, share_support
 from vae_lightning.models.several import SeveralSteps
+from vae_lightning.models.weights import check_finite
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
@@ -54,6 +55,7 @@ class LatentVariableModel(pl.LightningModule):
         self.objective = objective()
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self._stages_checked: set[str] = set()
+        self.likelihood_name = ""  # what the run's last lines call p(x|z): known from the first trace on
         self._speed = _Speedometer()
         self._loaded_step = 0
         self._loaded_values: dict[str, float] = {}
@@ -157,8 +159,14 @@ class LatentVariableModel(pl.LightningModule):
         if stage in self._stages_checked:
             return
         self._stages_checked.add(stage)
+        check_finite(type(self).__name__, self.state_dict())
         _check_likelihood(trace)
         for name, latent in trace.latents.items():
+            if not torch.isfinite(latent.z).all():
+                raise UserError(
+                    f"latent {name}: a sample of its posterior {kind(latent.q)} is not finite, with weights that are; "
+                    "they are too large: train again with a smaller learning rate or --trainer.gradient_clip_val"
+                )
             if not share_support(latent.q, latent.p, latent.z):
                 raise UserError(
                     f"latent {name}: its posterior {kind(latent.q)} and its prior {kind(latent.p)} are not over the "
@@ -166,9 +174,10 @@ class LatentVariableModel(pl.LightningModule):
                     "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size; a "
                     "latent whose prior has no such flag takes DiagonalNormal, or another posterior over R^D"
                 )
+        self.likelihood_name = kind(trace.p_x)
         if len(self._stages_checked) == 1:
             kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
-            rank_zero_info(f"likelihood {kind(trace.p_x)}; KL by latent: {kinds}")
+            rank_zero_info(f"likelihood {self.likelihood_name}; KL by latent: {kinds}")
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
