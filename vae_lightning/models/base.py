@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from vae_lightning.distributions import noise_scale, share_support
+from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.several import SeveralSteps
 from vae_lightning.models.weights import check_finite
@@ -63,6 +64,9 @@ class LatentVariableModel(pl.LightningModule):
         self._epochs_scheduled = 0
         self.several: SeveralSteps | None = None  # set where `training_step` is given several batches at once
         self.compiled: LossAndTerms | None = None  # set where `loss_and_terms` is compiled
+
+    predicts_samples = False
+    """Whether `predict` keeps one sample of q(z|x) beside its mean and scale."""
 
     @abstractmethod
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
@@ -115,12 +119,16 @@ class LatentVariableModel(pl.LightningModule):
         self._log("test", terms, self._scalars(trace))
         return terms
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """One sample of each latent, the mean of p(x|z) there, and the label where there is one."""
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """The mean and the scale of q(z|x), as `posterior_codes` gives them, and the label where there is one.
+
+        A sample beside them where `predicts_samples` is set.
+        """
         trace = self.trace(batch)
-        latents = {name: latent.z[0] for name, latent in trace.latents.items()}
+        if batch_idx == dataloader_idx == 0 and (names := estimated(trace)):
+            rank_zero_info(f"{', '.join(names)}: no closed form of q(z|x): mean and scale are those of {DRAWS} draws")
         labels = {name: batch[name] for name in ("label",) if name in batch}
-        return {"reconstruction": trace.p_x.mean[0], **latents, **labels}
+        return {**posterior_codes(self, batch, trace, self.predicts_samples), **labels}
 
     def _evaluate(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Trace]:
         trace = self.trace(batch, self.objective.num_samples)
