@@ -14,8 +14,8 @@ class LogInterval:
     """A step is logged every `log_every_n_steps`, and at least once an epoch.
 
     For the length of a fit the trainer's own setting is lowered to the steps of an epoch, so that Lightning's loggers
-    and callbacks log at the same steps as the model. Where the loader has no length, the first epoch that ends without
-    a logged step tells how many there are.
+    and callbacks log at the same steps as the model. Where the loader has no length, an epoch's last step is logged if
+    no other was.
     """
 
     def __init__(self, trainer: pl.Trainer, several: SeveralSteps | None) -> None:
@@ -34,7 +34,7 @@ class LogInterval:
         in_epoch = index // self._batches_per_step + 1
         ends = is_last or step == self.trainer.max_steps
         if interval and ends and step // interval == (step - in_epoch) // interval:  # none was due in this epoch
-            interval = in_epoch if step % in_epoch == 0 else 1
+            interval = 1
             self._set(interval)
         return bool(interval) and step % interval == 0
 

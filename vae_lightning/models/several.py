@@ -57,9 +57,9 @@ class SeveralSteps:
         self.count(self.model.global_step - 1 if logged is None else logged)
 
     def batches_of_epoch(self) -> float:
-        """At most, where the loader counts nothing but its calls: the last call may have fewer batches."""
-        batches = getattr(self.trainer.train_dataloader, "num_batches", math.inf)
-        return min(batches, self.trainer.num_training_batches * self.steps_per_call)
+        """Infinite where the loader counts nothing but its calls: the last call may have fewer batches."""
+        batches = getattr(self.trainer.train_dataloader, "num_batches", None)
+        return math.inf if batches is None else min(batches, self.trainer.num_training_batches * self.steps_per_call)
 
     def count(self, steps: int) -> None:
         """Tell Lightning how many steps there were before this one: it has counted calls. The x-axis of the log."""
