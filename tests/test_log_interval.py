@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -116,6 +118,7 @@ def test_a_loader_without_a_length() -> None:
     log, trainer = fit(DataLoader(Stream([7]), batch_size=None))
     assert logged(log) == logged(log, "train/grad_norm") == [6, 13, 20]
     assert trainer.log_every_n_steps == 50  # type: ignore[attr-defined]  # as it was given
+    pickle.dumps(copy.deepcopy(trainer.lightning_module))  # which does not hold the trainer
     assert logged(fit(DataLoader(Stream([7]), batch_size=None), limit_train_batches=3)[0]) == [2, 5, 8]
     changing = logged(fit(DataLoader(Stream([7, 5, 6]), batch_size=None))[0])
     assert all(any(first <= step < last for step in changing) for first, last in ((0, 7), (7, 12), (12, 18)))

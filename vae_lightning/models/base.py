@@ -93,7 +93,7 @@ class LatentVariableModel(pl.LightningModule):
         self._check_before_compiled(batch)
         self._reseed(self.global_rank, _TRAIN, self.current_epoch, index)
         loss, terms, scalars = (self.compiled or self.loss_and_terms)(batch, self.objective_step)
-        is_due = self._log_interval.is_due(index, is_last)
+        is_due = self._log_interval.is_due(self.trainer, self.several, index, is_last)
         if is_due:
             rate = self._speed.read()
             speed = {} if rate is None else {"images_per_second": rate * self.trainer.world_size}
@@ -206,7 +206,7 @@ class LatentVariableModel(pl.LightningModule):
     # of (seed, batch) alone, whichever rank has that batch (see `ImageLoader`) ----------------------------------------
 
     def on_train_start(self) -> None:
-        self._log_interval = LogInterval(self.trainer, self.several)
+        self._log_interval = LogInterval(self.trainer)
         self._begin_epoch()  # of a run that goes on in mid-epoch, the next hook does not
         self._schedule_on_plateau()  # a run that goes on from an epoch's last step begins the next one without a word
 
@@ -216,13 +216,13 @@ class LatentVariableModel(pl.LightningModule):
 
     def _begin_epoch(self) -> None:
         self._speed.start()
-        self._log_interval.begin_epoch()
+        self._log_interval.begin_epoch(self.trainer, self.several)
 
     def on_train_epoch_end(self) -> None:
         self._speed.stop()
 
     def on_train_end(self) -> None:
-        self._log_interval.end_fit()
+        self._log_interval.end_fit(self.trainer)
 
     def on_validation_start(self) -> None:
         self._speed.stop()

@@ -18,35 +18,36 @@ class LogInterval:
     no other was.
     """
 
-    def __init__(self, trainer: pl.Trainer, several: SeveralSteps | None) -> None:
-        self.trainer, self.several = trainer, several
-        self.given = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    def __init__(self, trainer: pl.Trainer) -> None:
+        # not the trainer itself: it would be copied with the model
+        self.given: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self, trainer: pl.Trainer, several: SeveralSteps | None) -> None:
         """Lower the interval to the epoch's steps."""
-        batches = self.trainer.num_training_batches if self.several is None else self.several.batches_of_epoch()
-        steps = self.given if batches == math.inf else math.ceil(batches / self._batches_per_step)
-        self._set(min(self.given, max(1, steps)))
+        batches = trainer.num_training_batches if several is None else several.batches_of_epoch()
+        steps = self.given if batches == math.inf else math.ceil(batches / _batches_per_step(trainer, several))
+        _set_interval(trainer, min(self.given, max(1, steps)))
 
-    def is_due(self, index: int, is_last: bool) -> bool:
+    def is_due(self, trainer: pl.Trainer, several: SeveralSteps | None, index: int, is_last: bool) -> bool:
         """Whether to log the step that batch number `index` of the epoch, perhaps its last, is a part of."""
-        interval, step = self.trainer.log_every_n_steps, self.trainer.global_step + 1  # type: ignore[attr-defined]
-        in_epoch = index // self._batches_per_step + 1
-        ends = is_last or step == self.trainer.max_steps
+        interval, step = trainer.log_every_n_steps, trainer.global_step + 1  # type: ignore[attr-defined]
+        in_epoch = index // _batches_per_step(trainer, several) + 1
+        ends = is_last or step == trainer.max_steps
         if interval and ends and step // interval == (step - in_epoch) // interval:  # none was due in this epoch
             interval = 1
-            self._set(interval)
+            _set_interval(trainer, interval)
         return bool(interval) and step % interval == 0
 
-    def end_fit(self) -> None:
-        self._set(self.given)
+    def end_fit(self, trainer: pl.Trainer) -> None:
+        _set_interval(trainer, self.given)
 
-    @property
-    def _batches_per_step(self) -> int:
-        return self.trainer.accumulate_grad_batches if self.several is None else self.several.accumulate
 
-    def _set(self, steps: int) -> None:
-        self.trainer.log_every_n_steps = steps  # type: ignore[attr-defined]
+def _batches_per_step(trainer: pl.Trainer, several: SeveralSteps | None) -> int:
+    return trainer.accumulate_grad_batches if several is None else several.accumulate
+
+
+def _set_interval(trainer: pl.Trainer, steps: int) -> None:
+    trainer.log_every_n_steps = steps  # type: ignore[attr-defined]
 
 
 class Speedometer:
