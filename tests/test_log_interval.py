@@ -120,6 +120,7 @@ def test_a_loader_without_a_length() -> None:
     assert trainer.log_every_n_steps == 50  # type: ignore[attr-defined]  # as it was given
     pickle.dumps(copy.deepcopy(trainer.lightning_module))  # which does not hold the trainer
     assert logged(fit(DataLoader(Stream([7]), batch_size=None), limit_train_batches=3)[0]) == [2, 5, 8]
+    assert logged(fit(DataLoader(Stream([7]), batch_size=None), accumulate_grad_batches=2)[0]) == [3, 7, 11]
     changing = logged(fit(DataLoader(Stream([7, 5, 6]), batch_size=None))[0])
     assert all(any(first <= step < last for step in changing) for first, last in ((0, 7), (7, 12), (12, 18)))
 
