@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers import REPOSITORY, write_mnist
 from vae_lightning.__main__ import main
+from vae_lightning.data import CelebA
+from vae_lightning.data.base import SPLITS
 from vae_lightning.drawing import write_celeba_layout
 
 CELEBA = ("check-data", "-c", "configs/vae/celeba.yaml", "--data.verify=false")
@@ -23,7 +25,11 @@ def test_a_good_set_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[s
     write_celeba_layout(tmp_path, 40, archive=True)
     assert main([*CELEBA, f"--data.data_dir={tmp_path}", f"--runs_dir={tmp_path / 'runs'}"]) == 0
     out = capsys.readouterr().out
-    assert "train: 32 images [3, 64, 64], mean pixel 0." in out
+    data = CelebA(str(tmp_path), verify=False)
+    data.prepare_data()
+    means = {split: data.images(split).pixels.double().mean() / 255 for split in SPLITS}
+    assert f"train: 32 images [3, 64, 64], mean pixel {means['train']:.3f}" in out
+    assert f"val: 4 images [3, 64, 64], mean pixel {means['val']:.3f}" in out
     assert "labels [40] an image" in out
     assert not (tmp_path / "runs").exists()
 

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from tests.helpers import EPOCHS as EACH_EPOCH
 from vae_lightning.__main__ import main
 from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.data import Digits
-from vae_lightning.data.base import ImageLoader
+from vae_lightning.data.base import SPLITS, ImageLoader
 from vae_lightning.data.loader import evaluation_batch_size
 from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
@@ -84,17 +85,27 @@ def test_two_processes_report_what_one_reports(two: Path, monkeypatch: pytest.Mo
 
 
 def test_two_processes_predict_what_one_predicts_in_its_order(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command, path = ("predict", "-c", str(two / "config.yaml"), f"--ckpt_path={two}"), two / "predictions.pt"
+    command, path = ("predict", "-c", str(two / "config.yaml"), f"--ckpt_path={two}"), two / "predictions-all.npz"
+    command = (*command, "--split=all", "--sample=true")
     run_cli(*command, *TWO)
-    both = torch.load(path, weights_only=True)
+    both = dict(np.load(path, allow_pickle=False))
     monkeypatch.chdir(REPOSITORY)
     assert main([*command, *ONE]) == 0
-    one = torch.load(path, weights_only=True)
+    one = dict(np.load(path, allow_pickle=False))
     path.unlink()
-    assert both.keys() == one.keys() == {"reconstruction", "z", "label"}
-    assert torch.equal(both["label"], Digits().images("test").labels)  # type: ignore[arg-type]
-    for name, values in one.items():
-        torch.testing.assert_close(both[name], values)
+    assert both.keys() == one.keys() == {"z_mean", "z_scale", "z_sample", "label", "split"}
+    labels = [Digits().images(split).labels for split in SPLITS]
+    assert np.array_equal(both["label"], torch.cat(labels))  # type: ignore[arg-type]
+    assert np.array_equal(both["split"], one["split"])
+    for name in ("z_mean", "z_scale", "z_sample"):
+        np.testing.assert_allclose(both[name], one[name], rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_log_every_epoch_of_ten_steps(two: Path) -> None:
+    """The interval of the config is that of one process, 20 steps."""
+    rows = [row for row in read_csv(two / "metrics.csv") if "train/elbo" in row]
+    assert [int(row["step"]) for row in rows] == [9, 19]
+    assert all(float(row["train/images_per_second"]) > 0 for row in rows)
 
 
 def test_within_an_epoch_another_number_of_ranks_is_refused_and_between_two_it_is_said(

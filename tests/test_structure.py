@@ -13,6 +13,7 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "types": set(),
     "signals": set(),
     "cores": set(),
+    "formatting": set(),
     "ownership": {"types"},
     "noise": set(),
     "recipes": {"types"},
@@ -25,7 +26,9 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "data": {"cores", "drawing", "noise", "types"},
     "drawing": {"noise", "types"},
     "metrics": {"data", "distributions", "models", "networks", "noise", "trace", "types"},
-    "callbacks": {"compiler", "cores", "data", "metrics", "models", "noise", "ownership", "signals", "types"},
+    "callbacks": {
+        *("compiler", "cores", "data", "formatting", "metrics", "models", "noise", "ownership", "signals", "types")
+    },
 }
 
 

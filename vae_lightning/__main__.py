@@ -17,6 +17,7 @@ vae-lightning: train, test and look at variational autoencoders.
   vae-lightning train -c configs/vae/digits.yaml     fit, then test the best checkpoint, then say what came of it
   vae-lightning fit -c CONFIG                        fit alone
   vae-lightning validate|test|predict -c CONFIG --ckpt_path FILE
+                                                     predict: mean and scale of q(z|x) as npz; --split=all
   vae-lightning check-data -c CONFIG                 prepare the data set, read all of it, list what is wrong
   vae-lightning sample CHECKPOINT                    a picture of samples from the prior
   vae-lightning fit-prior CHECKPOINT [--prior=CLASS] fit a density to the encoded training set; then

@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.models.weights import check_finite
 from vae_lightning.trust import check_checkpoint, is_remote, read_checkpoint
 from vae_lightning.types import UserError
 
@@ -50,6 +51,7 @@ def load_model(path: str | Path) -> LatentVariableModel:
     """The model in a checkpoint, whatever its class, in evaluation mode on the CPU."""
     checkpoint = read_checkpoint(path)
     check_checkpoint(checkpoint, path)
+    check_weights(checkpoint, path)
     hparams = checkpoint["hyper_parameters"]
     module, _, name = hparams["_class_path"].rpartition(".")
     try:
@@ -70,6 +72,12 @@ def check_fits(path: str | Path | None, checkpoint: dict[str, Any], model: nn.Mo
         found, wanted = _shape(saved, name), _shape(own, name)
         if found != wanted:
             raise UserError(f"{path} does not fit the model of the config: {name} is {found} there, {wanted} here")
+
+
+def check_weights(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Raise where a checkpoint has a weight that is not finite, of its model or of the one that is being averaged."""
+    for state in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
+        check_finite(path, state)
 
 
 def _shape(state: dict[str, Any], name: str) -> str:

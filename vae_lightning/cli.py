@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -35,16 +34,16 @@ from vae_lightning.callbacks import (
     SteadyBar,
 )
 from vae_lightning.checkpoint_io import WholeFiles
-from vae_lightning.checkpoints import changes, check_fits, differences, local_checkpoint
+from vae_lightning.checkpoints import changes, check_fits, check_weights, differences, local_checkpoint
 from vae_lightning.data import ImageDataModule
-from vae_lightning.data.files import write_whole
+from vae_lightning.data.base import SPLITS, Split
 from vae_lightning.errors import Parser, check_configs, one_line
 from vae_lightning.loggers import MetricsCSV, start_wandb
 from vae_lightning.login import wandb_is_offline
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
-from vae_lightning.metrics.evaluator import in_order
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.overrides import with_own_defaults
+from vae_lightning.predictions import describe, rows_of, save_arrays
 from vae_lightning.report import summary
 from vae_lightning.types import UserError
 
@@ -103,6 +102,14 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(CollapseReport, "collapse")
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            which = "whose images to encode, in order and without flips, into predictions-<split>.npz"
+            parser.add_argument("--split", type=Literal["train", "val", "test", "all"], default="test", help=which)
+            parser.add_argument("--sample", type=bool, default=False, help="keep one sample of q(z|x), too")
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, without its warning that arguments were given: they are always given here."""
@@ -218,6 +225,7 @@ class CLI(LightningCLI):
         if self.run.contents is None:
             return
         check_fits(self.run.path, self.run.contents, self.model)
+        check_weights(self.run.contents, self.folder if self.run.path is None else self.run.path)
         config = self.folder / "config.yaml"
         if self.config.subcommand == "fit" and config.is_file():
             changed = changes(config, self.config_text)
@@ -268,19 +276,21 @@ class CLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Called in the place of Lightning's, which returns the predictions and keeps none of them."""
-        batches = self.trainer.predict(**kwargs)
-        if not batches:
-            raise UserError("nothing was predicted: limit_predict_batches is 0")
+        given = self.config.predict
+        splits: tuple[Split, ...] = SPLITS if given.split == "all" else (given.split,)
+        self.datamodule.predicted_splits, self.model.predicts_samples = splits, given.sample
+        found: list[Any] = self.trainer.predict(**kwargs) or []
+        found = found if len(splits) > 1 else [found]
+        if not all(found):
+            raise UserError("nothing was predicted: limit_predict_batches is 0, or return_predictions is false")
         # where the ranks can exchange them; one has no need to, and a GPU may not hold them all
         device = self.trainer.strategy.root_device if self.trainer.world_size > 1 else torch.device("cpu")
-        whole = {name: in_order([batch[name].to(device) for batch in batches]).cpu() for name in batches[0]}
-        if not self.trainer.is_global_zero:
-            return
-        path = self.folder / "predictions.pt"
-        contents = io.BytesIO()
-        torch.save(whole, contents)
-        write_whole(path, contents.getvalue())
-        print(f"{path}: {', '.join(f'{name} {list(value.shape)}' for name, value in whole.items())}", flush=True)
+        parts = [rows_of(batches, device) for batches in found]
+        if self.trainer.is_global_zero:
+            path = self.folder / f"predictions-{given.split}.npz"
+            named = [describe(rows, self.datamodule, split) for rows, split in zip(parts, splits, strict=True)]
+            arrays = save_arrays(path, named)
+            print(f"{path}: {', '.join(f'{name} {list(values.shape)}' for name, values in arrays.items())}", flush=True)
 
     def after_test(self) -> None:
         if self.trainer.is_global_zero:

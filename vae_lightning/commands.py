@@ -24,7 +24,7 @@ from vae_lightning.checkpoints import load_model, local_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS
 from vae_lightning.data.cache import BrokenImagesError
-from vae_lightning.data.loader import first_images
+from vae_lightning.data.loader import Images, first_images
 from vae_lightning.fitting import (
     check_space,
     encode,
@@ -35,7 +35,8 @@ from vae_lightning.fitting import (
     save_prior,
     use_fitted_prior,
 )
-from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute, missing_error, plus_minus
+from vae_lightning.formatting import number, with_error
+from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute, missing_error
 from vae_lightning.noise import reseed
 from vae_lightning.runs import Complete
 from vae_lightning.signals import Stopped
@@ -131,8 +132,7 @@ def _impute(args: list[str]) -> None:
         score.update(missing_error(guess, x, missing))
         error, stderr = score.compute()
         wrong = f", {missing_error(guess.round(), x, missing).mean():.1%} wrong" if is_binary else ""
-        said = plus_minus(error.item(), stderr.item(), digits=4)
-        print(f"{name:<12}squared error {said} a missing pixel{wrong}", flush=True)
+        print(f"{name:<12}squared error {with_error(error, stderr, 4)} a missing pixel{wrong}", flush=True)
 
 
 def _spread_images(batches: Iterable[Batch], n: int) -> Batch:
@@ -211,8 +211,14 @@ def _check(spec: dict[str, Any]) -> None:
     for split in SPLITS:
         images = data.images(split)
         label = "" if images.labels is None else f", labels {list(images.labels.shape[1:]) or 'one'} an image"
-        count, mean = len(images.pixels), images.pixels[::97].float().mean() / images.max_value
-        print(f"{split}: {count:,} images {list(data.image_shape)}, mean pixel {mean:.3f}{label}", flush=True)
+        said = f"{len(images.pixels):,} images {list(data.image_shape)}, mean pixel {number(_mean_pixel(images), 3)}"
+        print(f"{split}: {said}{label}", flush=True)
+
+
+def _mean_pixel(images: Images, at_once: int = 1000) -> float:
+    """Of all images, in [0, 1]; read in parts, because they may lie in a file larger than the memory."""
+    total = sum(int(part.sum(dtype=torch.int64)) for part in images.pixels.split(at_once))
+    return total / images.pixels.numel() / images.max_value
 
 
 def _build_data(spec: dict[str, Any]) -> ImageDataModule:

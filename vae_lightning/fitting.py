@@ -28,8 +28,10 @@ from vae_lightning.distributions import (
     share_support,
 )
 from vae_lightning.errors import one_line
-from vae_lightning.metrics import MeanAndError, plus_minus
+from vae_lightning.formatting import with_error
+from vae_lightning.metrics import MeanAndError
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.models.weights import check_finite
 from vae_lightning.recipes import to_plain
 from vae_lightning.trace import kind
 from vae_lightning.trust import check_names
@@ -136,7 +138,7 @@ def _said(values: Tensor) -> str:
     mean_and_error = MeanAndError()
     mean_and_error.update(values.double().mean(1))  # of an image, over its samples
     mean, error = mean_and_error.compute()
-    return plus_minus(mean.item(), error.item())
+    return with_error(mean, error)
 
 
 # -- the file beside the checkpoint -----------------------------------------------------------------------------------
@@ -186,6 +188,7 @@ def use_fitted_prior(model: LatentVariableModel, checkpoint: Path) -> None:
         prior.load_state_dict(kept["state_dict"])
     except (RuntimeError, TypeError, ValueError, argparse.ArgumentError) as error:
         raise UserError(f"{path}: its prior cannot be built: {' '.join(str(error).split())[:300]}") from error
+    check_finite(path, prior.state_dict())
     model.prior = prior.to(model.device).eval()
 
 

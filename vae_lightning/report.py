@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import sys
@@ -11,7 +12,10 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
-from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion, plus_minus
+from vae_lightning.callbacks import BestAndLast
+from vae_lightning.checkpoint_io import BEST, LAST
+from vae_lightning.formatting import number, with_error
+from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
 from vae_lightning.models import LatentVariableModel
 
 
@@ -24,10 +28,11 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
         *_conditions(trainer, config),
         *_wandb(trainer),
     ]
-    best = folder / "checkpoints" / "best.ckpt"
-    if best.is_file():
+    checkpoints = (folder / "checkpoints" / name for name in (BEST, LAST))
+    kept = next((path for path in checkpoints if path.is_file()), None)
+    if kept is not None:
         rows.append(("pictures", str(folder / "images")))
-        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(best))}"))
+        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}"))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
 
 
@@ -40,22 +45,37 @@ def program(name: str) -> str:
 
 
 def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
-    rows = []
-    best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    rows = _validation(trainer)
     metrics = trainer.callback_metrics
-    if best is not None:
-        rows.append(("validation", f"{trainer.checkpoint_callback.monitor} {best.item():.2f} at best"))  # type: ignore[union-attr]
     if "test/nll" in metrics:
-        nll, error = metrics["test/nll"].item(), metrics["test/nll_stderr"].item()
-        rows.append(("test", f"nll {plus_minus(nll, error)} nats/image (an upper bound, by importance sampling)"))
+        nll = with_error(metrics["test/nll"], metrics.get("test/nll_stderr"))
+        rows.append(("test", f"nll {nll} nats/image (an upper bound, by importance sampling)"))
     if "test/elbo" in metrics:
         names = ("elbo", "log_likelihood", "kl")
-        rows.append(("", ", ".join(f"{name} {metrics[f'test/{name}'].item():.2f}" for name in names)))
+        rows.append(("", ", ".join(f"{name} {number(metrics[f'test/{name}'])}" for name in names)))
     numbers = next((c.numbers for c in trainer.callbacks if isinstance(c, Evaluation)), {})  # type: ignore[attr-defined]
     shown = [name for name in numbers if not name.endswith("_stderr") and name not in RateDistortion.units]
     if shown:  # rate and distortion stand above, as kl and log_likelihood
-        rows.append(("", ", ".join(f"{name} {numbers[name]:.3g}" for name in shown)))
+        rows.append(("", ", ".join(f"{name} {_short(numbers[name])}" for name in shown)))
     return rows
+
+
+def _short(value: float | str) -> str:
+    """Three digits; a question mark where the number is not known."""
+    return value if isinstance(value, str) else "?" if math.isnan(value) else f"{value:.3g}"
+
+
+def _validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """The best value of the run's own checkpoint callback; or, after values of which none was finite, what is kept."""
+    kept = next((c for c in trainer.callbacks if isinstance(c, BestAndLast)), None)  # type: ignore[attr-defined]
+    if kept is None:
+        return []
+    if kept.best_model_score is not None and kept.best_model_score.isfinite():
+        return [("validation", f"{kept.monitor} {number(kept.best_model_score)} at best")]
+    if not kept.has_refused:
+        return []
+    last = f"last.ckpt has step {trainer.global_step}" if kept.last_model_path else "nor was last.ckpt written"
+    return [("validation", f"{kept.monitor} was never finite: there is no best.ckpt; {last}")]
 
 
 def _latents(trainer: pl.Trainer) -> list[tuple[str, str]]:
@@ -71,8 +91,7 @@ def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     settings = yaml.safe_load(config)
     model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(model, LatentVariableModel)
-    likelihood = settings["model"].get("init_args", {}).get("likelihood", {}).get("class_path", "")
-    said = [f"likelihood {likelihood.rpartition('.')[2]}"]
+    said = [f"likelihood {model.likelihood_name}"] if model.likelihood_name else []
     said += [f"trained by {type(model.objective).__name__} with K = {model.objective.num_samples}"]
     said += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(model.objective_step).items()]
     sigma = next((v for k, v in trainer.callback_metrics.items() if k.endswith("/sigma")), None)

@@ -23,7 +23,8 @@ from vae_lightning.callbacks.run import _with_nulls
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial, StandardNormal
 from vae_lightning.fitting import Encoded, report
-from vae_lightning.metrics import Evaluation, Information, LatentUnits, MeanAndError, RateDistortion, plus_minus
+from vae_lightning.formatting import with_error
+from vae_lightning.metrics import Evaluation, Information, LatentUnits, MeanAndError, RateDistortion
 from vae_lightning.metrics.disentanglement import factor_vae_score, mutual_information_gap, standard_error
 from vae_lightning.metrics.estimate import mean_and_error
 from vae_lightning.models import VAE
@@ -93,9 +94,9 @@ def test_of_one_value_there_is_no_error() -> None:
 
 
 def test_it_is_shown_as_a_question() -> None:
-    assert plus_minus(89.731, 0.208) == "89.73 +- 0.21"
-    assert plus_minus(89.731, math.nan, 1) == "89.7 +- ?"
-    assert plus_minus(-1e-9, 0.0) == "0.00 +- 0.00"
+    assert with_error(89.731, 0.208) == "89.73 +- 0.21"
+    assert with_error(89.731, math.nan, 1) == "89.7 +- ?"
+    assert with_error(-1e-9, 0.0) == "0.00 +- 0.00"
 
 
 def test_the_units_of_one_image_are_not_known() -> None:

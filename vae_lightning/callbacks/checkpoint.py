@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from vae_lightning import signals
 from vae_lightning.callbacks.agreement import Agreement
@@ -19,6 +20,7 @@ class BestAndLast(ModelCheckpoint):
     """`checkpoints/best.ckpt` (greatest `monitor`) and `checkpoints/last.ckpt`, in the trainer's root folder.
 
     The default is `val/elbo` and not `val/loss`: a loss whose beta changes cannot be compared from epoch to epoch.
+    A value that is not finite is never the best.
     `last` is written at each validation, `last_every_minutes` after it was written before, at the end, and when a
     signal asks the run to stop (see `signals`): between two optimizer steps, on all ranks at the same one. It is never
     written with a weight that is not finite.
@@ -37,6 +39,7 @@ class BestAndLast(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last_every_minutes = last_every_minutes
+        self.has_refused = False  # was a value of `monitor` not finite?
         self._complete: list[int] = []
         self._mid_validation = False
         self._last_step, self._last_time = -1, time.monotonic()
@@ -153,6 +156,15 @@ class BestAndLast(ModelCheckpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Nothing is saved here: a rank that fails alone would wait for the others."""
         signals.poll(False)
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """As Lightning's, but for a value that is not finite: Lightning keeps the first value, whatever it is."""
+        if current is None:
+            return False
+        if not trainer.strategy.reduce_boolean_decision(bool(current.isfinite())):
+            self.has_refused = True
+            return False
+        return super().check_monitor_top_k(trainer, current)
 
     def _is_late(self, trainer: pl.Trainer) -> bool:
         late = time.monotonic() - self._last_time > 60 * self.last_every_minutes

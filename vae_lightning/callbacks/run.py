@@ -18,6 +18,7 @@ from vae_lightning import __version__
 from vae_lightning.cores import num_cores
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
+from vae_lightning.formatting import number
 from vae_lightning.metrics import CollapseReport, Evaluation
 from vae_lightning.metrics.evaluator import objects_from_all_ranks
 from vae_lightning.ownership import own
@@ -169,7 +170,7 @@ class ProgressLines(pl.Callback):
     def _say(self, trainer: pl.Trainer, where: str, names: tuple[str, ...]) -> None:
         self._last = time.monotonic()
         metrics = trainer.callback_metrics
-        values = [f"{name} {metrics[name].item():.2f}" for name in names if name in metrics]
+        values = [f"{name} {number(metrics[name])}" for name in names if name in metrics]
         if "train/images_per_second" in metrics:
             values.append(f"{metrics['train/images_per_second'].item():,.0f} images/s")
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,8 +59,6 @@ class FastNetworks(pl.Callback):
             assert isinstance(data, ImageDataModule)
             pl_module.several = self._several = SeveralSteps(pl_module, trainer, self.steps_per_call)
             data.batches_per_call = self.steps_per_call
-            # counted in calls, where the logging interval is one of steps
-            warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
         networks = [network for network in pl_module.modules() if isinstance(network, Network)]
         device = trainer.strategy.root_device
         if self.channels_last or (self.channels_last is None and device.type == "cuda"):

@@ -6,8 +6,10 @@ image files that have to be decoded, subclass `CachedImages` and return the file
 
 from __future__ import annotations
 
+import contextlib
+import io
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -39,6 +41,8 @@ class ImageDataModule(pl.LightningDataModule):
     """
 
     image_shape: Shape
+    predicted_splits: tuple[Split, ...] = ("test",)
+    """What `predict` runs on, one loader each."""
     batches_per_call = 1
     """Above 1: the training loader yields lists of so many batches (`--speed.steps_per_call`)."""
     factors: ClassVar[Mapping[str, int]] = {}
@@ -73,7 +77,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Load what the stage needs, so that missing or broken files are found before anything runs."""
-        needs: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        needs: dict[str, tuple[Split, ...]] = {
+            **{"fit": ("train", "val"), "validate": ("val",), "predict": self.predicted_splits}
+        }
         for split in needs.get(stage, ("test",)):
             self.images(split)
 
@@ -82,6 +88,10 @@ class ImageDataModule(pl.LightningDataModule):
         if split not in self._images:
             self._images[split] = self._settle(self.load(split))
         return self._images[split]
+
+    def paths(self, split: Split) -> list[str] | None:
+        """The file that each image of a split was read from, in order; None where the images are not files."""
+        return None
 
     def transform(self, max_value: int = 255) -> Transform:
         """From bytes to x, in training."""
@@ -103,7 +113,7 @@ class ImageDataModule(pl.LightningDataModule):
         return problems
 
     def train_dataloader(self) -> ImageLoader:
-        loader = self._loader("train", self.batch_size)
+        loader = self._loader("train", self.batch_size, train=True)
         loader.batches_per_call = self.batches_per_call
         loader.one_epoch = bool(getattr(self.trainer, "overfit_batches", 0))  # it is declared nowhere
         return loader
@@ -114,8 +124,9 @@ class ImageDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> ImageLoader:
         return self._loader("test", self.eval_batch_size)
 
-    def predict_dataloader(self) -> ImageLoader:
-        return self.test_dataloader()
+    def predict_dataloader(self) -> list[ImageLoader]:
+        """All images of each split, the training images too, in order and transformed as in evaluation."""
+        return [self._loader(split, self.eval_batch_size) for split in self.predicted_splits]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """As it is where it is there, as the batches of `ImageLoader` are, by the first `x`: Lightning would go through
@@ -126,8 +137,8 @@ class ImageDataModule(pl.LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def _loader(self, split: Split, batch_size: int) -> ImageLoader:
-        images, train = self.images(split), split == "train"
+    def _loader(self, split: Split, batch_size: int, train: bool = False) -> ImageLoader:
+        images = self.images(split)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if not train:
             batch_size = evaluation_batch_size(len(images.pixels), batch_size, world_size)
@@ -169,11 +180,13 @@ class Source:
     """Files of images that a cache is made from. `fingerprint` changes when they do; `splits` counts images, in order.
 
     `read` is called only where the cache has to be made: what takes long (digests, listing an archive) belongs there.
+    `paths`: the file of each image, in the cache's order.
     """
 
     fingerprint: Mapping[str, Any]
     splits: Mapping[str, int]
     read: Callable[[], Contents]
+    paths: Sequence[str | Path] | None = None
 
 
 class CachedImages(ImageDataModule):
@@ -209,14 +222,29 @@ class CachedImages(ImageDataModule):
             if header is not None and self._is_mine(header):
                 return
             raise
-        header = Header(self.image_shape, source.splits, self.settings(), source.fingerprint)
-        prepare_cache(self.cache_folder, header, source.read)
+        prepare_cache(self.cache_folder, self._header(source), source.read)
 
     def load(self, split: Split) -> Images:
         header = read_header(self.cache_folder)
         if header is None or not self._is_mine(header):
             raise UserError(f"{self.cache_folder}: no cache of this data with these settings; prepare_data makes it")
         return open_cache(self.cache_folder, split)
+
+    def paths(self, split: Split) -> list[str] | None:
+        """None, too, where the files are gone, or are others than those that the cache was made from."""
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # what `source` says has been said by `prepare_data`
+                source = self.source()
+        except UserError:
+            return None
+        if source.paths is None or self._header(source) != read_header(self.cache_folder):
+            return None
+        names = list(source.splits)
+        start = sum(source.splits[name] for name in names[: names.index(split)])
+        return [str(path) for path in source.paths[start : start + source.splits[split]]]
+
+    def _header(self, source: Source) -> Header:
+        return Header(self.image_shape, source.splits, self.settings(), source.fingerprint)
 
     def check(self) -> list[str]:
         return super().check() + broken_chunks(self.cache_folder)

@@ -114,7 +114,8 @@ class CelebA(CachedImages):
         else:
             state = f"{images.stat().st_size} bytes of {images.stat().st_mtime_ns}"
         fingerprint = {"images": state, "partition": partition, "attributes": self._attributes_state()}
-        return Source(fingerprint, splits, lambda: self._read(images, files, names))
+        paths = [files[name] for name in names] if files else names
+        return Source(fingerprint, splits, lambda: self._read(images, files, names), paths)
 
     def _read(self, images: Path, files: Mapping[str, Path], names: list[str]) -> Contents:
         box = CROPS[self.crop]

@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,12 +84,19 @@ def find(folders: Sequence[Path], names: Sequence[str], remedy: str) -> Path:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Write a file beside its place and rename it: under its final name it is whole, or not there."""
+    """Write a file that is whole under its name, or not there."""
+    with whole_file(path) as file:
+        file.write(contents)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, beside its place, that is renamed at the end: under its name it is whole, or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # in two containers, two processes have one id
     try:
         with part.open("wb") as file:
-            file.write(contents)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -111,7 +111,7 @@ class ImageFolder(CachedImages):
         files = [path for part in parts for path in part]
         splits: dict[str, int] = {split: len(part) for split, part in zip(SPLITS, parts, strict=True)}
         read = lambda: Contents(fill_from(files, self._decode), self._labels(files))  # noqa: E731
-        return Source({"listing": listing}, splits, read)
+        return Source({"listing": listing}, splits, read, files)
 
     def _decode(self, path: Path) -> np.ndarray:
         return decode(read_file(path), str(path), self.image_shape, self.fit)

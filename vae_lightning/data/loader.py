@@ -104,7 +104,12 @@ class ImageLoader:
     def __len__(self) -> int:
         if not self.train:
             return len(range(self.rank, -(-len(self.images.pixels) // self.batch_size), self.world_size))
-        return -(-self._num_images() // (self.batch_size * self.batches_per_call))
+        return -(-self.num_batches // self.batches_per_call)
+
+    @property
+    def num_batches(self) -> int:
+        """Of this rank, in an epoch of training, however many of them are yielded at once."""
+        return -(-self._num_images() // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         """Lazily: epoch and position are asked for at the first batch, when Lightning has settled both."""

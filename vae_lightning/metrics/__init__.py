@@ -2,7 +2,6 @@
 
 from vae_lightning.metrics.collapse import CollapseReport
 from vae_lightning.metrics.disentanglement import Disentanglement
-from vae_lightning.metrics.estimate import plus_minus
 from vae_lightning.metrics.evaluation import Evaluation
 from vae_lightning.metrics.evaluator import Evaluator
 from vae_lightning.metrics.frechet import FID, FrechetDistance
@@ -32,5 +31,4 @@ __all__ = [
     "impute",
     "log_marginal_likelihood",
     "missing_error",
-    "plus_minus",
 ]

@@ -27,8 +27,3 @@ def mean_and_error(values: Tensor) -> Estimate:
     """Of one value an example, [N]. The standard error of a single one is not known."""
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return Estimate(values.mean().item(), error)
-
-
-def plus_minus(mean: float, error: float, digits: int = 2) -> str:
-    """`89.73 +- 0.21`; `+- ?` where the standard error is not known."""
-    return f"{mean:z.{digits}f} +- {'?' if math.isnan(error) else f'{error:.{digits}f}'}"  # z: no minus before a 0

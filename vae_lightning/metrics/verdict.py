@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_lightning.metrics.estimate import Estimate, mean_and_error, plus_minus
+from vae_lightning.formatting import with_error
+from vae_lightning.metrics.estimate import Estimate, mean_and_error
 from vae_lightning.metrics.evaluator import Finding
 
 COLLAPSED = 0.1
@@ -86,7 +87,7 @@ class _Latent:
         """The numbers that `is_said` rests on, and the count of active units beside them."""
         parts = []
         if self.information is not None:
-            said = f"mutual information {plus_minus(*self.information, 3)} nats"
+            said = f"mutual information {with_error(*self.information, 3)} nats"
             parts.append(f"{said} ({self.ceiling})" if math.isnan(self.information.error) else said)
         elif self.signal is not None:
             parts.append(f"mutual information about {self.signal.sum().item():.2g} nats (by the moments of q)")
@@ -225,4 +226,4 @@ def of_each_latent(kind: str, use: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _nats(estimate: Estimate) -> str:
-    return f"{plus_minus(*estimate)} nats"
+    return f"{with_error(*estimate)} nats"

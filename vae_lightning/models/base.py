@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from vae_lightning.distributions import noise_scale, share_support
+from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
+from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.several import SeveralSteps
+from vae_lightning.models.weights import check_finite
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
@@ -54,12 +57,16 @@ class LatentVariableModel(pl.LightningModule):
         self.objective = objective()
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self._stages_checked: set[str] = set()
-        self._speed = _Speedometer()
+        self.likelihood_name = ""  # what the run's last lines call p(x|z): known from the first trace on
+        self._speed = Speedometer()
         self._loaded_step = 0
         self._loaded_values: dict[str, float] = {}
         self._epochs_scheduled = 0
         self.several: SeveralSteps | None = None  # set where `training_step` is given several batches at once
         self.compiled: LossAndTerms | None = None  # set where `loss_and_terms` is compiled
+
+    predicts_samples = False
+    """Whether `predict` keeps one sample of q(z|x) beside its mean and scale."""
 
     @abstractmethod
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
@@ -79,17 +86,17 @@ class LatentVariableModel(pl.LightningModule):
         if isinstance(batch, list):
             assert self.several is not None
             return self.several(batch, batch_idx)
-        return self.loss_of(batch, batch_idx)[0]
+        return self.loss_of(batch, batch_idx, self.trainer.is_last_batch)[0]
 
-    def loss_of(self, batch: Batch, index: int) -> tuple[Tensor, bool]:
+    def loss_of(self, batch: Batch, index: int, is_last: bool) -> tuple[Tensor, bool]:
         """The loss of the epoch's batch number `index`, with that batch's noise; and whether it was logged."""
         self._check_before_compiled(batch)
         self._reseed(self.global_rank, _TRAIN, self.current_epoch, index)
         loss, terms, scalars = (self.compiled or self.loss_and_terms)(batch, self.objective_step)
-        interval = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_due = bool(interval) and (self.global_step + 1) % interval == 0
+        is_due = self._log_interval.is_due(self.trainer, self.several, index, is_last)
         if is_due:
-            speed = {"images_per_second": self._speed.read() * self.trainer.world_size}
+            rate = self._speed.read()
+            speed = {} if rate is None else {"images_per_second": rate * self.trainer.world_size}
             self._log("train", terms, {**scalars, **self.objective.coefficients(self.global_step), **speed})
         self._speed.images += len(batch["x"])
         return loss, is_due
@@ -112,12 +119,16 @@ class LatentVariableModel(pl.LightningModule):
         self._log("test", terms, self._scalars(trace))
         return terms
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """One sample of each latent, the mean of p(x|z) there, and the label where there is one."""
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """The mean and the scale of q(z|x), as `posterior_codes` gives them, and the label where there is one.
+
+        A sample beside them where `predicts_samples` is set.
+        """
         trace = self.trace(batch)
-        latents = {name: latent.z[0] for name, latent in trace.latents.items()}
+        if batch_idx == dataloader_idx == 0 and (names := estimated(trace)):
+            rank_zero_info(f"{', '.join(names)}: no closed form of q(z|x): mean and scale are those of {DRAWS} draws")
         labels = {name: batch[name] for name in ("label",) if name in batch}
-        return {"reconstruction": trace.p_x.mean[0], **latents, **labels}
+        return {**posterior_codes(self, batch, trace, self.predicts_samples), **labels}
 
     def _evaluate(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Trace]:
         trace = self.trace(batch, self.objective.num_samples)
@@ -157,8 +168,14 @@ class LatentVariableModel(pl.LightningModule):
         if stage in self._stages_checked:
             return
         self._stages_checked.add(stage)
+        check_finite(type(self).__name__, self.state_dict())
         _check_likelihood(trace)
         for name, latent in trace.latents.items():
+            if not torch.isfinite(latent.z).all():
+                raise UserError(
+                    f"latent {name}: a sample of its posterior {kind(latent.q)} is not finite, with weights that are; "
+                    "they are too large: train again with a smaller learning rate or --trainer.gradient_clip_val"
+                )
             if not share_support(latent.q, latent.p, latent.z):
                 raise UserError(
                     f"latent {name}: its posterior {kind(latent.q)} and its prior {kind(latent.p)} are not over the "
@@ -166,9 +183,10 @@ class LatentVariableModel(pl.LightningModule):
                     "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size; a "
                     "latent whose prior has no such flag takes DiagonalNormal, or another posterior over R^D"
                 )
+        self.likelihood_name = kind(trace.p_x)
         if len(self._stages_checked) == 1:
             kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
-            rank_zero_info(f"likelihood {kind(trace.p_x)}; KL by latent: {kinds}")
+            rank_zero_info(f"likelihood {self.likelihood_name}; KL by latent: {kinds}")
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
@@ -188,13 +206,26 @@ class LatentVariableModel(pl.LightningModule):
     # of (seed, batch) alone, whichever rank has that batch (see `ImageLoader`) ----------------------------------------
 
     def on_train_start(self) -> None:
+        self._log_interval = LogInterval(self.trainer)
+        self._begin_epoch()  # of a run that goes on in mid-epoch, the next hook does not
         self._schedule_on_plateau()  # a run that goes on from an epoch's last step begins the next one without a word
 
     def on_train_epoch_start(self) -> None:
-        self._speed.restart()
+        self._begin_epoch()
         self._schedule_on_plateau()
 
+    def _begin_epoch(self) -> None:
+        self._speed.start()
+        self._log_interval.begin_epoch(self.trainer, self.several)
+
+    def on_train_epoch_end(self) -> None:
+        self._speed.stop()
+
+    def on_train_end(self) -> None:
+        self._log_interval.end_fit(self.trainer)
+
     def on_validation_start(self) -> None:
+        self._speed.stop()
         self._rng_state = torch.get_rng_state()
         if self.several is not None and self.trainer.state.fn == "fit":
             self.several.count(self.global_step - 1)
@@ -202,7 +233,7 @@ class LatentVariableModel(pl.LightningModule):
     def on_validation_end(self) -> None:
         """A user's own shuffling DataLoader draws its order from here: not from the one state validation ends in."""
         torch.set_rng_state(self._rng_state)
-        self._speed.restart()
+        self._speed.start()
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._reseed_evaluation(0, batch_idx)
@@ -265,6 +296,8 @@ class LatentVariableModel(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Under 16-mixed the scaler takes its scale out of the gradient before that is clipped or its norm logged, with
         any optimizer: a fused one would do so in its step, too late, and Lightning refuses to clip then."""
+        # Lightning compares before `LogInterval` lowers the interval
+        warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
         if self.trainer.precision == "16-mixed":
             for optimizer in self.trainer.optimizers:
                 optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
@@ -328,21 +361,6 @@ def _check_likelihood(trace: Trace) -> None:
             "such), or a likelihood for grey pixels (--model.likelihood=ContinuousBernoulli or DiagonalNormal, or "
             "Binomial or DiscretizedLogistic where its number of levels fits)"
         )
-
-
-class _Speedometer:
-    """Images per second since the last reading; restarted so that validation does not count."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.images, self.since = 0, time.perf_counter()
-
-    def read(self) -> float:
-        rate = self.images / (time.perf_counter() - self.since)
-        self.restart()
-        return rate
 
 
 def _fused(optimizer: Optimizer) -> Optimizer:

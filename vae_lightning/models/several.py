@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -44,7 +45,7 @@ class SeveralSteps:
                     break
                 index = call * self.steps_per_call + i
                 step = self.model.global_step
-                loss, was_logged = self.model.loss_of(batch, index)
+                loss, was_logged = self.model.loss_of(batch, index, last_call and i + 1 == len(batches))
                 logged = step if was_logged else logged
                 self.model.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
                 if (index + 1) % self.accumulate == 0 or (last_call and i + 1 == len(batches)):
@@ -54,6 +55,11 @@ class SeveralSteps:
         if last_call:
             self._schedule("epoch")  # before the validation, whose checkpoint then has the next epoch's rate
         self.count(self.model.global_step - 1 if logged is None else logged)
+
+    def batches_of_epoch(self) -> float:
+        """Infinite where the loader counts nothing but its calls: the last call may have fewer batches."""
+        batches = getattr(self.trainer.train_dataloader, "num_batches", None)
+        return math.inf if batches is None else min(batches, self.trainer.num_training_batches * self.steps_per_call)
 
     def count(self, steps: int) -> None:
         """Tell Lightning how many steps there were before this one: it has counted calls. The x-axis of the log."""

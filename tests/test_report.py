@@ -1,0 +1,35 @@
+"""The last lines of a run: of a model without the slots of the shipped ones, too."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import EPOCHS, REPOSITORY
+from vae_lightning.__main__ import main
+from vae_lightning.distributions import Laplace
+from vae_lightning.models import VAE
+from vae_lightning.networks import MLP
+from vae_lightning.types import Shape
+
+
+class Fixed(VAE):
+    """A VAE whose likelihood is no argument."""
+
+    def __init__(self, image_shape: Shape) -> None:
+        tiny = partial(MLP, hidden_sizes=(8,))
+        super().__init__(image_shape, 2, encoder=tiny, decoder=tiny, likelihood=Laplace)
+
+
+@pytest.mark.parametrize("verb", ["train", "fit"])
+def test_the_likelihood_is_that_of_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    config = tmp_path / "fixed.yaml"
+    config.write_text("model: {class_path: tests.test_report.Fixed}\ndata: {class_path: Digits}\n")
+    quick = ("--trainer.max_epochs=1", "--trainer.logger=false", f"--runs_dir={tmp_path}")
+    assert main([verb, "-c", str(config), *EPOCHS, *quick]) == 0
+    assert "given       likelihood Laplace, trained by ELBO with K = 1" in capsys.readouterr().out

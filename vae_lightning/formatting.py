@@ -1,0 +1,20 @@
+"""Numbers as text: the one form in which results go to the screen."""
+
+from __future__ import annotations
+
+import math
+from typing import SupportsFloat
+
+_LARGE = 1e6
+
+
+def number(value: SupportsFloat, places: int = 2) -> str:
+    """With `places` decimals; with four digits and an exponent from a million on: -129.92, 7.863e+29."""
+    value = float(value)
+    return f"{value:.4g}" if abs(value) >= _LARGE else f"{value:z.{places}f}"  # z: no minus before a 0
+
+
+def with_error(value: SupportsFloat, error: SupportsFloat | None, places: int = 2) -> str:
+    """`value +- error`, with a question mark in the place of an error that is unknown (None or NaN)."""
+    known = error is not None and not math.isnan(float(error))
+    return f"{number(value, places)} +- {number(error, places) if known else '?'}"  # type: ignore[arg-type]
