@@ -193,6 +193,14 @@ def test_sigma_is_what_was_asked_for(sigma: float) -> None:
     assert noise_scale(Bernoulli((2,))(torch.zeros(4, 2))) is None
 
 
+def test_the_sigma_of_a_predicted_scale_is_its_mean_over_pixels_and_examples() -> None:
+    family = DiagonalNormal((2, 3, 3))
+    raw = torch.randn(5, *family.param_shape)
+    found = noise_scale(family(raw))
+    assert found is not None
+    assert found.item() == pytest.approx((1e-3 + torch.nn.functional.softplus(raw[:, 2:])).mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (4, 1), (2, 4, 3), (4, 0)])
 def test_log_p_of_a_normal_is_that_of_torch_however_its_sigma_is_repeated(shape: Shape) -> None:
     """So are its gradients: sigma is one number, one of each pixel, of each image, of each of all; or there is none."""
