@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 from vae_lightning import noise
 from vae_lightning.data import Digits, ImageLoader, Images, Transform, loader, transforms
@@ -51,10 +48,8 @@ def test_a_black_pixel_never_lights_up_and_a_white_one_always(
 ) -> None:
     """P(1) = pixel / max, exactly 0 and 1 at the ends, whatever was drawn from 0 .. 65,535."""
 
-    def fixed(index: Tensor, size: int, *counters: Any) -> Tensor:
-        return torch.full((len(index), size), drawn, dtype=torch.int32)
-
-    monkeypatch.setattr(transforms, "uniform16", fixed)
+    u = torch.full((1, 4), drawn, dtype=torch.int32)
+    monkeypatch.setattr(transforms, "uniform16", lambda *_: u)
     pixels = torch.tensor([0, 1, 128, 255], dtype=torch.uint8).view(1, 1, 1, 4)
     x = Transform(255, "dynamic")(pixels, torch.zeros(1, dtype=torch.long), 0, 0, 1)
     assert x.flatten().tolist() == lit

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import AffineTransform, Distribution, MultivariateNormal, Transform, constraints
+from torch.distributions import AffineTransform, Distribution, Transform, constraints
 
 from vae_lightning.distributions.families import DiagonalNormal, Family
 from vae_lightning.distributions.gaussians import FullPrecisionNormal, TriangularNormal
@@ -268,7 +268,7 @@ class LinearIAF(TriangularNormal):
     whose factor is that of `FullNormal`.
     """
 
-    def distribution(self, features: Tensor) -> MultivariateNormal:
+    def gaussian(self, features: Tensor) -> FullPrecisionNormal:
         mu, sigma, matrix = self.parts(features)  # L [..., D, D]
         factor = matrix * sigma[..., None, :]
         return FullPrecisionNormal(
