@@ -220,8 +220,8 @@ class VampPrior(Prior):
 
     Tomczak & Welling 2018 (https://arxiv.org/abs/1705.07120), eq. 10: q is the model's own posterior. u_k starts at
     noise around `init_mean`, for which the data's mean pixel will do, and is clamped to [0, 1] where it is used. Each
-    call costs a pass of the encoder over K images. A sample is of one u_k drawn at random. Where the posterior is a flow,
-    each z is inverted under all K: under an IAF one dimension after the other, with the memory of every pass.
+    call costs a pass of the encoder over K images. A sample is of one u_k drawn at random. Under a flow each z
+    is inverted for all K posteriors: under an IAF one dimension after the other, with the memory of every pass.
 
     Raises:
         UserError: by `bind`, where the posterior has a density at its own samples alone, or another event shape.
