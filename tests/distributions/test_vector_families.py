@@ -296,6 +296,33 @@ def test_a_density_in_float32_is_that_of_float64_to_rounding(name: str, scale: f
         torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=2e-5)
 
 
+@pytest.mark.parametrize(("q_name", "p_name"), [*itertools.product(GAUSSIANS, GAUSSIANS)])
+def test_a_kl_between_correlated_gaussians_in_float32_is_that_of_float64(q_name: str, p_name: str) -> None:
+    """Of narrow ones, whose precisions are a million; with the batch shape that one of them is expanded to."""
+    families = [GAUSSIANS[name]((4,)) for name in (q_name, p_name)]
+    raws = [torch.randn(3, *families[0].param_shape), torch.randn(families[1].param_shape)]
+    for raw in raws:
+        raw[..., 4:6] = -1000.0
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        q, p = (family(raw.to(dtype)) for family, raw in zip(families, raws, strict=True))
+        found.append(kl_divergence(q, p.expand((2, 1))))
+    assert found[0].dtype == torch.float32
+    assert found[0].shape == (2, 3)
+    torch.testing.assert_close(found[0].double(), found[1], rtol=1e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", GAUSSIANS)
+def test_an_expanded_posterior_in_float32_has_its_batch_shape(name: str) -> None:
+    """Also where z alone has a smaller one."""
+    family = GAUSSIANS[name]((4,))
+    q = family(torch.randn(3, *family.param_shape))
+    z, wide = q.sample(), q.expand((2, 3))
+    torch.testing.assert_close(wide.log_prob(z), q.log_prob(z).expand(2, 3))
+    torch.testing.assert_close(wide.entropy(), q.entropy().expand(2, 3))
+    assert wide.rsample().shape == (2, 3, 4)
+
+
 @pytest.mark.parametrize("apart", [1.0, 1e-5])
 def test_a_low_rank_density_in_exact_arithmetic(apart: float) -> None:
     """log N(z; mu, diag sigma^2 + W W^T) by fractions: W a million times sigma, with columns almost alike too."""
@@ -314,8 +341,9 @@ def test_a_low_rank_density_in_exact_arithmetic(apart: float) -> None:
         c[i][i] += sigma[i] ** 2
     replaced = [[[y[r] if k == j else c[r][k] for k in range(3)] for r in range(3)] for j in range(3)]
     distance = sum(y[j] * determinant(replaced[j]) for j in range(3)) / determinant(c)  # Cramer's rule
-    expected = -0.5 * (float(distance) + math.log(determinant(c)) + 3 * math.log(2 * math.pi))
-    assert q.log_prob(z).item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    log_det = math.log(determinant(c)) + 3 * math.log(2 * math.pi)
+    assert q.log_prob(z).item() == pytest.approx(-0.5 * (float(distance) + log_det), rel=1e-6, abs=1e-6)
+    assert q.entropy().item() == pytest.approx(0.5 * (3 + log_det), rel=1e-6, abs=1e-6)
 
 
 def determinant(m: list[list[Fraction]]) -> Fraction:
