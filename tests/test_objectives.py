@@ -312,6 +312,26 @@ def test_beta_weighs_the_kl_alone() -> None:
     assert model.objective.coefficients(0) == {"beta": 3.0}
 
 
+SCHEDULED: dict[str, tuple[Callable[..., Objective], str]] = {
+    "ELBO": (ELBO, "beta"),
+    "STL": (STL, "beta"),
+    "BetaTC": (partial(BetaTC, 6), "beta"),
+    "Capacity": (Capacity, "capacity"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+@pytest.mark.parametrize(("step", "value"), [(0, 0.0), (3, 0.3), (10, 1.0), (99, 1.0)])
+def test_a_loss_within_a_schedule_is_that_of_the_number_at_its_step(name: str, step: int, value: float) -> None:
+    """So is what the log calls the weight of that loss."""
+    make, setting = SCHEDULED[name]
+    model = linear_gaussian(ELBO)
+    trace = model.trace({"x": X})
+    scheduled, constant = make(**{setting: LinearWarmup(10)}), make(**{setting: value})
+    torch.testing.assert_close(scheduled(trace, step)["loss"], constant(trace, step)["loss"])
+    assert scheduled.coefficients(step) == pytest.approx(constant.coefficients(step))
+
+
 def test_log_mean_exp_does_not_overflow() -> None:
     log_w = torch.tensor([[1000.0], [1000.0], [-1000.0]])
     assert log_mean_exp(log_w).item() == pytest.approx(1000 + torch.log(torch.tensor(2 / 3)).item())

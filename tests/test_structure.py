@@ -19,7 +19,7 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "recipes": {"types"},
     "trust": {"checkpoint_io", "types"},
     "trace": {"types"},
-    "distributions": {"types"},
+    "distributions": {"cores", "types"},
     "networks": {"types"},
     "objectives": {"trace", "types"},
     "models": {"distributions", "networks", "noise", "objectives", "recipes", "trace", "trust", "types"},

@@ -1,9 +1,10 @@
-"""How many cores there are to work on: one answer for threads, for pools and for what is said of the machine."""
+"""How many cores and how much memory there are to work with: one answer for all who ask."""
 
 from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 
 _QUOTA = "/sys/fs/cgroup/cpu.max"  # of the container, by cgroup v2: microseconds of work in each period of so many
 
@@ -21,3 +22,19 @@ def num_cores() -> int:
 def num_allowed() -> int:
     """The cores that this process may run on, which PyTorch starts as many threads as."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be had: of the machine, or of the container where that is less; None where nobody says."""
+    found = []
+    with suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
+        found += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # no container, or `max`
+        limit, used = (_read_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+        found.append(limit - used)
+    return min(found, default=None)
+
+
+def _read_number(path: str) -> int:
+    with open(path, encoding="ascii") as file:  # noqa: PTH123
+        return int(file.read())

@@ -10,7 +10,6 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import sys
 import sysconfig
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vae_lightning.compiler import compiler_name, find_compiler
-from vae_lightning.cores import num_cores
+from vae_lightning.cores import available_memory, num_cores
 
 _GIB = 2**30
 MALWARE: Mapping[str, tuple[str, ...]] = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
@@ -217,7 +216,7 @@ def check_precision() -> Finding:
 
 
 def check_memory(available: int | None = None) -> Finding:
-    free = _available_memory() if available is None else available
+    free = available_memory() if available is None else available
     if free is None:
         return Finding("memory", "ok", "not known on this system")
     said = f"{free / _GIB:.1f} GiB available"
@@ -226,22 +225,6 @@ def check_memory(available: int | None = None) -> Finding:
     if free < 2 * _GIB:
         return Finding("memory", "warn", said, "large images take more: --data.resident=mmap keeps them in a file")
     return Finding("memory", "ok", said)
-
-
-def _available_memory() -> int | None:
-    """Of the machine, or of the container where that is less. In bytes."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text()
-        found += [1024 * int(value) for value in re.findall(r"^MemAvailable:\s+(\d+) kB", lines, re.MULTILINE)]
-    except OSError:
-        pass
-    try:
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no container, or `max`
-        pass
-    return min(found, default=None)
 
 
 def check_shared_memory(devices: int, folder: Path = Path("/dev/shm")) -> Finding:

@@ -169,6 +169,31 @@ def test_continuous_bernoulli_against_its_own_formula(logit: float) -> None:
     assert 0 < family(eta).mean.item() < 1
 
 
+@pytest.mark.parametrize("eta", [-9.9e-3, -1e-3, -1e-8, 0.0, 1e-8, 1e-3, 9.9e-3])
+def test_the_mean_of_a_continuous_bernoulli_near_zero(eta: float) -> None:
+    """E[x] = 1/2 + eta/12 - eta^3/720 + ..., where the formula is 0/0: to 1e-8, and its slope to 1e-5."""
+    raw = torch.tensor([eta], dtype=torch.float64, requires_grad=True)
+    mean = ContinuousBernoulli((1,))(raw).mean
+    (slope,) = torch.autograd.grad(mean.sum(), raw)
+    assert mean.item() == pytest.approx(0.5 + eta / 12 - eta**3 / 720, abs=1e-8)
+    assert slope.item() == pytest.approx(1 / 12 - eta**2 / 240, abs=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.02, 1.0, 10.0, 79.0, 81.0, 88.0, 89.0, 100.0, 1e4])
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_mean_of_a_continuous_bernoulli_and_its_slope(eta: float, sign: int, dtype: torch.dtype) -> None:
+    """E[x] = 1 / (1 - e^-eta) - 1 / eta, dE[x]/d eta = Var[x] = 1 / eta^2 - 1 / (2 sinh(eta / 2))^2."""
+    raw = torch.tensor([sign * eta], dtype=dtype, requires_grad=True)
+    mean = ContinuousBernoulli((1,))(raw).mean
+    (slope,) = torch.autograd.grad(mean.sum(), raw)
+    tail = math.exp(-eta) / -math.expm1(-eta)  # 1 / (e^eta - 1)
+    below = 1 / eta - tail
+    rough = dtype == torch.float32 and eta < 0.1
+    assert mean.item() == pytest.approx(below if sign < 0 else 1 - below, abs=2e-5 if rough else 3e-7)
+    assert slope.item() == pytest.approx(1 / eta**2 - tail * (1 + tail), abs=2e-3 if rough else 1e-6)
+
+
 def test_continuous_bernoulli_has_its_gradient_at_zero_too() -> None:
     """d log p / d eta = x - E[x] = x - 1/2 at eta = 0, where a zero-initialised layer starts."""
     eta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
@@ -191,6 +216,14 @@ def test_sigma_is_what_was_asked_for(sigma: float) -> None:
     assert scale is not None
     assert scale.item() == pytest.approx(sigma, rel=1e-5)
     assert noise_scale(Bernoulli((2,))(torch.zeros(4, 2))) is None
+
+
+def test_the_sigma_of_a_predicted_scale_is_its_mean_over_pixels_and_examples() -> None:
+    family = DiagonalNormal((2, 3, 3))
+    raw = torch.randn(5, *family.param_shape)
+    found = noise_scale(family(raw))
+    assert found is not None
+    assert found.item() == pytest.approx((1e-3 + torch.nn.functional.softplus(raw[:, 2:])).mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 1), (2, 4, 3), (4, 0)])

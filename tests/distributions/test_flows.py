@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 from torch.distributions.transforms import AffineTransform
 
@@ -19,12 +20,17 @@ from vae_lightning.distributions import (
     ConvIAF,
     DiagonalNormal,
     Family,
+    FlowPrior,
     LinearIAF,
     NeuralSplineFlow,
     RealNVP,
     StandardNormal,
+    VampPrior,
+    inversion,
 )
 from vae_lightning.distributions.flows import Flowed
+from vae_lightning.models import VAE
+from vae_lightning.objectives import DReG
 from vae_lightning.trace import Latent
 from vae_lightning.types import Shape, UserError
 
@@ -330,6 +336,115 @@ def test_an_iaf_beyond_float32_says_so() -> None:
     assert torch.isfinite(q.log_prob(z)).all()
     with pytest.raises(UserError, match="not its own sample"):
         q.log_prob(z + 1)
+
+
+STEEP: dict[str, Callable[[], nn.Module]] = {
+    "IAF": partial(IAF, (8,)),
+    "IAF of maps": partial(ConvIAF, (2, 3, 3)),
+    "RealNVP": partial(RealNVP, (8,)),
+    "neural spline": partial(NeuralSplineFlow, (8,)),
+    "spline prior": partial(FlowPrior, (8,)),
+    "spline prior, autoregressive": partial(FlowPrior, (8,), coupling=False),
+}
+
+
+@pytest.mark.parametrize("name", STEEP)
+def test_an_inverse_that_rounding_spoils_is_refused(name: str) -> None:
+    """With weights thirty times as large: of a posterior the density elsewhere, of a prior, which has that, samples."""
+    module = STEEP[name]()
+    with torch.no_grad():
+        for weight in module.flow.parameters():  # type: ignore[union-attr]
+            weight.mul_(30)
+    if isinstance(module, Family):
+        q = module(torch.randn(16, *module.param_shape))
+        z = q.rsample()
+        assert torch.isfinite(q.log_prob(z)).all()
+        with pytest.raises(UserError, match=r"not its own sample, and rounding spoils the inverse: off by") as refusal:
+            q.log_prob(z + 1)
+    else:
+        p = module()
+        assert torch.isfinite(p.log_prob(torch.randn(16, 8))).all()
+        with pytest.raises(
+            UserError, match=r"rounding spoils its samples, which are off by .*MixtureOfFull"
+        ) as refusal:
+            p.sample((16,))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["RealNVP", "neural spline"])
+def test_a_coupling_takes_one_pass_to_sample_and_two_and_one_for_a_density(name: str) -> None:
+    """Of each step's network, however many dimensions: two halves, where an autoregressive step would take nine."""
+    q, passes = counted(make(name, 8))
+    z = q.rsample()
+    assert set(passes) == {1}
+    q.log_prob(z)
+    assert set(passes) == {1}
+    q.log_prob(z.clone())
+    assert set(passes) == {4}
+
+
+@pytest.mark.parametrize(("coupling", "sampling"), [(True, 3), (False, 9)])
+def test_a_flow_prior_takes_one_pass_for_a_density(coupling: bool, sampling: int) -> None:
+    p, passes = counted(FlowPrior((8,), coupling=coupling))
+    p.log_prob(torch.randn(5, 8))
+    assert set(passes) == {1}
+    p.sample((5,))
+    assert set(passes) == {1 + sampling}
+
+
+def counted(module: nn.Module) -> tuple[Distribution, list[int]]:
+    """A distribution of the flow, and how often the network of each of its steps has run since."""
+    steps = list(module.flow.transforms)  # type: ignore[union-attr, arg-type]
+    passes = [0] * len(steps)
+    for i, step in enumerate(steps):
+
+        def count(*_: object, i: int = i) -> None:
+            passes[i] += 1
+
+        step.hyper.register_forward_hook(count)
+    return module(features(module, 5)) if isinstance(module, Family) else module(), passes
+
+
+def test_a_density_that_takes_more_memory_than_there_is_is_refused_before_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A training step of IAF, VampPrior and DReG: 500 components, 5 samples, 128 images, 40 dimensions' passes."""
+    model = VAE((1, 4, 4), 40, posterior=IAF, prior=VampPrior, objective=partial(DReG, num_samples=5))
+    monkeypatch.setattr(model, "_check_once", id)  # it asks a Trainer for the stage
+    monkeypatch.setattr(inversion, "available_memory", lambda: 64 * 2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"at 320,000 points .* takes 96 GiB, and 64.0 are free; choose") as refusal:
+        model.loss_and_terms({"x": torch.rand(128, 1, 4, 4).round()}, 0)
+    assert "\n" not in str(refusal.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2**20  # in KiB: less than a GiB more
+
+
+@pytest.mark.parametrize("name", ["IAF", "IAF of maps", "RealNVP", "neural spline"])
+def test_the_memory_that_is_foretold_is_what_autograd_keeps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the density at 5,000 points: to a tenth, by the tensors that the real pass saves for its way back."""
+    foretold: list[int] = []
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    family = FLOWS[name](shape_of(name, 4))
+    q = family(torch.randn(5000, *family.param_shape).requires_grad_())
+    z = q.rsample().detach()
+    monkeypatch.setattr(inversion, "available_memory", lambda: foretold.append(0) or 2**50)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        log_q = q.log_prob(z)
+    assert len(foretold) == 1
+    assert log_q.requires_grad
+    monkeypatch.setattr(inversion, "available_memory", lambda: int(0.9 * sum(kept.values())))
+    with pytest.raises(UserError, match="5,000 points"):
+        q.log_prob(z)
+    monkeypatch.setattr(inversion, "available_memory", lambda: int(1.1 * sum(kept.values())))
+    q.log_prob(z)
+    with torch.no_grad():  # nothing is kept
+        monkeypatch.setattr(inversion, "available_memory", lambda: 0)
+        q.log_prob(z)
 
 
 @pytest.mark.parametrize("checks", [True, False])

@@ -16,7 +16,6 @@ from torch.distributions import (
     Bernoulli,
     Distribution,
     Independent,
-    LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
     kl_divergence,
@@ -37,7 +36,7 @@ from vae_lightning.distributions import (
     UniformSphere,
     VonMisesFisher,
 )
-from vae_lightning.distributions.gaussians import RankOneMultivariateNormal
+from vae_lightning.distributions.gaussians import LowRankMultivariateNormal, RankOneMultivariateNormal
 from vae_lightning.trace import Latent
 from vae_lightning.types import Shape
 
@@ -79,6 +78,9 @@ PAIRS: dict[str, tuple[Callable[[], Distribution], Callable[[], Distribution]]] 
     "full | rank one": (partial(member, FullNormal, 3), partial(member, RankOneNormal)),
     "low rank | rank one": (partial(member, LOW_RANK, 3), partial(member, RankOneNormal)),
     "full | low rank": (partial(member, FullNormal, 3), partial(member, LOW_RANK)),
+    "low rank | full": (partial(member, LOW_RANK, 3), partial(member, FullNormal)),
+    "low rank | low rank": (partial(member, LOW_RANK, 3), partial(member, LOW_RANK)),
+    "full | full": (partial(member, FullNormal, 3), partial(member, FullNormal)),
     "Laplace | standard normal": (partial(member, Laplace, 3), StandardNormal((D,)).double()),
     "Laplace | Laplace": (partial(member, Laplace, 3), partial(prior, partial(Laplace, scale=1.0))),
     "gamma | gamma": (partial(member, Gamma, 3), partial(prior, Gamma)),
@@ -146,7 +148,7 @@ def test_gaussians_equal_dense_algebra(name: str) -> None:
 
 
 def test_the_dense_checks_cover_every_gaussian_pair() -> None:
-    assert len(GAUSSIANS) == 13
+    assert len(GAUSSIANS) == 16
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 1e-6, 1e-3, 1.0, 30.0])

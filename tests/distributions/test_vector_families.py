@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from tests.distributions.test_families import FAMILIES as POINTWISE
 from tests.distributions.test_flows import FLOWS, shape_of
@@ -20,11 +23,13 @@ from vae_lightning.distributions import (
     Categorical,
     Dirichlet,
     Family,
+    FamilyPrior,
     FullNormal,
     LinearIAF,
     LowRankNormal,
     RankOneNormal,
     RelaxedCategorical,
+    StandardNormal,
     VonMisesFisher,
 )
 from vae_lightning.trace import draw, kind
@@ -225,6 +230,125 @@ def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) 
     log_prob.sum().backward()
     assert raw.grad is not None
     assert torch.isfinite(raw.grad).all()
+
+
+EVERY: dict[str, tuple[Callable[[Shape], Family], Shape]] = {
+    **{name: (row[0], (2,)) for name, row in POINTWISE.items()},
+    **{name: (row[0], (4,)) for name, row in FAMILIES.items()},
+    **{name: (recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()},
+}
+EXTREMES = (0.0, 1e-8, 1e-3, 10.0, 88.0, 89.0, 100.0, 1e4)  # e^x leaves float32 at 88.7
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_a_family_computes_has_a_finite_gradient_at_extreme_features(name: str) -> None:
+    """Mean, variance, entropy, density and KL: a branch that `where` leaves out must not overflow either."""
+    recipe, shape = EVERY[name]
+    Family.validate_args = False
+    family, standard, own = recipe(shape), StandardNormal(shape)(), FamilyPrior(shape, recipe)()
+    length = math.prod(family.param_shape)
+    turns = torch.tensor([-1.0, 1.0, -0.5, 0.0, 0.5]).repeat(length)[:length]
+    for size, pattern in itertools.product(EXTREMES, (torch.ones(length), -torch.ones(length), turns)):
+        raw = (size * pattern).reshape(1, *family.param_shape).requires_grad_()
+        p = family(raw)
+        z = p.rsample((5,)) if p.has_rsample else p.sample((5,))
+        for value in computed(p, z, standard, own):
+            assert value.isfinite().all(), size
+            if value.requires_grad:
+                (slope,) = torch.autograd.grad(value.sum(), raw, retain_graph=True, allow_unused=True)
+                assert slope is None or slope.isfinite().all(), size
+
+
+def computed(p: Distribution, z: Tensor, *others: Distribution) -> Iterator[Tensor]:
+    """What p knows in closed form, and its density at z."""
+    known = (lambda: p.mean, lambda: p.variance, p.entropy, lambda: p.log_prob(z))
+    for what in (*known, *(partial(kl_divergence, p, other) for other in others)):
+        with suppress(NotImplementedError):
+            yield what()
+
+
+GAUSSIANS: dict[str, Callable[[Shape], Family]] = {
+    "full normal": FullNormal,
+    "linear IAF": LinearIAF,
+    "low-rank normal": LowRankNormal,
+    "rank-2 normal": partial(LowRankNormal, rank=2),
+    "rank-one normal": RankOneNormal,
+}
+
+
+@pytest.mark.parametrize("name", GAUSSIANS)
+@pytest.mark.parametrize(("scale", "size"), [(1.0, 2), (1.0, 16), (10.0, 8), (100.0, 8), (1e4, 2)])
+def test_a_density_in_float32_is_that_of_float64_to_rounding(name: str, scale: float, size: int) -> None:
+    """With its gradient, its entropy and its KL: sigma at its floor beside directions up to 10^7 times wider."""
+    family = GAUSSIANS[name]((size,))
+    raw = scale * torch.randn(6, *family.param_shape)
+    raw[::2, size : 2 * size] = -1000.0
+    Family.validate_args = False
+    z, found = family(raw).sample((3,)), []
+    for dtype in (torch.float32, torch.float64):
+        leaf = raw.to(dtype).requires_grad_()
+        q, p = family(leaf), StandardNormal((size,)).to(dtype)()
+        log_q = q.log_prob(z.to(dtype))
+        (slope,) = torch.autograd.grad(log_q.sum(), leaf, retain_graph=True)
+        found.append([log_q, slope, kl_divergence(q, p), q.entropy()])
+    for single, double in zip(*found, strict=True):
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), double, rtol=1e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize(("q_name", "p_name"), [*itertools.product(GAUSSIANS, GAUSSIANS)])
+def test_a_kl_between_correlated_gaussians_in_float32_is_that_of_float64(q_name: str, p_name: str) -> None:
+    """Of narrow ones, whose precisions are a million; with the batch shape that one of them is expanded to."""
+    families = [GAUSSIANS[name]((4,)) for name in (q_name, p_name)]
+    raws = [torch.randn(3, *families[0].param_shape), torch.randn(families[1].param_shape)]
+    for raw in raws:
+        raw[..., 4:6] = -1000.0
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        q, p = (family(raw.to(dtype)) for family, raw in zip(families, raws, strict=True))
+        found.append(kl_divergence(q, p.expand((2, 1))))
+    assert found[0].dtype == torch.float32
+    assert found[0].shape == (2, 3)
+    torch.testing.assert_close(found[0].double(), found[1], rtol=1e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", GAUSSIANS)
+def test_an_expanded_posterior_in_float32_has_its_batch_shape(name: str) -> None:
+    """Also where z alone has a smaller one."""
+    family = GAUSSIANS[name]((4,))
+    q = family(torch.randn(3, *family.param_shape))
+    z, wide = q.sample(), q.expand((2, 3))
+    torch.testing.assert_close(wide.log_prob(z), q.log_prob(z).expand(2, 3))
+    torch.testing.assert_close(wide.entropy(), q.entropy().expand(2, 3))
+    assert wide.rsample().shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-5])
+def test_a_low_rank_density_in_exact_arithmetic(apart: float) -> None:
+    """log N(z; mu, diag sigma^2 + W W^T) by fractions: W a million times sigma, with columns almost alike too."""
+    raw = torch.randn(12)  # mu, raw sigma, W by rows of two
+    raw[3:6] = torch.tensor([-1000.0, -5.0, -1000.0])
+    raw[6:] *= 1000
+    raw[7::2] = raw[6::2] + apart * raw[7::2]
+    family = LowRankNormal((3,), rank=2)
+    q = family(raw)
+    z = q.sample()
+    sigma = [Fraction(s) for s in (1e-3 + torch.nn.functional.softplus(raw[3:6].double())).tolist()]
+    w = [[Fraction(one) for one in row] for row in raw[6:].view(3, 2).tolist()]
+    y = [Fraction(a) - Fraction(b) for a, b in zip(z.tolist(), raw[:3].tolist(), strict=True)]
+    c = [[sum(a * b for a, b in zip(w[i], w[j], strict=True)) for j in range(3)] for i in range(3)]
+    for i in range(3):
+        c[i][i] += sigma[i] ** 2
+    replaced = [[[y[r] if k == j else c[r][k] for k in range(3)] for r in range(3)] for j in range(3)]
+    distance = sum(y[j] * determinant(replaced[j]) for j in range(3)) / determinant(c)  # Cramer's rule
+    log_det = math.log(determinant(c)) + 3 * math.log(2 * math.pi)
+    assert q.log_prob(z).item() == pytest.approx(-0.5 * (float(distance) + log_det), rel=1e-6, abs=1e-6)
+    assert q.entropy().item() == pytest.approx(0.5 * (3 + log_det), rel=1e-6, abs=1e-6)
+
+
+def determinant(m: list[list[Fraction]]) -> Fraction:
+    (a, b, c), (d, e, f), (g, h, i) = m
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 @GROUPED

@@ -278,7 +278,7 @@ def test_the_sprites_own_factors_score_one(tmp_path: Path) -> None:
     """Codes that are the factors, by the data module's own batches. MIG: 20 bins cannot tell 40 or 32 values apart."""
     data = ProceduralSprites(str(tmp_path), num_images=6000, eval_batch_size=170)
     data.prepare_data()
-    metric = Disentanglement()
+    metric = Disentanglement(num_trees=3)
     metric.begin(MODEL, data)
     for batch in data.test_dataloader():
         assert batch["label"].shape[1] == len(data.factors) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import warnings
@@ -21,6 +22,7 @@ from vae_lightning.compiler import find_compiler
 from vae_lightning.data import Digits, ImageDataModule
 from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal, Family
 from vae_lightning.models import VAE
+from vae_lightning.models.several import SeveralSteps
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
 from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
 from vae_lightning.trace import Trace
@@ -94,6 +96,90 @@ def test_noise_is_a_function_of_the_step_and_of_the_rank(monkeypatch: pytest.Mon
             noise = torch.randn(4)
             assert torch.equal(draws.setdefault((seed, rank, epoch, batch), noise), noise)
     assert len({tuple(noise.tolist()) for noise in draws.values()}) == 5
+
+
+class SeedSpy(VAE):
+    """Keeps the seed that torch's generator has where a trace begins, by what the Trainer is doing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seeds: dict[str, list[int]] = {}
+
+    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        self.seeds.setdefault(str(self.trainer.state.stage), []).append(torch.initial_seed())
+        return super().trace(batch, num_samples)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_and_evaluation_never_have_the_same_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Every batch of a fit, of its validations and of a test begins at a seed of its own."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+    model = SeedSpy((1, 8, 8), 4, encoder=TINY, decoder=TINY, likelihood=partial(Binomial, num_steps=16))
+    loop, data = trainer(tmp_path, num_sanity_val_steps=0), Digits()
+    loop.fit(model, datamodule=data)
+    loop.test(model, datamodule=data, verbose=False)
+    assert model.seeds.keys() == {"RunningStage.TRAINING", "RunningStage.VALIDATING", "RunningStage.TESTING"}
+    drawn = [one for seeds in model.seeds.values() for one in seeds]
+    assert len(set(drawn)) == len(drawn) > 20
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 2])
+def test_each_rank_trains_on_noise_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_per_call: int
+) -> None:
+    """The same weights and images: the latents that a step draws differ from rank to rank, and repeat on each."""
+    drawn: list[Tensor] = []
+    x = torch.rand(6, 1, 8, 8)
+
+    class Spy(VAE):
+        def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+            trace = super().trace(batch, num_samples)
+            drawn.append(trace.latents["z"].z.detach())
+            return trace
+
+    def first_step(rank: int) -> Tensor:
+        drawn.clear()
+        torch.manual_seed(0)
+        model = Spy((1, 8, 8), 4, encoder=TINY, decoder=TINY, likelihood=DiagonalNormal)
+        monkeypatch.setattr(pl.LightningModule, "global_rank", property(lambda _: rank))
+        loop = trainer(tmp_path, max_steps=1, log_every_n_steps=0)
+        call: Any = [{"x": x}] if steps_per_call == 1 else [[{"x": x}]]
+        if steps_per_call > 1:
+            model.automatic_optimization, model.several = False, SeveralSteps(model, loop, steps_per_call)
+        loop.fit(model, torch.utils.data.DataLoader(call, batch_size=None))
+        return drawn[0]
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(many workers|no `val_dataloader`).*")
+        ranks = [first_step(rank) for rank in (0, 1, 2, 1)]
+    assert torch.equal(ranks[3], ranks[1])
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(ranks[:3], 2))
+
+
+class WithAProduct(ELBO):
+    """The ELBO, and x x^T: [B, B], of which each example has its row's mean."""
+
+    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        rows = trace.x.flatten(1) @ trace.x.flatten(1).T
+        return {**super().forward(trace, step), "product": rows.mean(1)}
+
+
+def test_an_objective_is_float32_where_the_networks_are_bfloat16(tmp_path: Path) -> None:
+    """A product of matrices within it too, which autocast would round: in training and in validation."""
+    model = vae(objective=WithAProduct)
+    loop = trainer(tmp_path, precision="bf16-mixed", num_sanity_val_steps=0)
+    x = torch.full((4, 1, 8, 8), 1 / 16)
+    x[:, 0, 0, 0] = 257 / 4096  # sum x^2 is no bfloat16 number
+    batches = torch.utils.data.DataLoader([{"x": x}], batch_size=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        model.likelihood = DiagonalNormal((1, 8, 8), sigma=0.1)
+        loop.fit(model, batches, batches)
+    expected = x[0].square().sum().item()
+    for stage in ("train", "val"):
+        assert loop.callback_metrics[f"{stage}/product"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_optimizer_and_scheduler_are_the_ones_given(tmp_path: Path) -> None:

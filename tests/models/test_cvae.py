@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vae_lightning.callbacks import FastNetworks
 from vae_lightning.callbacks.pictures import reconstruction_grid
 from vae_lightning.checkpoints import load_model
 from vae_lightning.data import Digits
@@ -20,6 +21,7 @@ from vae_lightning.distributions import Binomial, DiagonalNormal
 from vae_lightning.metrics import log_marginal_likelihood
 from vae_lightning.models import CVAE, VAE, ClassLabel, ImageColumns
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
+from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
 
 SHAPE = (1, 4, 5)
@@ -120,6 +122,23 @@ def test_the_label_decides_what_is_drawn() -> None:
     assert asked.mean((1, 2, 3)).tolist() == pytest.approx([0.9933, 0.0067], abs=1e-3)
 
 
+@pytest.mark.parametrize("prior_network", [None, AFFINE])
+def test_a_sample_is_of_a_draw_from_the_prior_at_its_condition(prior_network: Any) -> None:
+    """Not of its mean: over 4,000 samples the pixels that show z have the mean and the variance of p(z|c)."""
+    model = cvae(decoder=AFFINE, prior_network=prior_network, likelihood=partial(DiagonalNormal, sigma=0.1))
+    c = torch.eye(3)[[1]]
+    with torch.no_grad():
+        weight, bias = model.decoder.layers[1].parameters()  # type: ignore[index, union-attr]
+        weight.zero_()
+        bias.zero_()
+        weight[:4, :4] = torch.eye(4)  # the first four pixels are z
+        p_z = model._p_z(c)
+        z = model.sample(4000, c.expand(4000, -1)).flatten(1)[:, :4]
+    mean, variance = (value.expand(1, 4)[0] for value in (p_z.mean, p_z.variance))
+    assert ((z.mean(0) - mean).abs() < 4.5 * (variance / 4000).sqrt()).all()
+    torch.testing.assert_close(z.var(0), variance, rtol=0.12, atol=0)  # five standard errors
+
+
 def test_given_columns_are_certain_and_the_rest_is_a_distribution() -> None:
     """Over all images with the given column, p(x|z, c) sums to one; with another column it is zero."""
     model = CVAE((1, 2, 3), 2, partial(ImageColumns, columns=(1,)), encoder=AFFINE, decoder=AFFINE)
@@ -185,6 +204,26 @@ def test_a_fit_remembers_examples_and_a_checkpoint_has_them(condition: Any, late
         samples = loaded.sample(12)
         torch.manual_seed(0)
         torch.testing.assert_close(samples, model.sample(12))
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 2])
+def test_the_examples_are_those_of_the_first_batch(steps_per_call: int, tmp_path: Path) -> None:
+    """Whatever comes after: the pictures of one run show the same rows at each epoch."""
+    seen: list[Tensor] = []
+
+    class Spy(CVAE):
+        def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+            seen.append(batch["x"][:10, ..., 3:4].clone())
+            return super().trace(batch, num_samples)
+
+    model = Spy((1, 8, 8), 2, partial(ImageColumns, columns=(3,)), likelihood=partial(Binomial, num_steps=16))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 0}
+    callbacks = [FastNetworks(steps_per_call=steps_per_call)]
+    checks = {"limit_val_batches": 0, "enable_checkpointing": False, "default_root_dir": tmp_path}
+    pl.Trainer(accelerator="cpu", max_steps=4, callbacks=callbacks, **checks, **quiet).fit(model, datamodule=Digits())
+    assert len(seen) == 4
+    assert not torch.equal(seen[1], seen[0])
+    assert torch.equal(model.condition.examples, seen[0])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, linear_gaussian
+from vae_lightning.distributions import LearnedNormal
 from vae_lightning.objectives import ELBO, IMQ, RBF, BetaTC, InfoVAE, Kernel
 from vae_lightning.objectives.aggregate import mmd_terms
 from vae_lightning.trace import Latent, Trace
@@ -106,6 +107,25 @@ def test_kernels_fall_with_distance_and_are_constant_on_the_diagonal(kernel: Ker
     assert values[-1] >= 0
 
 
+def test_kernels_at_a_known_distance() -> None:
+    """|x - y|^2 = 4 in three dimensions: RBF e^(-4 / (2 D w^2)), IMQ sum_s 2 D s / (2 D s + 4)."""
+    square_distance = torch.tensor(4.0, dtype=torch.float64)
+    assert RBF(1.5)(square_distance, 3).item() == pytest.approx(math.exp(-4 / 13.5))
+    assert IMQ((0.5, 2.0))(square_distance, 3).item() == pytest.approx(3 / 7 + 12 / 16)
+
+
+def test_mmd_of_two_examples_is_the_unbiased_estimate_of_their_one_pair() -> None:
+    """k(x1, x2) + k(y1, y2) - k(x1, y2) - k(x2, y1) on average over the two: lemma 6 with m = 2, not half of it."""
+    x, y = torch.randn(2, 3, 2, 4, dtype=torch.float64)  # [K, B, D] each
+    kernel = RBF()
+
+    def k(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-(a - b).square().sum(-1) / 8)
+
+    expected = k(x[:, 0], x[:, 1]) + k(y[:, 0], y[:, 1]) - k(x[:, 0], y[:, 1]) - k(x[:, 1], y[:, 0])
+    torch.testing.assert_close(mmd_terms(x, y, kernel).mean(1), expected)
+
+
 @pytest.mark.parametrize("shift", [0.0, 1.0, 3.0])
 def test_mmd_of_two_normals(shift: float) -> None:
     """RBF, N(0, I) against N(m, I), D = 2, h = D width^2: 2 (1 + 2/h)^(-D/2) (1 - exp(-|m|^2 / (2 (h + 2))))."""
@@ -116,6 +136,24 @@ def test_mmd_of_two_normals(shift: float) -> None:
     exact = 2 / (1 + 2 / h) * (1 - math.exp(-(shift**2) / (2 * (h + 2))))
     assert abs(found.mean() - exact) < 4 * found.std() / 10
     assert (found < 0).any() == (shift == 0.0)  # unbiased, so it must fall below zero where the truth is zero
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3, 2.5])
+def test_the_kl_has_its_weight_in_the_loss(kl_weight: float) -> None:
+    terms = InfoVAE(mmd_weight=7.0, kl_weight=kl_weight)(trace_of(torch.randn(6, 3, dtype=torch.float64), 0.5), 0)
+    torch.testing.assert_close(terms["loss"], kl_weight * terms["kl"] + 7 * terms["mmd"] - terms["log_likelihood"])
+
+
+def test_a_learned_prior_has_the_gradient_of_its_mmd() -> None:
+    """Without a weight on the KL that is all that moves the prior: towards where the aggregate posterior lies."""
+    z = 3 + torch.randn(50, 40, 2)
+    prior = LearnedNormal((2,))
+    q = Independent(Normal(z[0], torch.ones_like(z[0])), 1)
+    x = torch.zeros(40, 1)
+    trace = Trace(x, Independent(Normal(x.expand(50, -1, -1), 1.0), 1), {"z": Latent(z, q, prior())})
+    InfoVAE(kl_weight=0.0, num_samples=50)(trace, 0)["loss"].mean().backward()
+    assert prior.mean.grad is not None
+    assert (prior.mean.grad < -0.1).all()  # descent goes up, to 3
 
 
 def test_the_prior_is_drawn_for_each_example_where_it_differs() -> None:

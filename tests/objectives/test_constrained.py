@@ -93,6 +93,24 @@ def test_geco_moves_towards_its_goal(miss: float, direction: int) -> None:
     assert torch.sign(objective.multiplier.log().round(decimals=5)).item() == direction
 
 
+def test_a_training_loss_has_the_multiplier_from_before_its_batch() -> None:
+    """The multiplier moves once the loss is made: the batch that moves it is weighed by what was known before."""
+    objective, trace = GECO(goal=100.0, smoothing=0.0), trace_of({"z": nats([0.5])}, x=1.0)
+    for _ in range(2):
+        before = objective.multiplier.item()
+        terms = objective(trace, 0)
+        assert terms["loss"].item() == pytest.approx(0.5 + before * (100.0 - log_likelihood(1.0)))
+        assert objective.multiplier.item() > before
+
+
+@pytest.mark.parametrize(("goal", "direction"), [(1e6, 1), (-1e6, -1)])
+def test_a_first_batch_far_off_moves_the_multiplier_by_one_rate_at_most(goal: float, direction: int) -> None:
+    """ln multiplier by `rate`, however many nats a dimension are missing."""
+    objective = GECO(goal=goal, rate=0.2, smoothing=0.0)
+    objective(trace_of({"z": nats([0.5])}), 0)
+    assert objective.multiplier.log().item() == pytest.approx(direction * 0.2, rel=1e-5)
+
+
 def test_geco_learns_in_training_alone() -> None:
     objective, trace = GECO(goal=100.0), trace_of({"z": nats([0.5])})
     objective.eval()(trace, 0)

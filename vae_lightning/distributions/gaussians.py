@@ -1,17 +1,64 @@
-"""Gaussians whose dimensions are correlated: full, low-rank, and rank-one in the precision."""
+"""Gaussians whose dimensions are correlated: full, low-rank, and rank-one in the precision.
+
+Samples are float32, as the features are. Densities are made of the same features in float64: |z - mu| / sigma is the
+small difference of large numbers where z varies a thousand times more in one direction than in another.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, constraints
+from torch.distributions import Distribution, MultivariateNormal, constraints
 from torch.nn import functional as F
 
 from vae_lightning.distributions.families import Family
 from vae_lightning.types import Shape, UserError
+
+
+class Exact(Distribution):
+    """Densities by `in_float64()`, the same distribution made of the same features in float64; None: as they are.
+
+    Without autocast, which would round a sample's products of matrices: z is drawn where the model runs.
+    """
+
+    in_float64: Callable[[], Distribution] | None = None
+
+    def exact(self) -> Distribution:
+        """This distribution in float64, where there is one. Made anew at each call: it belongs to the present graph."""
+        return self if self.in_float64 is None else self.in_float64().expand(self.batch_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        wide = super().expand(batch_shape, _instance)
+        wide.in_float64 = self.in_float64
+        return wide
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.autocast(self.mean.device.type, enabled=False):
+            return super().rsample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        with torch.autocast(value.device.type, enabled=False):
+            if self.in_float64 is None:
+                return super().log_prob(value)
+            return self.exact().log_prob(value.double()).to(value.dtype)
+
+
+_Gaussian = TypeVar("_Gaussian", bound=Exact)
+
+
+def with_float64(make: Callable[..., _Gaussian], *features: Tensor) -> _Gaussian:
+    """make(*features), its densities in float64 (but where the device has none)."""
+    q = make(*features)
+    if features[0].dtype != torch.float64 and features[0].device.type != "mps":
+        q.in_float64 = lambda: make(*(part.double() for part in features))
+    return q
 
 
 class VectorNormal(Family):
@@ -35,6 +82,13 @@ class VectorNormal(Family):
 
     def sigma(self, raw: Tensor) -> Tensor:
         return self.min_sigma + F.softplus(raw)
+
+    def distribution(self, features: Tensor) -> Distribution:
+        return with_float64(self.gaussian, features)
+
+    @abstractmethod
+    def gaussian(self, features: Tensor) -> Exact:
+        """In the features' own type."""
 
 
 class TriangularNormal(VectorNormal):
@@ -67,7 +121,7 @@ class FullNormal(TriangularNormal):
     noisy as through the D of sigma, and trains as well.
     """
 
-    def distribution(self, features: Tensor) -> MultivariateNormal:
+    def gaussian(self, features: Tensor) -> FullPrecisionNormal:
         mu, sigma, triangle = self.parts(features)
         return FullPrecisionNormal(mu, scale_tril=sigma[..., None] * triangle, validate_args=self.validate_args)
 
@@ -87,10 +141,10 @@ class LowRankNormal(VectorNormal):
         self.rank = rank
         self.num_params = 2 + rank
 
-    def distribution(self, features: Tensor) -> LowRankMultivariateNormal:
+    def gaussian(self, features: Tensor) -> LowRankMultivariateNormal:
         mu, raw, flat = features.split([self.size, self.size, self.size * self.rank], dim=-1)
         w = flat.unflatten(-1, (self.size, self.rank))
-        return _FullPrecisionLowRank(mu, w, self.sigma(raw).square(), validate_args=self.validate_args)
+        return LowRankMultivariateNormal(mu, self.sigma(raw), w, validate_args=self.validate_args)
 
 
 class RankOneNormal(VectorNormal):
@@ -104,30 +158,100 @@ class RankOneNormal(VectorNormal):
 
     num_params = 3
 
-    def distribution(self, features: Tensor) -> RankOneMultivariateNormal:
+    def gaussian(self, features: Tensor) -> RankOneMultivariateNormal:
         mu, raw, u = features.chunk(3, dim=-1)
         return RankOneMultivariateNormal(mu, self.sigma(raw).pow(-2), u, validate_args=self.validate_args)
 
 
-class _FullPrecision(Distribution):
-    """Samples and densities by products of matrices that autocast leaves alone: z is drawn where the model runs."""
+class FullPrecisionNormal(Exact, MultivariateNormal): ...
+
+
+class _LowRank(Distribution):
+    """N(mu, C) with C = diag(sigma^2) + W W^T; mu and sigma are [..., D], W is [..., D, R].
+
+    With S = diag(sigma) and the QR decomposition [S^-1 W; I] = [A; B] T: C^-1 = S^-1 (I - A A^T) S^-1 and log |C| =
+    2 log |S| + 2 log |T|. With y = S^-1 (z - mu) the distance y^T (I - A A^T) y is |y - A A^T y|^2 + |B A^T y|^2, a sum
+    of squares, where Woodbury's identity takes one large number from another.
+    """
+
+    arg_constraints: ClassVar = {
+        "loc": constraints.real_vector,
+        "sigma": constraints.independent(constraints.positive, 1),
+        "factor": constraints.independent(constraints.real, 2),
+    }
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, sigma: Tensor, factor: Tensor, validate_args: bool | None = None) -> None:
+        self.loc, self.sigma, self.factor = loc, sigma, factor
+        shape = torch.broadcast_shapes(loc.shape, sigma.shape, factor.shape[:-1])
+        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        """Of mu alone: the rest is broadcast, and worked out once for all copies."""
+        loc = self.loc.expand(*batch_shape, *self.event_shape)
+        return type(self)(loc, self.sigma, self.factor, validate_args=self._validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        return (self.factor.square().sum(-1) + self.sigma.square()).expand(self.batch_shape + self.event_shape)
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """C, for what is dense beside it: [..., D, D]."""
+        return self.factor @ self.factor.mT + torch.diag_embed(self.sigma.square())
+
+    @property
+    def precision_matrix(self) -> Tensor:
+        """C^-1, for what is dense beside it: [..., D, D]."""
+        a, _, _ = self._orthonormal()
+        scaled = a / self.sigma[..., None]
+        return torch.diag_embed(self.sigma**-2) - scaled @ scaled.mT
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.autocast(self.mean.device.type, enabled=False):
-            return super().rsample(torch.Size(sample_shape))
+        """mu + W e + sigma e'."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        along = torch.randn((*shape[:-1], self.factor.shape[-1]), dtype=self.loc.dtype, device=self.loc.device)
+        across = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + (self.factor @ along[..., None])[..., 0] + self.sigma * across
 
     def log_prob(self, value: Tensor) -> Tensor:
-        with torch.autocast(self.mean.device.type, enabled=False):
-            return super().log_prob(value)
+        if self._validate_args:
+            self._validate_sample(value)
+        a, b, log_det = self._orthonormal()
+        y = (value - self.loc) / self.sigma
+        along = torch.einsum("...d,...dr->...r", y, a)  # no copies of A for each sample
+        across = y - torch.einsum("...r,...dr->...d", along, a)
+        rest = torch.einsum("...r,...sr->...s", along, b)
+        distance = across.square().sum(-1) + rest.square().sum(-1)
+        return -0.5 * (distance + log_det + self.event_shape[0] * math.log(2 * math.pi))
+
+    def entropy(self) -> Tensor:
+        """1/2 log |2 pi e C|."""
+        log_det = self._orthonormal()[2].expand(self.batch_shape)
+        return 0.5 * (log_det + self.event_shape[0] * (1 + math.log(2 * math.pi)))
+
+    def _orthonormal(self) -> tuple[Tensor, Tensor, Tensor]:
+        """A [..., D, R], B [..., R, R] and log |C| [...]."""
+        scaled = self.factor / self.sigma[..., None]
+        *batch, size, rank = scaled.shape
+        one = torch.eye(rank, dtype=scaled.dtype, device=scaled.device).expand(*batch, rank, rank)
+        orthonormal, triangle = torch.linalg.qr(torch.cat([scaled, one], dim=-2))
+        log_det = 2 * triangle.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1) + 2 * self.sigma.log().sum(-1)
+        return orthonormal[..., :size, :], orthonormal[..., size:, :], log_det
 
 
-class FullPrecisionNormal(_FullPrecision, MultivariateNormal): ...
+class LowRankMultivariateNormal(Exact, _LowRank):
+    def entropy(self) -> Tensor:
+        """In float64 as the density: the columns of W may be nearly one."""
+        return super().entropy() if self.in_float64 is None else self.exact().entropy().to(self.loc.dtype)
 
 
-class _FullPrecisionLowRank(_FullPrecision, LowRankMultivariateNormal): ...
-
-
-class RankOneMultivariateNormal(Distribution):
+class _RankOne(Distribution):
     """N(mu, C) with C^-1 = diag(d) + u u^T, d > 0; mu, d and u are [..., D].
 
     With a = u^T diag(1/d) u and eta = 1 / (1 + a): C = diag(1/d) - eta (u/d)(u/d)^T, log |C| = log eta - sum log d, and
@@ -151,10 +275,10 @@ class RankOneMultivariateNormal(Distribution):
         )
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> RankOneMultivariateNormal:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
         shape = (*batch_shape, *self.event_shape)
         parts = [part.expand(shape) for part in (self.loc, self.precision_diag, self.precision_factor)]
-        return RankOneMultivariateNormal(parts[0], parts[1], parts[2], validate_args=self._validate_args)
+        return type(self)(parts[0], parts[1], parts[2], validate_args=self._validate_args)
 
     @property
     def _w(self) -> Tensor:
@@ -222,3 +346,6 @@ class RankOneMultivariateNormal(Distribution):
     def entropy(self) -> Tensor:
         """1/2 log |2 pi e C|."""
         return 0.5 * (self.log_det_covariance + self.event_shape[0] * (1 + math.log(2 * math.pi)))
+
+
+class RankOneMultivariateNormal(Exact, _RankOne): ...

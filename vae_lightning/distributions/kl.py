@@ -15,14 +15,18 @@ from torch.distributions import (
     Bernoulli,
     Distribution,
     Independent,
-    LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
     kl_divergence,
     register_kl,
 )
 
-from vae_lightning.distributions.gaussians import RankOneMultivariateNormal
+from vae_lightning.distributions.gaussians import (
+    Exact,
+    FullPrecisionNormal,
+    LowRankMultivariateNormal,
+    RankOneMultivariateNormal,
+)
 from vae_lightning.distributions.groups import Groups
 from vae_lightning.distributions.sphere import UniformOnSphere, VonMisesFisher
 
@@ -49,6 +53,16 @@ def _diagonal(p: Independent) -> Normal:
     raise NotImplementedError
 
 
+def exactly(kl: _KL) -> _KL:
+    """In float64 where q or p can be, with the dtype of q: a precision is large where a covariance is small."""
+
+    def of_exact(q: Distribution, p: Distribution) -> Tensor:
+        q_exact, p_exact = (one.exact() if isinstance(one, Exact) else one for one in (q, p))
+        return kl(q_exact, p_exact).to(q.mean.dtype)
+
+    return of_exact  # type: ignore[return-value]
+
+
 @closed_form(*((q, Independent) for q in (*_DENSE, RankOneMultivariateNormal)))
 def _kl_correlated_diagonal(q: Distribution, p: Independent) -> Tensor:
     """1/2 sum [log 2 pi s^2 + (C_ii + (mu - m)^2) / s^2] - H[q], for p = N(m, diag s^2) and any Gaussian q."""
@@ -58,6 +72,7 @@ def _kl_correlated_diagonal(q: Distribution, p: Independent) -> Tensor:
 
 
 @closed_form(*((Independent, p) for p in (*_DENSE, RankOneMultivariateNormal)))
+@exactly
 def _kl_diagonal_correlated(q: Independent, p: _Correlated) -> Tensor:
     """1/2 sum_i P_ii s_i^2 - log p(m) - H[q], for q = N(m, diag s^2) and a Gaussian p with precision P."""
     base = _diagonal(q)
@@ -69,6 +84,7 @@ def _kl_diagonal_correlated(q: Independent, p: _Correlated) -> Tensor:
 
 
 @closed_form((RankOneMultivariateNormal, RankOneMultivariateNormal))
+@exactly
 def _kl_rank_one(q: RankOneMultivariateNormal, p: RankOneMultivariateNormal) -> Tensor:
     """1/2 tr(P C) - log p(mu) - H[q], with tr(P C) = sum d_i C_ii + u^T C u for p's d and u and q's C: O(D)."""
     u = p.precision_factor
@@ -76,8 +92,15 @@ def _kl_rank_one(q: RankOneMultivariateNormal, p: RankOneMultivariateNormal) -> 
     return 0.5 * trace - p.log_prob(q.loc) - q.entropy()
 
 
-@closed_form(*((q, RankOneMultivariateNormal) for q in _DENSE), *((RankOneMultivariateNormal, p) for p in _DENSE))
-def _kl_rank_one_dense(q: _Correlated, p: _Correlated) -> Tensor:
+@closed_form(
+    *((q, RankOneMultivariateNormal) for q in _DENSE),
+    *((RankOneMultivariateNormal, p) for p in _DENSE),
+    *((LowRankMultivariateNormal, p) for p in _DENSE),
+    (MultivariateNormal, LowRankMultivariateNormal),
+    (FullPrecisionNormal, FullPrecisionNormal),
+)
+@exactly
+def _kl_dense(q: _Correlated, p: _Correlated) -> Tensor:
     """1/2 tr(P C) - log p(mu) - H[q]: O(D^2)."""
     trace = (p.precision_matrix * q.covariance_matrix).sum((-2, -1))
     return 0.5 * trace - p.log_prob(q.loc) - q.entropy()

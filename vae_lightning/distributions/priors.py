@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.distributions import (
     Distribution,
     Independent,
-    MultivariateNormal,
     Normal,
     Transform,
     TransformedDistribution,
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 
 from vae_lightning.distributions.families import Family, FamilyRecipe, named
 from vae_lightning.distributions.flows import Flowed, check_sizes, load_zuko
+from vae_lightning.distributions.gaussians import FullPrecisionNormal, with_float64
 from vae_lightning.distributions.groups import Groups, checked_group_size
 from vae_lightning.distributions.mixtures import mixture_of
 from vae_lightning.distributions.sphere import UniformOnSphere
@@ -155,10 +155,13 @@ class MixtureOfFullNormals(Prior):
         self.raw_factor = nn.Parameter(torch.diag_embed(_raw_scale(torch.ones(num_components, size) - min_sigma)))
 
     def forward(self) -> Distribution:
-        diagonal = self.min_sigma + F.softplus(self.raw_factor.diagonal(dim1=-2, dim2=-1))
-        factor = self.raw_factor.tril(-1) + torch.diag_embed(diagonal)  # [K, D, D]
-        components = MultivariateNormal(self.means, scale_tril=factor, validate_args=Family.validate_args)
+        components = with_float64(self._components, self.means, self.raw_factor)
         return reshaped(mixture_of(components, self.logits), self.event_shape)
+
+    def _components(self, means: Tensor, raw_factor: Tensor) -> FullPrecisionNormal:
+        diagonal = self.min_sigma + F.softplus(raw_factor.diagonal(dim1=-2, dim2=-1))
+        factor = raw_factor.tril(-1) + torch.diag_embed(diagonal)  # [K, D, D]
+        return FullPrecisionNormal(means, scale_tril=factor, validate_args=Family.validate_args)
 
     @torch.no_grad()
     def fit(self, z: Tensor, held_out: Tensor) -> None:
@@ -217,7 +220,8 @@ class VampPrior(Prior):
 
     Tomczak & Welling 2018 (https://arxiv.org/abs/1705.07120), eq. 10: q is the model's own posterior. u_k starts at
     noise around `init_mean`, for which the data's mean pixel will do, and is clamped to [0, 1] where it is used. Each
-    call costs a pass of the encoder over K images. A sample is of one u_k drawn at random.
+    call costs a pass of the encoder over K images. A sample is of one u_k drawn at random. Under a flow each z
+    is inverted for all K posteriors: under an IAF one dimension after the other, with the memory of every pass.
 
     Raises:
         UserError: by `bind`, where the posterior has a density at its own samples alone, or another event shape.
