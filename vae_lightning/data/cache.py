@@ -115,8 +115,8 @@ class Header:
         fields = json.loads(text)
         header = cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
         numbers = (*header.image_shape, *header.splits.values(), header.version, header.chunk_size, *header.checksums)
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError("expected whole numbers")
+        if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(header.source, dict):
+            raise ValueError("expected whole numbers and a fingerprint")
         return header
 
 
