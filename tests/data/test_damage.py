@@ -108,12 +108,11 @@ def test_a_chunk_is_read_for_its_checksum_once(tmp_path: Path, monkeypatch: pyte
     assert read == dict.fromkeys(range(0, 300, 64), 1)
 
 
-@pytest.mark.parametrize("resident", ["mmap", "memory"])
 def test_a_fit_on_a_damaged_cache_ends_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], resident: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    data = ["-c", "configs/vae/images.yaml", f"--data.data_dir={tmp_path / 'photos'}", f"--data.resident={resident}"]
+    data = ["-c", "configs/vae/images.yaml", f"--data.data_dir={tmp_path / 'photos'}", "--data.resident=mmap"]
     data += [f"--data.cache_dir={tmp_path / 'cache'}", "--data.height=8", "--data.width=8", "--data.channels=1"]
     (tmp_path / "photos").mkdir()
     for number in range(40):
@@ -151,7 +150,7 @@ def test_every_changed_byte_of_a_header_is_noticed_or_harmless(tmp_path: Path, f
             else:
                 outcomes["the same"] += 1
                 assert np.array_equal(data.load("test").pixels.numpy(), PIXELS[420:])
-    assert outcomes["made anew"] > outcomes["damaged"] > 100 > 10 > outcomes["the same"]
+    assert outcomes["made anew"] > outcomes["damaged"] > 50 > 5 > outcomes["the same"]
 
 
 FORGED = {
@@ -170,6 +169,7 @@ FORGED = {
     "a shape of nothing": {"image_shape": [0, 8, 8], "splits": {"train": 0, "val": 0, "test": 0}},
     "labels of nothing": {"labels": None},
     "labels in words": {"labels": "a"},
+    "no fingerprint": {"source": 1},
     "an unknown field": {"colour": "red"},
 }
 

@@ -130,10 +130,21 @@ def test_what_allows_two_meanings_is_refused(tmp_path: Path, folders: str, split
     assert sum(counts(prepared(folder, splits="fractions"))) == 10 * len(folders.split())
 
 
-@pytest.mark.parametrize("folders", ["cat/test dog/test", "2019/dev 2020/old", "a/b/train a/b/test", "x y"])
+@pytest.mark.parametrize(
+    "folders",
+    ["cat/test dog/dev", "cat/train dog/train", "2019/dev 2020/old", "a/b/train a/b/test", "x y", "train/x train/y"],
+)
 def test_what_has_one_meaning_is_not_asked_about(tmp_path: Path, folders: str) -> None:
     data = prepared(write(tmp_path / "set", dict.fromkeys(folders.split(), 10)))
     assert counts(data) == [16, 2, 2]
+
+
+def test_train_alone_with_a_stray_image_beside_it_is_the_training_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = prepared(write(tmp_path / "set", {"train": 20, ".": 1}))
+    assert counts(data) == [16, 2, 2]
+    assert "images outside of these folders, left out: 1\n" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_repeated_by_its_archive_is_no_class(tmp_path: Path) -> None:
@@ -178,6 +189,8 @@ def test_names_come_from_the_cache_where_the_files_are_gone(tmp_path: Path) -> N
     data = ImageFolder(str(folder), 8, 8, 1, cache_dir=str(tmp_path / "cache"))
     data.prepare_data()
     assert data.class_names == ("cat", "dög")
+    with pytest.raises(UserError, match="no images there"):  # what is cached was split in another way
+        prepared(folder, splits="folders")
 
 
 def twelve_bits() -> np.ndarray:

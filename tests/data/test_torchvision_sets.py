@@ -117,7 +117,7 @@ def test_emnist_placed_by_hand_is_taken_as_it_is(tmp_path: Path, fetches: Path, 
 @pytest.mark.parametrize(
     ("name", "shape", "said"),
     [
-        ("emnist-balanced-test-images-idx3-ubyte", (30, 32, 32), r"\[N, 28, 28\], found \[30, 32, 32\]"),
+        ("emnist-balanced-test-images-idx3-ubyte", (30, 32, 28), r"\[N, 28, 28\], found \[30, 32, 28\]"),
         ("emnist-balanced-test-labels-idx1-ubyte", (30, 28, 28), r"\[N\], found \[30, 28, 28\]"),
     ],
 )

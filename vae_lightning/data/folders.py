@@ -110,7 +110,7 @@ def _class_folders(images: Sequence[Parts], own: Mapping[Split, str]) -> list[st
     depths = {}
     for split, top in own.items():
         inner = {parts[1] if parts[2:] else None for parts in images if parts[0] == top}
-        repeated = len(inner) == 1 and all(name and split_of(name) == split for name in inner)
+        repeated = all(name and split_of(name) == split for name in inner)
         depths[top] = 2 if repeated else 1
     starts = [depths.get(parts[0], 0) for parts in images]
     return [parts[start] if len(parts) > start + 1 else None for parts, start in zip(images, starts, strict=True)]
