@@ -166,7 +166,7 @@ FORGED = {
     "a split less than nothing": {"splits": {"train": 700, "val": -220, "test": 20}},
     "another split": {"splits": {"train": 300, "valid": 120, "test": 80}},
     "a shape in words": {"image_shape": ["a", 8, 8]},
-    "a shape of nothing": {"image_shape": [0, 8, 8], "splits": {"train": 0, "val": 0, "test": 0}},
+    "splits of nothing": {"splits": {"train": 0, "val": 0, "test": 0}, "checksums": []},
     "labels of nothing": {"labels": None},
     "labels in words": {"labels": "a"},
     "no fingerprint": {"source": 1},
@@ -182,6 +182,8 @@ def test_an_edited_header_is_no_header(
     change = FORGED[forged]
     path = folder / "header.json"
     path.write_text(change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **change}))
+    if forged == "splits of nothing":
+        (folder / "pixels.u8").write_bytes(b"")
     data = Cached(str(tmp_path))
     with pytest.raises(UserError, match=r"no (whole )?cache of"):
         data.load("val")
