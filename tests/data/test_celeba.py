@@ -91,25 +91,49 @@ def assert_same(*parts: CelebA) -> None:
         assert torch.equal(one.labels, other.labels)
 
 
+def as_csv(folder: Path, mark: bytes = b"") -> None:
+    """Both lists as Kaggle's copy has them."""
+    partition, attributes = (folder / "celeba" / name for name in ("list_eval_partition.txt", "list_attr_celeba.txt"))
+    rows = [",".join(line.split()) for line in partition.read_text().splitlines()]
+    partition.with_suffix(".csv").write_bytes(mark + "\n".join(["image_id,partition", *rows, ""]).encode())
+    _, header, *rows = [",".join(line.split()) for line in attributes.read_text().splitlines()]
+    attributes.with_suffix(".csv").write_bytes(mark + "\n".join([f"image_id,{header}", *rows, ""]).encode())
+    partition.unlink()
+    attributes.unlink()
+
+
 def test_the_copy_in_csv_with_a_folder_in_a_folder_gives_the_same(layouts: Path, folder: Path, tmp_path: Path) -> None:
     """Kaggle's: the images a folder deeper, both lists as CSV with a header of their own."""
     celeba = folder / "celeba"
     (celeba / "img_align_celeba").rename(tmp_path / "inner")
     (celeba / "img_align_celeba").mkdir()
     (tmp_path / "inner").rename(celeba / "img_align_celeba" / "img_align_celeba")
-    partition, attributes = celeba / "list_eval_partition.txt", celeba / "list_attr_celeba.txt"
-    rows = [",".join(line.split()) for line in partition.read_text().splitlines()]
-    partition.with_suffix(".csv").write_text("\n".join(["image_id,partition", *rows, ""]))
-    _, header, *rows = [",".join(line.split()) for line in attributes.read_text().splitlines()]
-    attributes.with_suffix(".csv").write_text("\n".join([f"image_id,{header}", *rows, ""]))
-    partition.unlink()
-    attributes.unlink()
+    as_csv(folder)
     assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
 
 
 def test_blank_lines_in_the_lists_are_no_rows(layouts: Path, folder: Path, tmp_path: Path) -> None:
     for path in (folder / "celeba").glob("*.txt"):
         path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
+
+
+def test_a_byte_order_mark_before_the_lists_is_no_part_of_a_name(
+    layouts: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an editor puts it there; the digests are those of the lists without it."""
+    for name in ("list_eval_partition.txt", "list_attr_celeba.txt"):
+        path = folder / "celeba" / name
+        monkeypatch.setitem(CelebA.digests, name, hashlib.md5(path.read_bytes()).hexdigest())  # type: ignore[arg-type]
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    monkeypatch.setattr(CelebA, "counts", (32, 4, 4))
+    assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2", verify=True))
+
+
+def test_a_byte_order_mark_before_the_lists_in_csv_is_none_of_the_header(
+    layouts: Path, folder: Path, tmp_path: Path
+) -> None:
+    as_csv(folder, mark=b"\xef\xbb\xbf")
     assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
 
 

@@ -87,7 +87,7 @@ def test_a_split_without_a_folder_is_taken_from_train_alone(
     assert len(numbers(data, missing)) == 4
     assert sorted(numbers(data, "train") + numbers(data, missing)) == list(range(20))
     said = capsys.readouterr().out
-    assert f"{missing} 0.2 of its folder train" in said
+    assert f"train is the folder {first}; {given} is the folder {second}; {missing} 0.2 of its folder {first};" in said
     assert "images outside of these folders, left out: 1\n" in said
 
 

@@ -162,6 +162,54 @@ def test_a_tampered_download_is_refused(tmp_path: Path, mirror: Path) -> None:
     assert not [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
 
 
+OTHER_NAMES = {
+    "with a dot": "{part}.idx{rest}",
+    "with a dot, packed": "{part}.idx{rest}.gz",
+    "in a folder of its name": "{name}/{name}",
+    "in a folder of its name, with a dot": "{name}/{part}.idx{rest}",
+    "in a folder of the name with a dot": "{part}.idx{rest}/{name}",
+    "in a folder of its name, packed": "{name}/{name}.gz",
+}
+
+
+def rename(folder: Path, form: str) -> None:
+    """Give the four packed files of a folder other names, raw where the name is no `.gz`."""
+    for name in IDX_NAMES:
+        part, rest = name.split("-idx")
+        path = folder / form.format(name=name, part=part, rest=rest)
+        packed = (folder / f"{name}.gz").read_bytes()
+        (folder / f"{name}.gz").unlink()
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(packed if path.suffix == ".gz" else gzip.decompress(packed))
+
+
+@pytest.mark.parametrize("place", [".", "MNIST/raw"])
+@pytest.mark.parametrize("form", list(OTHER_NAMES))
+def test_mnist_is_known_under_its_other_names_by_digest(
+    tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch, form: str, place: str
+) -> None:
+    """Nothing is downloaded; a file of such a name that is not MNIST's is refused by its path."""
+    shutil.copytree(mirror, tmp_path / "data" / place)
+    rename(tmp_path / "data" / place, OTHER_NAMES[form])
+    monkeypatch.setattr(MNIST, "mirrors", ())
+    before = {path for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    data = MNIST(str(tmp_path / "data"))
+    data.prepare_data()
+    assert [len(data.load(split).pixels) for split in SPLITS] == [50, 10, 12]
+    assert {path for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
+    (path,) = (path for path in before if path.name.startswith("t10k-images"))
+    other = idx_bytes(np.zeros((12, 28, 28)))
+    path.write_bytes(gzip.compress(other) if path.suffix == ".gz" else other)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: wrong digest"):
+        data.load("test")
+
+
+def test_a_failed_download_names_the_file_to_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MNIST, "mirrors", ())
+    with pytest.raises(UserError, match=f"; put {TRAIN_IMAGES}.gz there by hand, or point --data.data_dir"):
+        MNIST(str(tmp_path)).prepare_data()
+
+
 # -- BinarizedMNIST -------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +365,11 @@ def test_spacing_does_not_change_the_images(tmp_path: Path, blank: str, end: str
     assert parse_amat(path, path.read_bytes(), (2, 2)).tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
 
 
+def test_a_byte_order_mark_before_the_text_is_no_pixel(tmp_path: Path) -> None:
+    path = tmp_path / "a.amat"
+    assert parse_amat(path, b"\xef\xbb\xbf0 1 1 0\n", (2, 2)).tolist() == [[0, 1, 1, 0]]
+
+
 def test_binarized_mnist_verifies_count_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_binarized_mnist(tmp_path / "binarized_mnist")
     digest = hashlib.sha256(np.packbits(files[TEST], axis=1).tobytes()).hexdigest()
@@ -375,6 +428,20 @@ def test_real_mnist(real: Path) -> None:
     assert images["test"].labels[:5].tolist() == [7, 2, 1, 0, 4]  # as everybody's MNIST begins
     train = torch.cat([images["train"].pixels, images["val"].pixels]).float() / 255
     assert train.mean().item() == pytest.approx(0.1307, abs=5e-5)
+
+
+def test_real_mnist_under_its_other_names(real: Path, tmp_path: Path) -> None:
+    """As Kaggle's copy unpacks: raw, in folders of their names."""
+    raw = real / "MNIST" / "raw"
+    if not raw.is_dir():
+        pytest.skip(f"no MNIST/raw in {real}")
+    for name in IDX_NAMES:
+        (tmp_path / name).mkdir()
+        (path,) = (path for path in (raw / name, raw / f"{name}.gz") if path.is_file())
+        (tmp_path / name / path.name.replace("-idx", ".idx")).symlink_to(path.absolute())
+    data = MNIST(str(tmp_path))
+    data.prepare_data()
+    assert len(data.load("test").pixels) == 10_000
 
 
 @pytest.mark.parametrize(

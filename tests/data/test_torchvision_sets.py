@@ -7,6 +7,7 @@ import hashlib
 import io
 import multiprocessing
 import pickle
+import re
 import shutil
 import tarfile
 import time
@@ -93,6 +94,39 @@ def test_emnist_stands_upright(tmp_path: Path) -> None:
     assert len(data.images("val").pixels) == 5
     together = [data.images(split).labels for split in ("train", "val")]  # type: ignore[arg-type]
     assert sorted(torch.cat([part for part in together if part is not None]).tolist()) == list(range(30))
+
+
+@pytest.mark.parametrize("place", ["EMNIST/raw", "EMNIST/raw/gzip", ".", "gzip"])
+def test_emnist_placed_by_hand_is_taken_as_it_is(tmp_path: Path, fetches: Path, place: str) -> None:
+    """Packed, as its archive has it, and without the archive; nothing is fetched, unpacked or removed."""
+    arrays = emnist_archive(tmp_path / "archive.zip")
+    folder = tmp_path / "data" / place
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "archive.zip") as archive:
+        for name in archive.namelist():
+            (folder / Path(name).name).write_bytes(archive.read(name))
+    data = EMNIST(str(tmp_path / "data"), verify=False)
+    data.prepare_data()
+    expected = arrays["emnist-balanced-test-images-idx3-ubyte"].transpose(0, 2, 1)
+    assert data.images("test").pixels[:, 0].numpy().tolist() == expected.tolist()
+    assert data.images("test").labels.tolist() == list(range(6))  # type: ignore[union-attr]
+    assert not fetches.read_text()
+    assert len([path for path in (tmp_path / "data").rglob("*") if path.suffix == ".gz"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "said"),
+    [
+        ("emnist-balanced-test-images-idx3-ubyte", (30, 32, 28), r"\[N, 28, 28\], found \[30, 32, 28\]"),
+        ("emnist-balanced-test-labels-idx1-ubyte", (30, 28, 28), r"\[N\], found \[30, 28, 28\]"),
+    ],
+)
+def test_emnist_of_another_shape_is_one_line(tmp_path: Path, name: str, shape: tuple[int, ...], said: str) -> None:
+    test_emnist_stands_upright(tmp_path)
+    path = tmp_path / "EMNIST" / "raw" / name
+    path.write_bytes(idx_bytes(np.zeros(shape)))
+    with pytest.raises(UserError, match=f"^EMNIST in {tmp_path}: {path}: expected numbers of shape {said}"):
+        EMNIST(str(tmp_path), verify=False).load("test")
 
 
 def write_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
@@ -186,7 +220,21 @@ def test_missing_files_without_a_network_are_one_line(
     monkeypatch.setattr("torchvision.datasets.omniglot.download_and_extract_archive", no_network)
     with pytest.raises(UserError, match=f"{dataset.__name__} in .*: no route to host; .*--data.data_dir") as caught:
         dataset(str(tmp_path)).prepare_data()
-    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"{dataset.__name__} in .*: .*not found") as not_downloaded:
+        dataset(str(tmp_path)).images("train") if dataset is not Omniglot else dataset(str(tmp_path)).source()
+    for said in (str(caught.value), str(not_downloaded.value)):
+        assert "\n" not in said
+        assert LOOKED_FOR[dataset] in said
+        assert "download=True" not in said
+        assert not re.search(r"the files?\b", said)
+
+
+LOOKED_FOR: dict[type[Any], str] = {
+    CIFAR10: "cifar-10-python.tar.gz",
+    EMNIST: "emnist-balanced-train-images-idx3-ubyte",
+    SVHN: "train_32x32.mat",
+    Omniglot: "images_background.zip",
+}
 
 
 # -- fetching and extracting ------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ _UNITS = {
 
 
 class RunFolder(pl.Callback):
-    """Writes `config.yaml` when a fit begins (and gives it to W&B whole), `results.json` when a test ends.
+    """Writes `config.yaml` when a fit begins (and gives it to W&B whole), `results.json` when a test ends; and, where
+    the data set names its classes, `classes.json`, a list in the order of their numbers.
 
     `config` is the resolved configuration as YAML text, with nothing in it that holds for this run alone: a new run can
     start from it. The folder is the trainer's root folder; during a fit it is this process's alone.
@@ -78,6 +79,9 @@ class RunFolder(pl.Callback):
         if self._lock is None:
             return
         write_whole(Path(trainer.default_root_dir) / "config.yaml", self.config.encode())
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, ImageDataModule) and data.class_names:
+            write_whole(Path(trainer.default_root_dir) / "classes.json", json.dumps(data.class_names).encode())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.config.update(yaml.safe_load(self.config), allow_val_change=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vae_lightning.data.decode import is_web_page
+from vae_lightning.data.files import require_file
 from vae_lightning.types import UserError
 
 MAX_MEMBERS = 1_000_000
@@ -46,6 +47,7 @@ class ImageArchive:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            require_file(path)
             self._file = _Directory(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be opened ({error.strerror})") from error

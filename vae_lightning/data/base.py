@@ -75,6 +75,11 @@ class ImageDataModule(pl.LightningDataModule):
     def load(self, split: Split) -> Images:
         """The images of a split, from files that `prepare_data` has put in place."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes that `label` [B] counts, once the data are prepared; none where they are unknown."""
+        return ()
+
     def setup(self, stage: str) -> None:
         """Load what the stage needs, so that missing or broken files are found before anything runs."""
         needs: dict[str, tuple[Split, ...]] = {

@@ -4,6 +4,10 @@
 `labels.npy` is there where the set has labels. A cache is made in `<folder>.part`, chunk by chunk, by the threads of
 one process, and takes its name by one rename. A process that is killed leaves a journal of finished chunks with their
 checksums, and the next one goes on from there.
+
+Each process compares the CRC-32 of a chunk with the header's before it uses the chunk's first image: all chunks at once
+where the pixels are copied to memory or to a device, else chunk by chunk as a memory map is read. A checksum finds
+accidents, such as a flipped bit. It does not find a change by somebody who also writes the new checksum.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import math
 import mmap
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -24,9 +29,10 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vae_lightning.cores import num_cores
-from vae_lightning.data.files import lock, write_whole
+from vae_lightning.data.files import lock, read_file, write_whole
 from vae_lightning.data.loader import Images
 from vae_lightning.data.progress import Progress
 from vae_lightning.types import Shape, UserError
@@ -47,6 +53,8 @@ class Contents(NamedTuple):
     num_threads: int | None = None
 
 
+_UNREADABLE = (OSError, UserError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+"""What an edited or broken header ends in, by where its parsing trips."""
 _CHUNK_BYTES = 8 * 2**20
 _CHUNK_IMAGES = 64
 """A unit of work at most: a thousand large photographs keep sixteen cores busy, and the bar moves."""
@@ -87,36 +95,48 @@ class Header:
         return math.prod(self.image_shape)
 
     @property
+    def num_chunks(self) -> int:
+        return -(-len(self) // self.chunk_size)
+
+    def chunk(self, number: int) -> range:
+        start = number * self.chunk_size
+        return range(start, min(start + self.chunk_size, len(self)))
+
+    @property
     def chunks(self) -> list[range]:
-        starts = range(0, len(self), self.chunk_size)
-        return [range(start, min(start + self.chunk_size, len(self))) for start in starts]
+        return [self.chunk(number) for number in range(self.num_chunks)]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))  # in order: that of the splits is the order of the file
 
     @classmethod
-    def from_json(cls, text: str) -> Header:
-        """Raises ValueError, TypeError or AttributeError where the text is no header."""
+    def from_json(cls, text: str | bytes) -> Header:
+        """Raises one of `_UNREADABLE` where the text is no header."""
         fields = json.loads(text)
-        return cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
+        header = cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
+        numbers = (*header.image_shape, *header.splits.values(), header.version, header.chunk_size, *header.checksums)
+        if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(header.source, dict):
+            raise ValueError("expected whole numbers and a fingerprint")
+        return header
 
 
 def read_header(folder: Path) -> Header | None:
-    """The header of the cache in `folder`; None where there is none, or none whose pixels and labels are all there."""
+    """The header of the cache in `folder`; None unless it is one whose pixels, checksums and labels are all there."""
+    labels = folder / "labels.npy"
     try:
-        header = Header.from_json((folder / "header.json").read_text())
-        whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes
-        if header.labels is not None:
-            whole &= zlib.crc32((folder / "labels.npy").read_bytes()) == header.labels
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        header = Header.from_json(read_file(folder / "header.json"))
+        whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes > 0
+        whole = whole and header.num_chunks == len(header.checksums)
+        whole = whole and header.labels == (zlib.crc32(read_file(labels)) if labels.exists() else None)
+    except _UNREADABLE:
         return None
     return header if whole else None
 
 
 def open_cache(folder: Path, split: str) -> Images:
-    """The images of a split, mapped from the file: nothing is read until it is used."""
+    """The images of a split, mapped from the file: nothing is read until it is used, and then its checksum first."""
     header = read_header(folder)
-    if header is None:
+    if header is None or split not in header.splits:
         raise UserError(f"{folder}: no whole cache of images there; prepare_data makes it")
     names = list(header.splits)
     start = sum(header.splits[name] for name in names[: names.index(split)])
@@ -126,7 +146,8 @@ def open_cache(folder: Path, split: str) -> Images:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     pixels = torch.frombuffer(mapping, dtype=torch.uint8).view(len(header), *header.image_shape)
     labels = None if header.labels is None else torch.from_numpy(np.load(folder / "labels.npy"))
-    return Images(pixels[rows], None if labels is None else labels[rows], mapping=mapping)
+    check = _Verifier(folder, header, start)
+    return Images(pixels[rows], None if labels is None else labels[rows], mapping=mapping, check=check)
 
 
 def broken_chunks(folder: Path) -> list[str]:
@@ -135,12 +156,43 @@ def broken_chunks(folder: Path) -> list[str]:
     if header is None:
         return [f"{folder}: its header, pixels or labels are not whole; the next start makes it anew"]
     with (folder / "pixels.u8").open("rb") as file:
-        found = [_checksum(file.fileno(), header, chunk) for chunk in header.chunks]
-    pairs = zip(header.chunks, found, header.checksums, strict=True)
+        return _damage(folder, file.fileno(), header, range(header.num_chunks))
+
+
+class _Verifier:
+    """Called with the numbers of a split's images before they are read. Raises UserError where a chunk with one of them
+    does not have the checksum that it was written with. Reads each chunk once."""
+
+    def __init__(self, folder: Path, header: Header, start: int) -> None:
+        self._folder, self._header, self._start = folder, header, start
+        self._file = (folder / "pixels.u8").open("rb")
+        weakref.finalize(self, self._file.close)
+        self._is_verified = np.zeros(len(header.checksums), dtype=bool)
+
+    def __call__(self, index: Tensor) -> None:
+        chunks = (index.numpy() + self._start) // self._header.chunk_size
+        chunks = np.unique(chunks[~self._is_verified[chunks]])
+        if not len(chunks):
+            return
+        if problems := _damage(self._folder, self._file.fileno(), self._header, chunks.tolist()):
+            more = f" (and {len(problems) - 1} more places)" if problems[1:] else ""
+            remedy = "delete that folder, and the next start makes it anew from the image files"
+            raise UserError(f"{problems[0]}{more}; {remedy}")
+        self._is_verified[chunks] = True
+
+
+def _damage(folder: Path, file: int, header: Header, numbers: Sequence[int]) -> list[str]:
+    """A line for each of the chunks with these numbers that does not have its checksum."""
+    chunks = [header.chunk(number) for number in numbers]
+    try:
+        with ThreadPoolExecutor(num_cores()) as pool:
+            found = list(pool.map(partial(_checksum, file, header), chunks))
+    except OSError as error:
+        return [f"{folder}: pixels.u8 cannot be read ({error.strerror})"]
     return [
-        f"{folder}: images {c.start} .. {c.stop - 1} were damaged after they were written"
-        for c, a, b in pairs
-        if a != b
+        f"{folder}: images {chunk.start} .. {chunk.stop - 1} were damaged after they were written"
+        for chunk, number, checksum in zip(chunks, numbers, found, strict=True)
+        if checksum != header.checksums[number]
     ]
 
 
@@ -237,7 +289,7 @@ def _read_journal(part: Path, header: Header) -> dict[int, int]:
         noted = {int(pair[0]): int(pair[1]) for pair in words if len(pair) == 2}  # the last line may be half a line
         with (part / "pixels.u8").open("rb") as file:
             found = {c.start: _checksum(file.fileno(), header, c) for c in header.chunks if c.start in noted}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except _UNREADABLE:
         return {}
     return {start: value for start, value in found.items() if value == noted[start]}
 

@@ -16,6 +16,7 @@ from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
 from vae_lightning.data.cache import Contents, fill_from
 from vae_lightning.data.decode import CROP_FILTER, decode_crop
 from vae_lightning.data.files import (
+    BYTE_ORDER_MARK,
     MissingFileError,
     check_digest,
     file_digest,
@@ -146,7 +147,7 @@ class CelebA(CachedImages):
                 f"{path}: expected {self.counts} images in train, val, test, found {tuple(splits.values())}"
             )
         if self.verify:
-            check_digest(path, self.digests.get(path.name), file_digest(path))  # none is known of the CSV
+            check_digest(path, self.digests.get(path.name), _list_digest(path))  # none is known of the CSV
         names = [name for part in parts for name in part]
         if len(set(names)) < len(names):
             twice = next(name for name, count in Counter(names).items() if count > 1)
@@ -168,7 +169,7 @@ class CelebA(CachedImages):
         except MissingFileError:
             return None
         if self.verify:
-            check_digest(path, self.digests.get(path.name), file_digest(path))
+            check_digest(path, self.digests.get(path.name), _list_digest(path))
         header, *rows = [row for row in _rows(path) if not row.words[0].isdecimal()] or [_Row(1, [])]  # not their count
         width = len(header.words) - ("image_id" in header.words)  # so the header of the copies in CSV begins
         _check_rows(path, rows, width, {"1", "-1"}, f"{width} values 1 or -1")
@@ -252,9 +253,18 @@ class _Row(NamedTuple):
     words: list[str]
 
 
+def _list_bytes(path: Path) -> bytes:
+    """A list without the byte-order mark that an editor may have put in front."""
+    return read_bytes(path).removeprefix(BYTE_ORDER_MARK)
+
+
+def _list_digest(path: Path) -> str:
+    return hashlib.md5(_list_bytes(path), usedforsecurity=False).hexdigest()
+
+
 def _rows(path: Path) -> list[_Row]:
     """The lines of a list that have any words."""
-    lines = read_bytes(path).decode(errors="replace").replace(",", " ").splitlines()
+    lines = _list_bytes(path).decode(errors="replace").replace(",", " ").splitlines()
     rows = [_Row(number, line.split()) for number, line in enumerate(lines, 1)]
     return [row for row in rows if row.words]
 

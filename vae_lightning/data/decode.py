@@ -60,19 +60,20 @@ class _ImageError(Exception):
     """What is wrong with a file, and what was expected; the file's name is put before it."""
 
 
-def decode(contents: bytes, name: str, shape: Shape, fit: Fit = "crop") -> np.ndarray:
+def decode(contents: bytes, name: str, shape: Shape, fit: Fit = "crop", grey_bits: int = 16) -> np.ndarray:
     """An image file of any size and mode as uint8 [C, H, W] of `shape`.
 
     C is 1 (grey: ITU-R 601 luma), 3 (RGB) or 4 (RGBA). EXIF's orientation is applied; of several frames the first is
-    taken; 16-bit grey is scaled to 8 bits. What is transparent is laid on black; with C = 4 it stays transparent and is
-    black beneath, as are the borders of `pad`. Raises a `UserError` that begins with `name` where the file is no whole
-    image, has more than `MAX_PIXELS`, or pixels without a range. Flipped bits that a format has no checksum against
-    (JPEG's) pass for an image. PIL's warnings are ignored, in the whole process (see `_silence`).
+    taken; 16-bit grey is scaled to 8 bits, from 0 .. 2^grey_bits - 1. What is transparent is laid on black; with C = 4
+    it stays transparent and is black beneath, as are the borders of `pad`. Raises a `UserError` that begins with `name`
+    where the file is no whole image, has more than `MAX_PIXELS`, or pixels without a range. Flipped bits that a format
+    has no checksum against (JPEG's) pass for an image. PIL's warnings are ignored, in the whole process (see
+    `_silence`).
     """
     channels, height, width = shape
     mode = _MODES[channels]
     try:
-        image = _in_mode(_upright(_open(contents)), mode)
+        image = _in_mode(_upright(_open(contents)), mode, grey_bits)
         return _pixels(_fitted(image, (width, height), fit), shape)
     except Exception as error:  # PIL's parsers end a broken file in whatever they trip over
         raise UserError(f"{name}: {_reason(error, contents)}") from error
@@ -173,12 +174,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+def _in_mode(image: Image.Image, mode: str, grey_bits: int = 16) -> Image.Image:
     """The image in PIL's `mode` L, RGB or RGBA, laid on black where it is transparent and `mode` is not."""
     if image.mode == "F":
         raise _ImageError("floating-point pixels, which have no fixed range; expected 8 or 16 bits a channel")
     if image.mode.startswith("I"):
-        image = _eight_bits(image)
+        image = _eight_bits(image, grey_bits)
     if image.mode == "LAB":  # of which PIL makes RGB alone
         image = image.convert("RGB")
     if not image.has_transparency_data:
@@ -191,12 +192,13 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return canvas
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """round(v / 257) of 16-bit grey v, where PIL's own conversion clips at 255. A transparent value keeps its mask."""
-    values = np.asarray(image).astype(np.int32)
-    if values.min() < 0 or values.max() > 65535:
-        raise _ImageError(f"grey values {values.min()} to {values.max()}, expected 16 bits: 0 to 65535")
-    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+def _eight_bits(image: Image.Image, grey_bits: int) -> Image.Image:
+    """round(255 v / (2^grey_bits - 1)) of 16-bit grey v, where PIL's own conversion clips at 255. A transparent value
+    keeps its mask."""
+    values, white = np.asarray(image).astype(np.int32), 2**grey_bits - 1
+    if values.min() < 0 or values.max() > white:
+        raise _ImageError(f"grey values {values.min()} to {values.max()}, expected {grey_bits} bits: 0 to {white}")
+    grey = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
     if (transparent := image.info.get("transparency")) is None:
         return grey
     opaque = np.where(values == transparent, 0, 255).astype(np.uint8)

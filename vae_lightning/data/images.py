@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vae_lightning.cores import num_cores
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
-from vae_lightning.data.cache import Contents, fill_from
+from vae_lightning.data.cache import Contents, fill_from, read_header
 from vae_lightning.data.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
 from vae_lightning.data.files import Listing, MissingFileError, list_folder, read_file, write_whole
+from vae_lightning.data.folders import Parts, Splits, classes_of, shown, split_folders
+from vae_lightning.data.loader import Images
 from vae_lightning.data.progress import Progress
 from vae_lightning.data.transforms import Binarisation
 from vae_lightning.types import UserError
 
-_OWN_SPLITS: Mapping[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
 # fmt: off
 _NO_IMAGES = frozenset({
     ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".npy", ".npz", ".py", ".tsv", ".txt", ".xml",
@@ -40,10 +38,13 @@ class ImageFolder(CachedImages):
     """The images below `data_dir`, of any size and kind, as `channels` x `height` x `width`.
 
     `fit`: how another aspect is met: `crop` (the middle), `pad` (black borders) or `stretch`. `channels`: 1, 3 or 4.
-    Where `data_dir` has folders `train`, `val` and `test`, in any case of letters, these are the splits; `val` or
-    `test` without a folder is `val_fraction` or `test_fraction` of the images in `train`. Without any such folder these
-    are fractions of all. What is taken is decided by a hash of the paths: the same for every seed and machine.
-    Where all images lie in folders of classes, `label` is the number of the class, in the order of the names.
+    Folders of `data_dir` that are named `train`, `val` and `test`, or as is usual (`training`, `valid`, `testing`), are
+    the splits; `val` or `test` without a folder is `val_fraction` or `test_fraction` of the images in `train`. Without
+    such folders these are fractions of all. A hash of the paths decides what is taken: the same for every seed and
+    machine. `splits`: `auto` refuses names that allow two meanings; `folders` takes folders of these names for splits
+    and leaves out what lies beside them; `fractions` takes no folder for a split.
+    Where all images lie in folders of classes, `label` is the number of the class, in the order of `class_names`.
+    `grey_bits`: of 16-bit grey images, the bits that are used: 12 where white is 4,095.
     An image that cannot be read is named before training starts; `skip_broken` leaves such images out.
     """
 
@@ -56,6 +57,8 @@ class ImageFolder(CachedImages):
         fit: Fit = "crop",
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        splits: Splits = "auto",
+        grey_bits: int = 16,
         skip_broken: bool = False,
         batch_size: int = 128,
         eval_batch_size: int = 500,
@@ -77,9 +80,14 @@ class ImageFolder(CachedImages):
             raise UserError(
                 f"ImageFolder: fractions {val_fraction} and {test_fraction}: each above 0, below 1 together"
             )
+        if splits not in ("auto", "folders", "fractions"):
+            raise UserError(f"ImageFolder: splits is {splits!r}; choose auto, folders or fractions")
+        if not 9 <= grey_bits <= 16:
+            raise UserError(f"ImageFolder: grey_bits is {grey_bits}; it must be 9 to 16")
         self.image_shape = (channels, height, width)
-        self.fit, self.skip_broken = fit, skip_broken
+        self.fit, self.skip_broken, self.grey_bits = fit, skip_broken, grey_bits
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.splits: Splits = splits
 
     @property
     def cache_folder(self) -> Path:
@@ -89,8 +97,25 @@ class ImageFolder(CachedImages):
         return Path(self.cache_dir) / f"{name}-{channels}x{height}x{width}-{self.fit}"
 
     def settings(self) -> dict[str, Any]:
-        fractions = [self.val_fraction, self.test_fraction]
-        return {"fit": self.fit, "filter": FILTER, "fractions": fractions, "skip_broken": self.skip_broken}
+        return {
+            "fit": self.fit,
+            "filter": FILTER,
+            "fractions": [self.val_fraction, self.test_fraction],
+            "splits": self.splits,
+            "grey_bits": self.grey_bits,
+            "skip_broken": self.skip_broken,
+        }
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes that `label` counts, from the cache; none where the images have no labels."""
+        header = read_header(self.cache_folder)
+        return () if header is None else tuple(header.source.get("classes", ()))
+
+    def prepare_data(self) -> None:
+        super().prepare_data()
+        for doubt in _doubts(self.load("train")):
+            print(f"{self.data_dir}: {doubt}", flush=True)
 
     def source(self) -> Source:
         folder = Path(self.data_dir)
@@ -104,40 +129,39 @@ class ImageFolder(CachedImages):
             )
         if self.skip_broken:
             files = self._without_broken(files, listing)
-        parts = self._split(files)
+        own = split_folders(self.data_dir, [self._relative(path) for path in files], self.splits)
+        parts = self._split(files, own)
         empty = [split for split, part in zip(SPLITS, parts, strict=True) if not part]
         if empty:
             raise UserError(f"{folder}: {len(files)} images leave none for {', '.join(empty)}; it takes more of them")
         files = [path for part in parts for path in part]
+        names, labels, note = classes_of([self._relative(path) for path in files], own)
+        if note:
+            print(f"{self.data_dir}: {note}", flush=True)
         splits: dict[str, int] = {split: len(part) for split, part in zip(SPLITS, parts, strict=True)}
-        read = lambda: Contents(fill_from(files, self._decode), self._labels(files))  # noqa: E731
-        return Source({"listing": listing}, splits, read, files)
+        read = lambda: Contents(fill_from(files, self._decode), labels)  # noqa: E731
+        return Source({"listing": listing, "classes": names}, splits, read, files)
 
     def _decode(self, path: Path) -> np.ndarray:
-        return decode(read_file(path), str(path), self.image_shape, self.fit)
+        return decode(read_file(path), str(path), self.image_shape, self.fit, self.grey_bits)
 
-    def _split(self, files: Sequence[Path]) -> list[list[Path]]:
-        """Train, val and test: the folders of these names; what has none is taken from train, or else from all."""
-        parts = {split: [path for path in files if self._top(path) in names] for split, names in _OWN_SPLITS.items()}
-        own = [split for split in SPLITS if parts[split]]
-        if own and "train" not in own:
-            raise UserError(
-                f"{self.data_dir}: a folder of images for {' and '.join(own)}, none for train; name one of them train"
-            )
+    def _split(self, files: Sequence[Path], own: Mapping[Split, str]) -> list[list[Path]]:
+        """Train, val and test: the folders of `own`; what has none is taken from train, or else from all."""
+        parts = {split: [path for path in files if self._relative(path)[0] == own.get(split)] for split in SPLITS}
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
         taken = {split: fraction for split, fraction in fractions.items() if split not in own}
         self._tell(own, taken, len(files) - sum(map(len, parts.values())))
         whole = parts["train"] if own else files
-        rest = sorted(whole, key=lambda path: hashlib.sha256(os.fsencode(self._relative(path))).digest())
+        rest = sorted(whole, key=lambda path: hashlib.sha256(os.fsencode(self._name(path))).digest())
         for split, fraction in taken.items():
             count = max(1, round(len(whole) * fraction))
             parts[split], rest = sorted(rest[:count]), rest[count:]
         return [sorted(rest), parts["val"], parts["test"]]
 
-    def _tell(self, own: Sequence[Split], taken: Mapping[Split, float], num_outside: int) -> None:
+    def _tell(self, own: Mapping[Split, str], taken: Mapping[Split, float], num_outside: int) -> None:
         """Which split holds, in one line: nobody should have to guess what was trained on."""
-        origin = "its folder train" if own else "all images"
-        said = [f"{', '.join(own)} by its own folders"] if own else []
+        origin = f"its folder {shown(own['train'])}" if own else "all images"
+        said = [f"{split} is the folder {shown(top)}" for split, top in own.items()]
         said += [f"{split} {fraction:g} of {origin}" for split, fraction in taken.items()]
         said += ["taken by a hash of the paths, whatever the seed"] if taken else []
         said += [f"images outside of these folders, left out: {num_outside}"] if own and num_outside else []
@@ -151,22 +175,11 @@ class ImageFolder(CachedImages):
             shown = ", ".join(kinds[:5] + ["..."] * (len(kinds) > 5))
             print(f"{self.data_dir}: not read, by their endings: {sum(counts.values())} files ({shown})", flush=True)
 
-    def _labels(self, files: Sequence[Path]) -> np.ndarray | None:
-        """int64 [N], by the folder that each image lies in; None where some lie in none, or all in one."""
-        splits = {name for names in _OWN_SPLITS.values() for name in names}
-        folders = [self._relative(path).parts[:-1] for path in files]
-        classes = [parts[1:] if parts[:1] and parts[0].lower() in splits else parts for parts in folders]
-        names = sorted({parts[0] for parts in classes if parts})
-        if len(names) < 2 or not all(classes):
-            return None
-        return np.array([names.index(parts[0]) for parts in classes], dtype=np.int64)
+    def _relative(self, path: Path) -> Parts:
+        return path.relative_to(self.data_dir).parts
 
-    def _top(self, path: Path) -> str:
-        """The first folder below `data_dir` that an image lies in, or its own name, in lower case."""
-        return self._relative(path).parts[0].lower()
-
-    def _relative(self, path: Path) -> Path:
-        return path.relative_to(self.data_dir)
+    def _name(self, path: Path) -> str:
+        return "/".join(self._relative(path))
 
     def _without_broken(self, files: list[Path], listing: str) -> list[Path]:
         """The files that can be decoded, found once for each state of the folder."""
@@ -184,7 +197,7 @@ class ImageFolder(CachedImages):
                 f"{self.data_dir}: {len(broken)} images that cannot be read are left out ({note} lists them)",
                 flush=True,
             )
-        return [path for path in files if str(self._relative(path)) not in broken]
+        return [path for path in files if self._name(path) not in broken]
 
     def _find_broken(self, files: list[Path]) -> set[str]:
         def is_broken(path: Path) -> bool:
@@ -198,8 +211,27 @@ class ImageFolder(CachedImages):
             found = set()
             for path, broken in zip(files, pool.map(is_broken, files), strict=True):
                 progress.advance(1)
-                found |= {str(self._relative(path))} if broken else set()
+                found |= {self._name(path)} if broken else set()
             return found
+
+
+def _doubts(images: Images, most: int = 256) -> list[str]:
+    """What of the pixels is probably not meant, by images that are spread over the set; a line for each."""
+    index = torch.linspace(0, len(images.pixels) - 1, min(most, len(images.pixels))).long()
+    pixels = images.pixels[index].flatten(1)
+    brightest, said = int(pixels.max()), []
+    looked = f"of {len(index)} images that were looked at"
+    if bool((pixels == pixels[:, :1]).all()):
+        said.append(
+            f"each {looked} has one value everywhere (the brightest: {brightest}), so there is nothing to learn; "
+            "transparent images are laid on black unless --data.channels=4"
+        )
+    elif brightest <= 64:
+        said.append(
+            f"the brightest pixel {looked} is {brightest} of 255; if the files hold 12 bits in 16 (white is "
+            "4,095), say --data.grey_bits=12 (10 and 14 likewise)"
+        )
+    return said
 
 
 def _write_note(path: Path, text: str) -> None:

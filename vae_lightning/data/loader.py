@@ -34,20 +34,31 @@ _EVALUATION_BATCHES = 8
 class Images:
     """`pixels`: uint8 [N, C, H, W] with values 0 .. `max_value`; `labels` [N, ...] where the data set has them.
 
-    `mapping`: the memory map that the pixels lie in, where they are read from a file as they are needed.
+    `mapping`: the memory map that the pixels lie in, where they are read from a file as they are needed. `check`:
+    raises UserError where that file was damaged at one of the images with these numbers.
     """
 
     pixels: Tensor
     labels: Tensor | None = None
     max_value: int = 255
     mapping: mmap.mmap | None = None
+    check: Callable[[Tensor], None] | None = None
+
+    def verify(self, index: Tensor | None = None) -> None:
+        """Raise UserError where one of these images (None: of all) was damaged in its file. Call it before `pixels` are
+        read, unless `ImageLoader` reads them; what lives in memory or on a device was verified on its way there."""
+        if self.check is not None:
+            self.check(torch.arange(len(self.pixels)) if index is None else index.cpu())
 
     def to(self, device: torch.device) -> Images:
+        if device == self.pixels.device:
+            return self
+        self.verify()
         labels = None if self.labels is None else self.labels.to(device)
-        mapping = self.mapping if device == self.pixels.device else None
-        return Images(self.pixels.to(device), labels, self.max_value, mapping)
+        return Images(self.pixels.to(device), labels, self.max_value)
 
     def in_memory(self) -> Images:
+        self.verify()
         return self if self.mapping is None else Images(self.pixels.clone(), self.labels, self.max_value)
 
 
@@ -152,6 +163,7 @@ class ImageLoader:
 
     def _gather(self, index: Tensor) -> tuple[Tensor, Batch]:
         """The bytes and labels of a batch, in pinned memory where they have to travel to a GPU."""
+        self.images.verify(index)
         batch = {"x": self._select(self.images.pixels, index)}
         if self.images.labels is not None:
             batch["label"] = self._select(self.images.labels, index)

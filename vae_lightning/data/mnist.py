@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from vae_lightning.data.base import ImageDataModule, Resident, Split
-from vae_lightning.data.files import check_digest, download, find, read_bytes, read_idx, write_whole
+from vae_lightning.data.files import BYTE_ORDER_MARK, check_digest, download, find, read_bytes, read_idx, write_whole
 from vae_lightning.data.loader import Images
 from vae_lightning.data.transforms import Binarisation
 from vae_lightning.types import Shape, UserError
@@ -29,8 +29,9 @@ class MNIST(ImageDataModule):
 
     `val` is the last `num_val` of the official training images: 10,000, or a sixth of a smaller set of your own, unless
     it is given (Burda et al. 2016 held out 400). `test` is the official test set. The four IDX files, raw or
-    `.gz`, are looked for in `<data_dir>/MNIST/raw` (torchvision's layout) and in `<data_dir>`, and downloaded to the
-    first where they are missing. `verify` checks each file's digest and count; turn it off for files of your own.
+    `.gz`, are looked for in `<data_dir>/MNIST/raw` (torchvision's layout) and in `<data_dir>`, also by the other names
+    of `idx_names`, and downloaded to the first where they are missing. `verify` checks each file's digest and count;
+    turn it off for files of your own.
     """
 
     image_shape = (1, 28, 28)
@@ -100,12 +101,20 @@ class MNIST(ImageDataModule):
 
     def _path(self, name: str) -> Path:
         remedy = "download it (any command does, given a network) or pass --data.data_dir (make train DATA_DIR=...)"
-        return find(self._folders(), [name, f"{name}.gz"], remedy)
+        return find(self._folders(), idx_names(name), remedy)
 
     def _folders(self) -> list[Path]:
         """Its own; and `data_dir` itself where digests tell whose a file is: the look-alikes' have the same names."""
         own = Path(self.data_dir) / self.folder / "raw"
         return [own, Path(self.data_dir)] if all(contents for _, contents in self.digests.values()) else [own]
+
+
+def idx_names(name: str) -> list[str]:
+    """By what names a file is in circulation: `train-images-idx3-ubyte`, `train-images.idx3-ubyte`, either of them in a
+    folder of such a name (as Kaggle's copy unpacks); raw, or else as `.gz`."""
+    names = [name, name.replace("-idx", ".idx")]
+    names += [f"{folder}/{name}" for folder in names for name in names]
+    return names + [f"{name}.gz" for name in names]
 
 
 class BinarizedMNIST(ImageDataModule):
@@ -180,7 +189,7 @@ def parse_amat(path: Path, raw: bytes, image_size: Shape) -> np.ndarray:
         raise UserError(f"{path}: a MATLAB file, expected text with values 0 and 1 between blanks; fetch that form")
     size = int(np.prod(image_size))
     rows = []
-    for number, line in enumerate(raw.splitlines(), start=1):
+    for number, line in enumerate(raw.removeprefix(BYTE_ORDER_MARK).splitlines(), start=1):
         values = line.split()
         row = b"".join(values)
         if len(values) != size or len(row) != size or row.strip(b"01"):

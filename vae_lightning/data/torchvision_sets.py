@@ -7,7 +7,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from vae_lightning.data.files import (
     MissingFileError,
     check_digest,
     file_digest,
+    find,
     list_folder,
     lock,
     read_bytes,
@@ -27,14 +28,18 @@ from vae_lightning.data.files import (
     read_idx,
 )
 from vae_lightning.data.loader import Images
-from vae_lightning.data.mnist import MNIST
+from vae_lightning.data.mnist import MNIST, idx_names
 from vae_lightning.data.transforms import Binarisation
 from vae_lightning.noise import derive_seed
 from vae_lightning.types import UserError
 
-_REMEDY = (
-    "delete the file and fetch it again, or point --data.data_dir (make train DATA_DIR=...) at a folder that has it"
-)
+_NOT_FOUND = "Dataset not found or corrupted"
+"""Torchvision's words, whose advice is for another program."""
+
+
+def _remedy(what: str) -> str:
+    place = "point --data.data_dir (make train DATA_DIR=...) at a folder that has it"
+    return f"delete what is left of {what} and fetch it again, or {place}"
 
 
 class _LookAlike(MNIST):
@@ -50,7 +55,7 @@ class _LookAlike(MNIST):
             raise UserError(f"{path}: a file of MNIST's, not of {type(self).__name__}; delete it and fetch it again")
         values, count = super()._read(name), 60_000 if name.startswith("train") else 10_000
         if len(values) != count:
-            raise UserError(f"{path}: expected {count:,} images or labels, found {len(values):,}; {_REMEDY}")
+            raise UserError(f"{path}: expected {count:,} images or labels, found {len(values):,}; {_remedy(path.name)}")
         return values
 
 
@@ -94,24 +99,28 @@ class TorchvisionImages(ImageDataModule):
     def reader(self, train: bool, download: bool) -> Any:
         """torchvision's data set of the training or the test images."""
 
+    @abstractmethod
+    def files(self, train: bool) -> str:
+        """The names of the files that `reader` looks for, as a message says them."""
+
     def discard(self, train: bool) -> None:
         """Remove what an interrupted extraction left, where torchvision does not compare each file's digest."""
 
     def prepare_data(self) -> None:
         for train in (True, False):
-            if self._is_whole(train):
+            if self._fault(train) is None:
                 continue
             with _alone(self.data_dir, type(self).__name__):
-                if not self._is_whole(train):  # another process may have fetched it meanwhile
+                if self._fault(train) is not None:  # another process may have fetched it meanwhile
                     self.discard(train)
                     self._try(train, download=True)
 
-    def _is_whole(self, train: bool) -> bool:
+    def _fault(self, train: bool) -> MissingFileError | None:
         try:
             self._try(train, download=False)
-        except MissingFileError:
-            return False
-        return True
+        except MissingFileError as error:
+            return error
+        return None
 
     def load(self, split: Split) -> Images:
         dataset = self._try(split != "test", download=False)
@@ -119,7 +128,8 @@ class TorchvisionImages(ImageDataModule):
         labels = torch.as_tensor(getattr(dataset, "targets", getattr(dataset, "labels", ())), dtype=torch.int64)
         if len(labels) != len(pixels):
             raise UserError(
-                f"{self.data_dir}: {type(self).__name__} has {len(pixels)} images, {len(labels)} labels; {_REMEDY}"
+                f"{self.data_dir}: {type(self).__name__} has {len(pixels)} images, {len(labels)} labels; "
+                f"{_remedy(self.files(split != 'test'))}"
             )
         index = torch.arange(len(pixels)) if split == "test" else _part(len(pixels), self.num_val, split)
         return Images(pixels[index], labels[index])
@@ -132,8 +142,14 @@ class TorchvisionImages(ImageDataModule):
         try:
             return self.reader(train, download)
         except Exception as error:  # of the network, of unpickling, of the archive: torchvision names no class for them
-            text = " ".join(str(error).split())[:200]
-            raise MissingFileError(f"{type(self).__name__} in {self.data_dir}: {text}; {_REMEDY}") from error
+            raise _missing(type(self).__name__, self.data_dir, error, self.files(train)) from error
+
+
+def _missing(name: str, data_dir: str, error: Exception, files: str) -> MissingFileError:
+    """In one line: whose reader has found what, and the files that it looked for."""
+    text = " ".join(str(error).split())[:200]
+    text = "not found, or not as published" if text.startswith(_NOT_FOUND) else text
+    return MissingFileError(f"{name} in {Path(data_dir)}: {text}; {_remedy(files)}")
 
 
 @contextlib.contextmanager
@@ -155,11 +171,20 @@ def _part(total: int, num_val: int, split: Split) -> Tensor:
     return torch.tensor(sorted(shuffled[:num_val] if split == "val" else shuffled[num_val:]))
 
 
+class _Arrays(NamedTuple):
+    """What a reader returns, under torchvision's names."""
+
+    data: Tensor  # uint8 [N, H, W]
+    targets: Tensor  # uint8 [N]
+
+
 class EMNIST(TorchvisionImages):
     """Handwritten letters and digits, 28 x 28 (Cohen et al. 2017, https://arxiv.org/abs/1702.05373).
 
-    `subset`: `balanced` (47 classes, 112,800 + 18,800), `letters`, `digits`, `byclass`, `bymerge` or `mnist`. `verify`
-    checks their counts; turn it off for files of your own.
+    `subset`: `balanced` (47 classes, 112,800 + 18,800), `letters`, `digits`, `byclass`, `bymerge` or `mnist`. Its four
+    files, raw or `.gz`, are looked for in `<data_dir>/EMNIST/raw`, in `gzip` below it, in `<data_dir>` and in
+    `<data_dir>/gzip`, by all of `idx_names`; where they are missing, NIST's archive is downloaded and unpacked.
+    `verify` checks their counts (NIST publishes no digest of single files); turn it off for files of your own.
     """
 
     image_shape = (1, 28, 28)
@@ -190,14 +215,33 @@ class EMNIST(TorchvisionImages):
         )
         self.subset, self.verify = subset, verify
 
-    def reader(self, train: bool, download: bool) -> Any:
-        from torchvision import datasets  # here and below: seconds of imports
+    def files(self, train: bool) -> str:
+        return " and ".join(self._names(train))
 
-        dataset = datasets.EMNIST(self.data_dir, split=self.subset, train=train, download=download)
-        count = self.counts[self.subset][0 if train else 1]
-        if self.verify and len(dataset) != count:
-            raise ValueError(f"expected {count:,} images in {self.subset}, found {len(dataset):,}")
-        return dataset
+    def reader(self, train: bool, download: bool) -> Any:
+        if download:
+            from torchvision import datasets  # here and below: seconds of imports
+
+            datasets.EMNIST(self.data_dir, split=self.subset, train=train, download=True)
+        own = Path(self.data_dir) / "EMNIST" / "raw"
+        folders = [own, own / "gzip", Path(self.data_dir), Path(self.data_dir) / "gzip"]
+        paths = [find(folders, idx_names(name), "") for name in self._names(train)]
+        arrays = _Arrays(*(read_idx(path) for path in paths))
+        for path, array, shape in zip(paths, arrays, (self.image_shape[1:], ()), strict=True):
+            count = self.counts[self.subset][0 if train else 1]
+            if self.verify and len(array) != count:
+                raise ValueError(f"{path}: expected {count:,} images in {self.subset}, found {len(array):,}")
+            if array.shape[1:] != shape:
+                raise ValueError(
+                    f"{path}: expected numbers of shape [N{''.join(f', {n}' for n in shape)}], "
+                    f"found {list(array.shape)}"
+                )
+        return arrays
+
+    def _names(self, train: bool) -> list[str]:
+        """Of the images and of the labels."""
+        part = "train" if train else "test"
+        return [f"emnist-{self.subset}-{part}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
 
     def discard(self, train: bool) -> None:
         part = "train" if train else "test"
@@ -217,6 +261,9 @@ class CIFAR10(TorchvisionImages):
     image_shape = (3, 32, 32)
     num_val = 5_000
 
+    def files(self, train: bool) -> str:
+        return "cifar-10-python.tar.gz or cifar-10-batches-py/"
+
     def reader(self, train: bool, download: bool) -> Any:
         from torchvision import datasets
 
@@ -231,6 +278,9 @@ class SVHN(TorchvisionImages):
 
     image_shape = (3, 32, 32)
     num_val = 7_000
+
+    def files(self, train: bool) -> str:
+        return f"{'train' if train else 'test'}_32x32.mat"
 
     def reader(self, train: bool, download: bool) -> Any:
         from torchvision import datasets
@@ -275,7 +325,8 @@ class Omniglot(CachedImages):
         sizes = [len(part) for part in parts]
         if sizes != list(self.counts.values()):
             raise MissingFileError(
-                f"Omniglot in {self.data_dir}: expected {list(self.counts.values())} images, found {sizes}; {_REMEDY}"
+                f"Omniglot in {self.data_dir}: expected {list(self.counts.values())} images, found {sizes}; "
+                f"{_remedy(' and '.join(map(self._archive_name, self.counts)))}"
             )
         index = [_part(sizes[0], sizes[0] // 10, split).tolist() for split in ("train", "val")]
         items = [(0, i) for i in (*index[0], *index[1])] + [(1, i) for i in range(sizes[1])]
@@ -297,5 +348,8 @@ class Omniglot(CachedImages):
         try:
             return datasets.Omniglot(self.data_dir, background=background, download=download)
         except Exception as error:
-            text = " ".join(str(error).split())[:200]
-            raise MissingFileError(f"Omniglot in {Path(self.data_dir)}: {text}; {_REMEDY}") from error
+            raise _missing("Omniglot", self.data_dir, error, self._archive_name(background)) from error
+
+    @staticmethod
+    def _archive_name(background: bool) -> str:
+        return f"omniglot-py/images_{'background' if background else 'evaluation'}.zip"

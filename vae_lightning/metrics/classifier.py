@@ -70,6 +70,7 @@ def columns(images: Images) -> Tensor:
 
 def grey(images: Images, index: Tensor) -> Tensor:
     """x in [0, 1] as the files have it, before any binarisation."""
+    images.verify(index)
     return images.pixels[index.to(images.pixels.device)].float() / images.max_value
 
 
