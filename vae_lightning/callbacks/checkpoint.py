@@ -38,7 +38,7 @@ class BestAndLast(ModelCheckpoint):
         )
         self.last_every_minutes = last_every_minutes
         self._complete: list[int] = []
-        self._mid_validation = False
+        self._mid_validation = self._at_epoch_end = False
         self._last_step, self._last_time = -1, time.monotonic()
         self._connector = _Connector()
 
@@ -106,8 +106,10 @@ class BestAndLast(ModelCheckpoint):
             stop, save = self._agreement.reach(self._is_late(trainer))
         assert loop._data_fetcher is not None
         if (stop or save) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # which will save by itself
-            self._write_last(trainer)
             self._connector.received_sigterm = stop
+            self._at_epoch_end = loop.epoch_loop._num_ready_batches_reached()  # once its hooks have run
+            if not self._at_epoch_end:
+                self._write_last(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if _is_training(trainer):
@@ -139,9 +141,12 @@ class BestAndLast(ModelCheckpoint):
         self._connector.received_sigterm = self._agreement.reach(False)[0]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            return  # max_steps was reached within the epoch: `last` says so
         super().on_train_epoch_end(trainer, pl_module)
-        if self._should_save_on_train_epoch_end(trainer) or self._connector.received_sigterm:
+        if self._should_save_on_train_epoch_end(trainer) or self._at_epoch_end:
             self._write_last(trainer)
+        self._at_epoch_end = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last one says that the run is complete, up to these limits."""
