@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,27 +27,30 @@ from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, LinearWarmup
 
-EPOCHS, BATCHES = 4, 4
+EPOCHS, BATCHES = 3, 4
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*could not find the monitored key"),  # where nothing is validated
 ]
 VARIANTS: dict[str, dict[str, Any]] = {
+    "validated in every second": {"check_val_every_n_epoch": 2},
+    "twice in every second": {"check_val_every_n_epoch": 2, "val_check_interval": 0.5},
+    "accumulating": {"check_val_every_n_epoch": 2, "accumulate_grad_batches": 3},
+    "several steps a call": {"check_val_every_n_epoch": 2, "steps_per_call": 2},
+    "up to a step": {"max_steps": EPOCHS * BATCHES},
+}
+OTHERS: dict[str, dict[str, Any]] = {
     "validated in each epoch": {},
-    "in every second": {"check_val_every_n_epoch": 2},
     "never": {"limit_val_batches": 0},
-    "twice in an epoch": {"val_check_interval": 2},
-    "twice in every second": {"val_check_interval": 0.5, "check_val_every_n_epoch": 2},
-    "thrice in two": {"val_check_interval": 3, "check_val_every_n_epoch": 2},
-    "accumulating": {"accumulate_grad_batches": 2, "check_val_every_n_epoch": 2},
-    "accumulating unevenly": {"accumulate_grad_batches": 3, "check_val_every_n_epoch": 2},
-    "several steps a call": {"steps_per_call": 2, "check_val_every_n_epoch": 2},
-    "several, accumulating": {"steps_per_call": 2, "accumulate_grad_batches": 4, "check_val_every_n_epoch": 2},
-    "up to a step": {"max_steps": EPOCHS * BATCHES, "check_val_every_n_epoch": 2},
-    "up to a step, validated in each": {"max_steps": EPOCHS * BATCHES},
+    "twice in each epoch": {"val_check_interval": 2},
+    "unevenly in every second": {"check_val_every_n_epoch": 2, "val_check_interval": 3},
     "by the number of batches": {"check_val_every_n_epoch": None, "val_check_interval": 6},
-    "averaged": {"ema": True, "check_val_every_n_epoch": 2},
+    "accumulating evenly": {"accumulate_grad_batches": 2},
+    "several, accumulating": {"check_val_every_n_epoch": 2, "steps_per_call": 2, "accumulate_grad_batches": 4},
+    "up to a step, validated in every second": {"max_steps": EPOCHS * BATCHES, "check_val_every_n_epoch": 2},
+    "up to a step, never": {"max_steps": EPOCHS * BATCHES, "limit_val_batches": 0},
+    "averaged": {"check_val_every_n_epoch": 2, "ema": True},
 }
 
 
@@ -52,18 +58,20 @@ class Killed(Exception):  # noqa: N818
     """In the place of SIGKILL."""
 
 
-class StopAfter(pl.Callback):
-    """After so many batches a signal comes, or (`kill`) the process dies."""
+class EndAfter(pl.Callback):
+    """After so many steps a signal comes, or the process dies once the last of them is saved."""
 
-    def __init__(self, batches: int, kill: bool) -> None:
-        self.left, self.kill = batches, kill
+    def __init__(self, steps: int, way: str, call: int) -> None:
+        self.steps, self.way, self.call = steps, way, call
 
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.left -= 1
-        if self.left == 0 and not self.kill:
-            signals.request(signal.SIGTERM)
-        elif self.left < 0 and self.kill:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.end = trainer.global_step + self.steps
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self.way == "killed" and trainer.global_step >= self.end:
             raise Killed
+        if self.way == "stopped" and trainer.global_step + self.call >= self.end:
+            signals.request(signal.SIGTERM)
 
 
 class Fit(NamedTuple):
@@ -74,14 +82,18 @@ class Fit(NamedTuple):
     global_step: int
 
 
+def step_of(folder: Path) -> int:
+    last = folder / "checkpoints" / "last.ckpt"
+    return int(torch.load(last, weights_only=True)["global_step"]) if last.is_file() else 0
+
+
 def fit(folder: Path, variant: dict[str, Any], last_every_minutes: float = 10.0, *callbacks: pl.Callback) -> Fit:
     """Begin, or go on from `last.ckpt` in the folder."""
     pl.seed_everything(0, verbose=False)
     tiny = partial(MLP, hidden_sizes=(16,))
     warm_up = partial(ELBO, beta=LinearWarmup(7))
     model = VAE((1, 8, 8), 3, likelihood=ContinuousBernoulli, encoder=tiny, decoder=tiny, objective=warm_up)
-    last = folder / "checkpoints" / "last.ckpt"
-    start = torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0
+    last, start = folder / "checkpoints" / "last.ckpt", step_of(folder)
     flags = dict(variant)
     ema = EMA(decay=0.7) if flags.pop("ema", False) else None
     speed = FastNetworks(steps_per_call=flags.pop("steps_per_call", 1))
@@ -120,28 +132,38 @@ def assert_equal(found: Fit, whole: Fit) -> None:
 
 
 @pytest.fixture(scope="module")
-def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fit]:
-    """The runs that were never stopped."""
-    return {name: fit(tmp_path_factory.mktemp("whole"), variant) for name, variant in VARIANTS.items()}
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Fit]:
+    """The run that was never stopped, by the name of its variant."""
+    return cache(lambda name: fit(tmp_path_factory.mktemp("whole"), (VARIANTS | OTHERS)[name]))
 
 
-@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
-@pytest.mark.parametrize("every", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_run_that_is_stopped_again_and_again_is_the_one_that_never_was(
-    name: str, every: int, kill: bool, wholes: dict[str, Fit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def chains(variants: Iterable[str], every: Iterable[int]) -> Iterator[tuple[str, str, int]]:
+    for name, steps, way in product(variants, every, ("stopped", "killed", "lengthened")):
+        if way != "lengthened" or "several" not in name:  # within a call: refused
+            yield name, way, steps
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "every"),
+    [
+        *chains(VARIANTS, [1]),
+        *(pytest.param(*chain, marks=pytest.mark.slow) for chain in chains(VARIANTS, [2, 4, 5])),
+        *(pytest.param(*chain, marks=pytest.mark.slow) for chain in chains(OTHERS, [1, 2, 4, 5])),
+    ],
+)
+def test_a_run_that_ends_again_and_again_is_the_one_that_never_did(
+    name: str, way: str, every: int, whole: Callable[[str], Fit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stopped by a signal, killed where each step is saved, or told to end and then to go on, after so many steps."""
     monkeypatch.setattr(signals, "_requested", 0)
     monkeypatch.setattr(signals, "_polled", False)
-    starts = 0
-    calls = VARIANTS[name].get("steps_per_call", 1)
-    while starts < 2 * EPOCHS * BATCHES:
-        starts += 1
+    variant, minutes = (VARIANTS | OTHERS)[name], 1e-9 if way == "killed" else 10.0
+    call = variant.get("steps_per_call", 1)
+    for _ in range(EPOCHS * BATCHES):
+        if (end := step_of(tmp_path) + every) + max(every, call) > whole(name).global_step:
+            break
+        limit = {"max_steps": end, "max_epochs": -1} if way == "lengthened" else {}
+        with suppress(SIGTERMException, signals.Stopped, Killed):
+            fit(tmp_path, {**variant, **limit}, minutes, EndAfter(every, way, call))
         signals.reset()
-        stop = StopAfter(every, kill)
-        try:
-            found = fit(tmp_path, VARIANTS[name], 1e-9 if kill else 10.0, stop)
-        except (SIGTERMException, signals.Stopped, Killed):
-            continue
-        break
-    assert_equal(found, wholes[name])
+    assert_equal(fit(tmp_path, variant), whole(name))

@@ -34,6 +34,7 @@ from vae_lightning.callbacks import (
     RunFolder,
     SteadyBar,
 )
+from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
 from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.checkpoints import changes, check_fits, differences, local_checkpoint
 from vae_lightning.data import ImageDataModule
@@ -188,6 +189,7 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         given = self.config_init[self.config.subcommand].trainer
+        place_checkpoints(given.callbacks or [], self.folder / "checkpoints")
         loggers = list(given.logger) if isinstance(given.logger, list) else [given.logger] if given.logger else []
         if self.config.subcommand == "fit":
             specs = iter(_wandb_specs(self.config[self.config.subcommand].trainer.logger))
@@ -255,7 +257,7 @@ class CLI(LightningCLI):
         if signals.requested():  # after the last step
             raise signals.Stopped(signals.requested())
         if self.then_test and not self.trainer.interrupted:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")  # none without a validation
+            best = getattr(own_checkpoints(self.trainer), "best_model_path", "")  # none without a validation
             if not best and self.trainer.global_step == 0:
                 raise UserError("nothing was trained (max_epochs, max_steps or limit_train_batches is 0): not tested")
             torch.set_float32_matmul_precision("highest")

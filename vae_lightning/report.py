@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from vae_lightning.callbacks.checkpoint import own_checkpoints
 from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
 from vae_lightning.models import LatentVariableModel
 
@@ -41,10 +42,10 @@ def program(name: str) -> str:
 
 def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
     rows = []
-    best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    checkpoints = own_checkpoints(trainer)
     metrics = trainer.callback_metrics
-    if best is not None:
-        rows.append(("validation", f"{trainer.checkpoint_callback.monitor} {best.item():.2f} at best"))  # type: ignore[union-attr]
+    if checkpoints is not None and checkpoints.best_model_score is not None:
+        rows.append(("validation", f"{checkpoints.monitor} {checkpoints.best_model_score.item():.2f} at best"))
     if "test/nll" in metrics:
         nll, error = metrics["test/nll"].item(), metrics["test/nll_stderr"].item()
         rows.append(("test", f"nll {nll:.2f} +- {error:.2f} nats/image (an upper bound, by importance sampling)"))

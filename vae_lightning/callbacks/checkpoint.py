@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vae_lightning import signals
 from vae_lightning.callbacks.agreement import Agreement
+from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS
 from vae_lightning.types import UserError
 
 
@@ -172,6 +174,27 @@ class BestAndLast(ModelCheckpoint):
         if trainer.fast_dev_run or (self._last_step == trainer.global_step and not again):  # type: ignore[attr-defined]
             return
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def own_checkpoints(trainer: pl.Trainer) -> BestAndLast | None:
+    """Ours by its type: `trainer.checkpoint_callback` is the first one, which may be a user's own."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestAndLast)), None)
+
+
+def place_checkpoints(callbacks: Iterable[pl.Callback], folder: Path) -> None:
+    """Let each ModelCheckpoint of the user's that names no folder write to `folder`; refuse our files' names there."""
+    for callback in callbacks:
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        if callback.dirpath is None:
+            callback.dirpath = str(folder)
+        stems = {callback.filename, callback.CHECKPOINT_NAME_LAST if callback.save_last else None}
+        taken = sorted({f"{stem}{callback.FILE_EXTENSION}" for stem in stems} & {BEST, LAST, PREVIOUS})
+        if taken and Path(callback.dirpath).resolve() == folder.resolve():
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__} would write {' and '.join(taken)}, which the run itself "
+                f"writes to {folder} (see --checkpoint.monitor); give it another filename, without save_last"
+            )
 
 
 def _is_training(trainer: pl.Trainer) -> bool:

@@ -89,10 +89,10 @@ def _reset(loop: _FitLoop) -> None:
     batch: the checkpoints of a second stop then say that no epoch is under way, and its batches are trained twice. With
     `max_steps` it counts the epoch that has ended a second time.
     """
-    epochs, batches = loop.epoch_progress, loop.epoch_loop.batch_progress
-    in_last_batch = batches.total.completed < batches.total.processed
+    epochs: Any = loop.epoch_progress
+    batches: Any = loop.epoch_loop.batch_progress
     if loop._loaded_from_state_dict and batches.is_last_batch:
-        if in_last_batch:
+        if batches.total.completed < batches.total.processed:  # written at the last batch, and not at the epoch's end
             batches.increment_completed()
             loop.epoch_loop._batches_that_stepped += 1
             epochs.increment_processed()
