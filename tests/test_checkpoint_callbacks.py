@@ -63,7 +63,7 @@ def test_one_that_would_write_the_runs_own_files_is_refused(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     flags = [f"--trainer.callbacks.{option}".replace("RUNS", str(tmp_path)) for option in options]
-    command = ["fit", "-c", DIGITS, "--trainer.logger=false", f"--runs_dir={tmp_path}", "--run_id=x"]
+    command = ["fit", "-c", DIGITS, *FLAGS, "--trainer.max_steps=1", f"--runs_dir={tmp_path}", "--run_id=x"]
     assert main([*command, "--trainer.callbacks+=ModelCheckpoint", *flags]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -209,9 +210,14 @@ class CLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeFiles()]
         try:
-            return super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
+            trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
         except ValueError as error:  # Lightning's word for an accelerator, a strategy, a precision that is not one
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            start_ranks = signals.held_back()(launcher._call_children_scripts)
+            launcher._call_children_scripts = start_ranks  # type: ignore[method-assign]
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         if self.run.contents is None:

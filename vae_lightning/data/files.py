@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from vae_lightning.types import UserError
 
 _IDX_UINT8 = 0x08
+_PART = ".vae_lightning.part"  # the end of the name of a file that is being written
 MAX_FILE_BYTES = 2**30  # of one file of a data set, unpacked; the largest that is read whole has 157 MB
 
 
@@ -84,17 +85,42 @@ def find(folders: Sequence[Path], names: Sequence[str], remedy: str) -> Path:
 
 
 def write_whole(path: Path, contents: bytes) -> None:
-    """Write a file beside its place and rename it: under its final name it is whole, or not there."""
+    """Write a file beside its place and rename it: under its final name it is whole, or not there.
+
+    The parts that killed processes have left in the folder are removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # in two containers, two processes have one id
+    remove_stale_parts(path.parent)
+    part, file = _open_part(path)
     try:
-        with part.open("wb") as file:
+        with file:
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the parts of `write_whole` in a folder that no process holds locked, and so none writes any more."""
+    for part in folder.glob(f".*{_PART}"):
+        with contextlib.suppress(OSError), part.open("rb") as file:  # locked, gone, or of no file system with locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
+def _open_part(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, locked until it is closed."""
+    while True:
+        # in two containers, two processes may have one id
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
+        file = part.open("xb")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # else it was taken for a stale one before it was locked
+            return part, file
+        file.close()
 
 
 @contextlib.contextmanager
