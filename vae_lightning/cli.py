@@ -132,8 +132,14 @@ class CLI(LightningCLI):
         self.folder = self.run.folder
 
     def _end_if_complete(self, given: Namespace) -> None:
-        """A run that has ended is not touched; `train` may have been stopped between its fit and its test."""
-        tested = not self.then_test or (self.run.folder / "results.json").is_file()
+        """A run that has ended is not touched; `train` may have been stopped between its fit and its test.
+
+        Results older than the checkpoint are those of a shorter run, which was then made longer.
+        """
+        results, path = self.run.folder / "results.json", self.run.path
+        tested = not self.then_test or (
+            results.is_file() and path is not None and results.stat().st_mtime_ns >= path.stat().st_mtime_ns
+        )
         limits = (given.trainer.max_epochs, given.trainer.max_steps)
         if self.run.contents is not None and tested and runs.is_complete(self.run.contents, *limits):
             raise runs.Complete(
