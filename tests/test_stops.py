@@ -49,6 +49,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "accumulating evenly": {"accumulate_grad_batches": 2},
     "several, accumulating": {"check_val_every_n_epoch": 2, "steps_per_call": 2, "accumulate_grad_batches": 4},
     "up to a step, validated in every second": {"max_steps": EPOCHS * BATCHES, "check_val_every_n_epoch": 2},
+    "never, best by training": {"limit_val_batches": 0, "monitor": "train/elbo"},
     "up to a step, never": {"max_steps": EPOCHS * BATCHES, "limit_val_batches": 0},
     "averaged": {"check_val_every_n_epoch": 2, "ema": True},
 }
@@ -74,12 +75,32 @@ class EndAfter(pl.Callback):
             signals.request(signal.SIGTERM)
 
 
+class Hooks(pl.Callback):
+    """Counts the epochs that have begun and ended; a checkpoint has its counts."""
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        self.begun += 1
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        self.ended += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"begun": self.begun, "ended": self.ended}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.begun, self.ended = state_dict["begun"], state_dict["ended"]
+
+
 class Fit(NamedTuple):
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     average: dict[str, Tensor]
     rows: list[dict[str, str]]
     global_step: int
+    epochs: dict[str, int]
 
 
 def step_of(folder: Path) -> int:
@@ -97,7 +118,8 @@ def fit(folder: Path, variant: dict[str, Any], last_every_minutes: float = 10.0,
     flags = dict(variant)
     ema = EMA(decay=0.7) if flags.pop("ema", False) else None
     speed = FastNetworks(steps_per_call=flags.pop("steps_per_call", 1))
-    own = [ExactResume(), FiniteSteps(), BestAndLast(last_every_minutes=last_every_minutes), speed]
+    checkpoints = BestAndLast(flags.pop("monitor", "val/elbo"), last_every_minutes=last_every_minutes)
+    own = [ExactResume(), FiniteSteps(), checkpoints, speed, hooks := Hooks()]
     trainer = pl.Trainer(
         **{
             "accelerator": "cpu",
@@ -119,7 +141,9 @@ def fit(folder: Path, variant: dict[str, Any], last_every_minutes: float = 10.0,
     trainer.fit(model, datamodule=Digits(batch_size=32), ckpt_path=last if start else None)
     rows = [{k: v for k, v in row.items() if "per_second" not in k} for row in read_csv(folder / "metrics.csv")]
     average = {} if ema is None or ema._average_model is None else ema._average_model.state_dict()
-    return Fit(model.state_dict(), trainer.optimizers[0].state_dict(), average, rows, trainer.global_step)
+    return Fit(
+        model.state_dict(), trainer.optimizers[0].state_dict(), average, rows, trainer.global_step, hooks.state_dict()
+    )
 
 
 def assert_equal(found: Fit, whole: Fit) -> None:
@@ -129,6 +153,7 @@ def assert_equal(found: Fit, whole: Fit) -> None:
     for index, state in whole.optimizer["state"].items():
         assert all(torch.equal(found.optimizer["state"][index][name], value) for name, value in state.items())
     assert found.rows == whole.rows
+    assert found.epochs == whole.epochs == {"begun": EPOCHS, "ended": EPOCHS}
 
 
 @pytest.fixture(scope="module")
