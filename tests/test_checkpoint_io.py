@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ import torch
 
 from tests.helpers import REPOSITORY, clean_environment
 from vae_lightning import runs
-from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS, WholeFiles, check_whole
+from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS, WholeFiles, check_whole, part_of
 from vae_lightning.types import UserError
 
 
@@ -56,6 +57,46 @@ def test_the_one_before_is_kept(tmp_path: Path) -> None:
     assert step_of(tmp_path / LAST) == 3
     assert step_of(tmp_path / PREVIOUS) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == [BEST, LAST, PREVIOUS]
+
+
+def test_the_last_one_is_never_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where links are known: at the moment of the rename the old one is still there, under both names."""
+    path, replaced = tmp_path / LAST, []
+    WholeFiles().save_checkpoint(contents(1), path)
+
+    def replace(part: Path, target: Path) -> Path:
+        replaced.append((part.name, step_of(path), step_of(tmp_path / PREVIOUS)))
+        return rename(part, target)
+
+    rename = Path.replace
+    monkeypatch.setattr(Path, "replace", replace)
+    WholeFiles().save_checkpoint(contents(2), path)
+    assert replaced == [(f".{LAST}.part", 1, 1)]
+    assert (step_of(path), step_of(tmp_path / PREVIOUS)) == (2, 1)
+
+
+def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole file before it gets its name, then the folder: after a power cut the name is that of a whole file."""
+    calls: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        about = os.fstat(descriptor)
+        is_folder = stat.S_ISDIR(about.st_mode)
+        assert is_folder or about.st_size == part_of(tmp_path / LAST).stat().st_size > 12_000
+        calls.append("folder" if is_folder else "file")
+        sync(descriptor)
+
+    def replace(part: Path, target: Path) -> Path:
+        calls.append("rename")
+        check_whole(part)
+        return rename(part, target)
+
+    sync, rename = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    for _ in range(2):
+        WholeFiles().save_checkpoint(contents(1), tmp_path / LAST)
+    assert calls == ["file", "rename", "folder"] * 2
 
 
 def test_a_damaged_one_does_not_take_the_place_of_the_one_before_it(tmp_path: Path) -> None:

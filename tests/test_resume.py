@@ -168,6 +168,8 @@ def test_resume_is_exact_from_every_step_and_epoch(
     resumed = fit(tmp_path, wholes[kind].folder / f"{name}.ckpt", kind)
     assert resumed.seen
     assert_equal(resumed, wholes[kind])
+    trained = [row for row in wholes[kind].rows if "train/loss" in row]
+    assert (rows := [row for row in resumed.rows if "train/loss" in row]) == trained[-len(rows) :]
 
 
 def test_without_the_position_resume_is_not_exact(

@@ -165,6 +165,25 @@ def test_averages_of_weights_are_the_same_averages(tmp_path: Path) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(one[0].parameters(), one[1].parameters(), strict=True))
 
 
+def test_an_average_after_a_short_call_is_taken_where_a_multiple_was_passed() -> None:
+    """An epoch of 7 steps in calls of 3, 3 and 1: no call ends at steps 9, 12, 15 and 18, which the next one passes."""
+    weights: dict[int, list[torch.Tensor]] = {}
+
+    class Record(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+            weights[trainer.global_step] = [p.detach().clone() for p in pl_module.parameters()]
+
+    ema = EMA(decay=0.7, update_every_n_steps=3)
+    model, _, _ = fit(3, also=[Record(), ema])  # after a fit the model has the average
+    assert list(weights) == [3, 6, 7, 10, 13, 14, 17, 20, 21]
+    average = weights[3]
+    for step in (6, 10, 13, 17, 20, 21):
+        average = [0.7 * old + 0.3 * new for old, new in zip(average, weights[step], strict=True)]
+    for expected, found in zip(average, model.parameters(), strict=True):
+        torch.testing.assert_close(found.detach(), expected)
+    assert not all(torch.equal(p, last) for p, last in zip(model.parameters(), weights[21], strict=True))
+
+
 def test_an_average_that_no_call_ends_at_is_refused() -> None:
     with pytest.raises(UserError, match=r"update_every_n_steps is 4; with --speed.steps_per_call=3 .* a multiple"):
         fit(3, also=[EMA(update_every_n_steps=4)])

@@ -261,6 +261,33 @@ def test_a_signal_to_one_rank_outside_of_training_ends_both(
     assert "SIGTERM: stopped; no result was written" in out
 
 
+STARTING = """
+import sys
+sys.path.insert(0, {repository!r})
+from vae_lightning import signals
+signals.GRACE = 5.0
+from vae_lightning.__main__ import console
+console()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 2.0], ids=["before Python is up", "amid its imports"])
+def test_a_signal_to_one_rank_while_it_starts_ends_both(
+    start: Callable[..., Process], tmp_path: Path, seconds: float
+) -> None:
+    """The first rank waits for it in a call that no signal interrupts."""
+    script = tmp_path / "starting.py"
+    script.write_text(STARTING.format(repository=str(REPOSITORY)))
+    process = start(*LONG, *TWO, launcher=(str(script),))
+    process.wait_for(lambda: len(ranks(process.folder)) == 2)
+    time.sleep(seconds)
+    os.kill(ranks(process.folder)[1], signal.SIGINT)
+    code, _, err = process.end()
+    assert code == 130, err
+    assert "Traceback" not in err
+
+
 def test_torchrun_passes_a_signal_on(start: Callable[..., Process]) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "vae_lightning")
     process = start(*LONG, *TWO, launcher=launcher)

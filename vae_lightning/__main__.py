@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"vae-lightning {__version__}")
         return 0
-    return _run(args)
+    try:
+        return _run(args)
+    except signals.Stopped as stopped:  # also while packages are imported, which takes seconds
+        return signals.exit_code(stopped)
 
 
 def _run(args: list[str]) -> int:

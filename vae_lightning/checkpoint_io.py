@@ -41,7 +41,7 @@ class WholeFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Raises UserError where it cannot be written: at once, with what was there before left as it was."""
         path = Path(path)
-        part = path.with_name(f".{path.name}.part")
+        part = part_of(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("w+b") as file:
@@ -71,6 +71,11 @@ class WholeFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Where a checkpoint is written before it takes its name."""
+    return path.with_name(f".{path.name}.part")
 
 
 def check_whole(path: str | Path) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -33,6 +34,7 @@ from vae_lightning.callbacks import (
     RunFolder,
     SteadyBar,
 )
+from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
 from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.checkpoints import changes, check_fits, check_weights, differences, local_checkpoint
 from vae_lightning.data import ImageDataModule
@@ -137,8 +139,14 @@ class CLI(LightningCLI):
         self.folder = self.run.folder
 
     def _end_if_complete(self, given: Namespace) -> None:
-        """A run that has ended is not touched; `train` may have been stopped between its fit and its test."""
-        tested = not self.then_test or (self.run.folder / "results.json").is_file()
+        """A run that has ended is not touched; `train` may have been stopped between its fit and its test.
+
+        Results older than the checkpoint are those of a shorter run, which was then made longer.
+        """
+        results, path = self.run.folder / "results.json", self.run.path
+        tested = not self.then_test or (
+            results.is_file() and path is not None and results.stat().st_mtime_ns >= path.stat().st_mtime_ns
+        )
         limits = (given.trainer.max_epochs, given.trainer.max_steps)
         if self.run.contents is not None and tested and runs.is_complete(self.run.contents, *limits):
             raise runs.Complete(
@@ -198,6 +206,7 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         given = self.config_init[self.config.subcommand].trainer
+        place_checkpoints(given.callbacks or [], self.folder / "checkpoints")
         loggers = list(given.logger) if isinstance(given.logger, list) else [given.logger] if given.logger else []
         if self.config.subcommand == "fit":
             specs = iter(_wandb_specs(self.config[self.config.subcommand].trainer.logger))
@@ -217,9 +226,14 @@ class CLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeFiles()]
         try:
-            return super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
+            trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
         except ValueError as error:  # Lightning's word for an accelerator, a strategy, a precision that is not one
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            start_ranks = signals.held_back()(launcher._call_children_scripts)
+            launcher._call_children_scripts = start_ranks  # type: ignore[method-assign]
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         if self.run.contents is None:
@@ -266,7 +280,7 @@ class CLI(LightningCLI):
         if signals.requested():  # after the last step
             raise signals.Stopped(signals.requested())
         if self.then_test and not self.trainer.interrupted:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")  # none without a validation
+            best = getattr(own_checkpoints(self.trainer), "best_model_path", "")  # none without a validation
             if not best and self.trainer.global_step == 0:
                 raise UserError("nothing was trained (max_epochs, max_steps or limit_train_batches is 0): not tested")
             torch.set_float32_matmul_precision("highest")

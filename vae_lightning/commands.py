@@ -18,7 +18,6 @@ from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from vae_lightning import signals
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png, stack
 from vae_lightning.checkpoints import load_model, local_checkpoint
 from vae_lightning.data import ImageDataModule
@@ -39,7 +38,6 @@ from vae_lightning.formatting import number, with_error
 from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute, missing_error
 from vae_lightning.noise import reseed
 from vae_lightning.runs import Complete
-from vae_lightning.signals import Stopped
 from vae_lightning.trust import check_names, is_remote
 from vae_lightning.types import Batch, UserError
 
@@ -69,10 +67,6 @@ def run(args: list[str]) -> int:
         else:
             known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior", "impute"))
             raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
-    except Stopped as stopped:
-        # Lightning kills all ranks where one that it has started seems to have failed: the first one would not get to
-        # its end. Nobody else reads the exit code of these.
-        return 0 if signals.is_started_by_first_rank() else 128 + stopped.signum
     except Complete as complete:
         print(complete, flush=True)
     except UserError as error:

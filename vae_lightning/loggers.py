@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path, self.start = path, start
         self._columns: list[str] | None = None
+        self._tested: set[int | None] = set()
 
     @property
     def name(self) -> str:
@@ -45,6 +47,9 @@ class MetricsCSV(Logger):
         row = {"step": step, **metrics}
         if self._columns is None:
             self._columns = self._read_columns()
+        if _is_test(row) and step not in self._tested:
+            self._tested.add(step)
+            self._drop_test(step)
         new = [name for name in row if name not in self._columns]
         if new:
             self._add_columns(new)
@@ -65,17 +70,27 @@ class MetricsCSV(Logger):
     def _stays(self, row: dict[str, str]) -> bool:
         """It is from before `start`, or the result of a test."""
         step = row.get("step") or ""
-        is_test = any(value for name, value in row.items() if name and name.startswith("test/"))
-        return step.isdigit() and (int(step) < self.start or is_test)
+        return step.isdigit() and (int(step) < self.start or _is_test(row))
+
+    def _drop_test(self, step: int | None) -> None:
+        """An earlier process's test at this step: it was killed before its results were written."""
+        assert self._columns is not None
+        rows = self._rows()
+        kept = [row for row in rows if not (_is_test(row) and row["step"] == str(step))]
+        if len(kept) < len(rows):
+            self._write(self._columns, kept)
 
     def _add_columns(self, names: list[str]) -> None:
         assert self._columns is not None
-        rows: list[dict[str, str]] = []
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+        rows = self._rows()
         self._columns = [*self._columns, *names]
         self._write(self._columns, rows)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
 
     def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -83,6 +98,11 @@ class MetricsCSV(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path, text.getvalue().encode())
+
+
+def _is_test(row: Mapping[str, Any]) -> bool:
+    """A cell without a value is empty, or is not there."""
+    return any(value not in ("", None) for name, value in row.items() if name and name.startswith("test/"))
 
 
 def start_wandb(logger: WandbLogger, init_args: dict[str, Any]) -> WandbLogger:

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
-from vae_lightning.callbacks import BestAndLast
+from vae_lightning.callbacks.checkpoint import own_checkpoints
 from vae_lightning.checkpoint_io import BEST, LAST
 from vae_lightning.formatting import number, with_error
 from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
@@ -67,7 +67,7 @@ def _short(value: float | str) -> str:
 
 def _validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
     """The best value of the run's own checkpoint callback; or, after values of which none was finite, what is kept."""
-    kept = next((c for c in trainer.callbacks if isinstance(c, BestAndLast)), None)  # type: ignore[attr-defined]
+    kept = own_checkpoints(trainer)
     if kept is None:
         return []
     if kept.best_model_score is not None and kept.best_model_score.isfinite():

@@ -8,12 +8,14 @@ handler runs while it waits.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM's --signal=USR1@90 is the last
@@ -47,6 +49,7 @@ def install() -> None:
         # a rank whose launcher was killed would train on alone: it gets a SIGTERM of its own
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
     _find_first_rank()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _find_first_rank() -> None:
@@ -86,6 +89,24 @@ def reset() -> None:
     _requested, _polled = 0, False
 
 
+def exit_code(stopped: Stopped) -> int:
+    """That of a rank which the first one has started is 0: Lightning takes another for a failure, and kills all ranks.
+
+    Nobody else reads it; the first rank ends with the signal's own.
+    """
+    return 0 if is_started_by_first_rank() else 128 + stopped.signum
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Processes started within begin with the signals blocked: one that comes before `install` waits for it there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _note(signum: int, _: FrameType | None) -> None:
     first = not _requested
     request(signum)
@@ -95,7 +116,7 @@ def _note(signum: int, _: FrameType | None) -> None:
 
 
 def _tell_first_rank(signum: int) -> None:
-    """Ranks agree in training alone: elsewhere it would wait for this one, or take its end for a failure."""
+    """Ranks agree in training alone: elsewhere it would wait for this one, and be ended by force too late."""
     if _first_rank and os.getppid() == _first_rank:
         os.kill(_first_rank, signum)
 
@@ -105,8 +126,8 @@ def _end_by_force(receiver: int) -> None:
         signum = os.read(receiver, 1)[0]
         if signum in SIGNALS:
             break
+    _tell_first_rank(signum)
     time.sleep(GRACE)
     name = signal.Signals(signum).name
-    _tell_first_rank(signum)
     os.write(2, f"vae-lightning: {name}: no clean end within {GRACE:.0f} s; ended by force\n".encode())
-    os._exit(128 + signum)
+    os._exit(exit_code(Stopped(signum)))

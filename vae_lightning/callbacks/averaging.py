@@ -15,9 +15,10 @@ class EMA(WeightAveraging):
     """w' <- decay w' + (1 - decay) w after every n-th step: validation, pictures, checkpoints and tests use w'.
 
     n = `update_every_n_steps`, and `decay` is that of one update; with `--speed.steps_per_call` n is a multiple of it.
-    Lightning's, which keeps w in the checkpoint as well, for the run to go on with; here also where the checkpoint is
-    written while w' stands in the model: in a validation that is left, and at the end. Buffers are copied from w's
-    model, not averaged: they may be counters. On the command line: `--trainer.callbacks+=EMA`.
+    Lightning's callback, with three changes. A checkpoint written while w' stands in the model (a validation that is
+    left, the end of the fit) also keeps w, with which a fit goes on. A test after a fit gets w', as a test without one
+    does. Buffers are copied from w's model, not averaged: they may be counters.
+    On the command line: `--trainer.callbacks+=EMA`.
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
@@ -40,6 +41,7 @@ class EMA(WeightAveraging):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
+            self._swapped = False
             assert self._average_model is not None
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()  # it is looked at in each step
 
@@ -47,6 +49,22 @@ class EMA(WeightAveraging):
         """A multiple of n was reached or passed: the last call of an epoch may be of fewer steps."""
         n = self.update_every_n_steps
         return step_idx is not None and (step_idx + 1) // n > self._latest_update_step // n
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After a fit the model holds the weights of the checkpoint that is validated."""
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lightning's gives w to a test as well, if the same trainer has fitted before."""
+        if trainer.state.fn == "fit":
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def _swap_models(self, pl_module: pl.LightningModule) -> None:
         super()._swap_models(pl_module)

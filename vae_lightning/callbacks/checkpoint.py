@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vae_lightning import signals
 from vae_lightning.callbacks.agreement import Agreement
+from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS
 from vae_lightning.types import UserError
 
 
@@ -41,7 +43,7 @@ class BestAndLast(ModelCheckpoint):
         self.last_every_minutes = last_every_minutes
         self.has_refused = False  # was a value of `monitor` not finite?
         self._complete: list[int] = []
-        self._mid_validation = False
+        self._mid_validation = self._at_epoch_end = False
         self._last_step, self._last_time = -1, time.monotonic()
         self._connector = _Connector()
 
@@ -109,8 +111,10 @@ class BestAndLast(ModelCheckpoint):
             stop, save = self._agreement.reach(self._is_late(trainer))
         assert loop._data_fetcher is not None
         if (stop or save) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # which will save by itself
-            self._write_last(trainer)
             self._connector.received_sigterm = stop
+            self._at_epoch_end = loop.epoch_loop._num_ready_batches_reached()  # once its hooks have run
+            if not self._at_epoch_end:
+                self._write_last(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if _is_training(trainer):
@@ -142,9 +146,12 @@ class BestAndLast(ModelCheckpoint):
         self._connector.received_sigterm = self._agreement.reach(False)[0]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
+            return  # max_steps was reached within the epoch: `last` says so
         super().on_train_epoch_end(trainer, pl_module)
-        if self._should_save_on_train_epoch_end(trainer) or self._connector.received_sigterm:
+        if self._should_save_on_train_epoch_end(trainer) or self._at_epoch_end:
             self._write_last(trainer)
+        self._at_epoch_end = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last one says that the run is complete, up to these limits."""
@@ -179,6 +186,27 @@ class BestAndLast(ModelCheckpoint):
         if trainer.fast_dev_run or (self._last_step == trainer.global_step and not again):  # type: ignore[attr-defined]
             return
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def own_checkpoints(trainer: pl.Trainer) -> BestAndLast | None:
+    """Ours by its type: `trainer.checkpoint_callback` is the first one, which may be a user's own."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestAndLast)), None)
+
+
+def place_checkpoints(callbacks: Iterable[pl.Callback], folder: Path) -> None:
+    """Let each ModelCheckpoint of the user's that names no folder write to `folder`; refuse our files' names there."""
+    for callback in callbacks:
+        if not isinstance(callback, ModelCheckpoint):
+            continue
+        if callback.dirpath is None:
+            callback.dirpath = str(folder)
+        stems = {callback.filename, callback.CHECKPOINT_NAME_LAST if callback.save_last else None}
+        taken = sorted({f"{stem}{callback.FILE_EXTENSION}" for stem in stems} & {BEST, LAST, PREVIOUS})
+        if taken and Path(callback.dirpath).resolve() == folder.resolve():
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__} would write {' and '.join(taken)}, which the run itself "
+                f"writes to {folder} (see --checkpoint.monitor); give it another filename, without save_last"
+            )
 
 
 def _is_training(trainer: pl.Trainer) -> bool:

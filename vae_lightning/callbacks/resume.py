@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import zlib
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vae_lightning import __version__
@@ -33,6 +36,7 @@ class ExactResume(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
+            trainer.fit_loop.reset = partial(_reset, trainer.fit_loop)  # type: ignore[method-assign]
             self._facts = {
                 "devices": trainer.world_size,
                 "batch_size": getattr(trainer.datamodule, "batch_size", None),  # type: ignore[attr-defined]
@@ -76,6 +80,26 @@ class ExactResume(pl.Callback):
         """After Lightning has put the optimizer back as it was."""
         for group in trainer.optimizers[0].param_groups:
             group.update(self._changed)
+
+
+def _reset(loop: _FitLoop) -> None:
+    """Lightning's, after a checkpoint from the end of an epoch has been put at the start of the next one.
+
+    Lightning 2.6 trains that next epoch without counting it as begun, if the checkpoint was written at the epoch's last
+    batch: the checkpoints of a second stop then say that no epoch is under way, and its batches are trained twice. With
+    `max_steps` it counts the epoch that has ended a second time.
+    """
+    epochs: Any = loop.epoch_progress
+    batches: Any = loop.epoch_loop.batch_progress
+    if loop._loaded_from_state_dict and batches.is_last_batch:
+        if batches.total.completed < batches.total.processed:  # written at the last batch, and not at the epoch's end
+            batches.increment_completed()
+            loop.epoch_loop._batches_that_stepped += 1
+            epochs.increment_processed()
+        if epochs.total.processed == epochs.total.started:
+            epochs.total.completed, epochs.current.completed = epochs.total.processed, epochs.current.processed
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # its own setter keeps True with max_steps
+    _FitLoop.reset(loop)
 
 
 def _changed_settings(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from vae_lightning.types import UserError
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """With which some editors begin a text in UTF-8."""
 _IDX_UINT8 = 0x08
+_PART = ".vae_lightning.part"  # the end of the name of a file that is being written
 MAX_FILE_BYTES = 2**30  # of one file of a data set, unpacked; the largest that is read whole, of EMNIST, has 547 MB
 
 
@@ -102,17 +103,42 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, beside its place, that is renamed at the end: under its name it is whole, or not there."""
+    """A file to write to, beside its place, that is renamed at the end: under its name it is whole, or not there.
+
+    The parts that killed processes have left in the folder are removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # in two containers, two processes have one id
+    remove_stale_parts(path.parent)
+    part, file = _open_part(path)
     try:
-        with part.open("wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def remove_stale_parts(folder: Path) -> None:
+    """Remove the parts of `write_whole` in a folder that no process holds locked, and so none writes any more."""
+    for part in folder.glob(f".*{_PART}"):
+        with contextlib.suppress(OSError), part.open("rb") as file:  # locked, gone, or of no file system with locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
+
+def _open_part(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside `path`, locked until it is closed."""
+    while True:
+        # in two containers, two processes may have one id
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
+        file = part.open("xb")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # else it was taken for a stale one before it was locked
+            return part, file
+        file.close()
 
 
 @contextlib.contextmanager

@@ -227,7 +227,7 @@ class LatentVariableModel(pl.LightningModule):
     def on_validation_start(self) -> None:
         self._speed.stop()
         self._rng_state = torch.get_rng_state()
-        if self.several is not None and self.trainer.state.fn == "fit":
+        if self.several is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.several.count(self.global_step - 1)
 
     def on_validation_end(self) -> None:

@@ -1,0 +1,101 @@
+"""Averaged weights: one checkpoint has one set of weights, whichever verb reads it; w itself is for going on alone."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from tests.helpers import DIGITS, REPOSITORY, only
+from vae_lightning.__main__ import main
+from vae_lightning.callbacks import EMA, BestAndLast
+from vae_lightning.data import Digits
+from vae_lightning.distributions import ContinuousBernoulli
+from vae_lightning.models import VAE
+from vae_lightning.networks import MLP
+
+
+def test_train_tests_the_weights_that_test_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All numbers of the two, to the last bit."""
+    monkeypatch.chdir(REPOSITORY)
+    flags = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--nll.num_samples=2", f"--runs_dir={tmp_path}")
+    ema = ("--trainer.callbacks+=EMA", "--trainer.callbacks.decay=0.9")
+    few = ("--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=1", "--trainer.limit_test_batches=2")
+    assert main(["train", "-c", DIGITS, *flags, *ema, *few]) == 0
+    folder = only(tmp_path, "vae/digits/*")
+    trained = json.loads((folder / "results.json").read_text())
+    assert main(["test", "-c", str(folder / "config.yaml"), *flags, f"--ckpt_path={folder}"]) == 0
+    tested = json.loads((folder / "results.json").read_text())
+    assert trained["checkpoint"] == tested["checkpoint"] == str(folder / "checkpoints" / "best.ckpt")
+    assert trained["metrics"] == tested["metrics"]
+    contents = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    pairs = [(value, contents["current_model_state"][name]) for name, value in contents["state_dict"].items()]
+    assert not all(torch.equal(average, current) for average, current in pairs)  # else nothing was compared
+
+
+def trainer_of(folder: Path, *callbacks: pl.Callback, **flags: Any) -> pl.Trainer:
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=[BestAndLast(), *callbacks],
+        limit_train_batches=3,
+        limit_val_batches=1,
+        limit_test_batches=1,
+        use_distributed_sampler=False,
+        **{**quiet, "max_epochs": 2, **flags},
+    )
+
+
+def model() -> VAE:
+    tiny = partial(MLP, hidden_sizes=(16,))
+    return VAE((1, 8, 8), 3, likelihood=ContinuousBernoulli, encoder=tiny, decoder=tiny)
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> tuple[pl.Trainer, VAE, Digits]:
+    vae, data, trainer = model(), Digits(batch_size=64), trainer_of(tmp_path, EMA(decay=0.7))
+    trainer.fit(vae, datamodule=data)
+    return trainer, vae, data
+
+
+def test_a_trainer_that_has_fitted_evaluates_what_a_new_one_does(fitted: tuple[pl.Trainer, VAE, Digits]) -> None:
+    """By `best` and without a checkpoint; the model is left with the weights that were evaluated."""
+    trainer, vae, data = fitted
+    best = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    saved = torch.load(best, weights_only=True)
+    others = trainer_of(best.parent.parent)
+    loaded = VAE.load_from_checkpoint(best)
+    for path in (None, "best"):
+        for evaluate in ("validate", "test"):
+            here = getattr(trainer, evaluate)(vae, datamodule=data, ckpt_path=path, verbose=False)
+            there = getattr(others, evaluate)(loaded, datamodule=Digits(batch_size=64), verbose=False)
+            assert here == there, (path, evaluate)
+            assert all(torch.equal(value, saved["state_dict"][name]) for name, value in vae.state_dict().items())
+    reconstructions = [
+        torch.cat([batch["reconstruction"] for batch in t.predict(m, datamodule=data, ckpt_path=path)])  # type: ignore[union-attr,misc]
+        for t, m, path in ((trainer, vae, "best"), (others, loaded, None))
+    ]
+    assert torch.equal(*reconstructions)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_second_fit_of_one_trainer_keeps_w_and_its_average_apart(fitted: tuple[pl.Trainer, VAE, Digits]) -> None:
+    """Also after a test: what it saves is the average, and w under its own name."""
+    trainer, vae, data = fitted
+    trainer.test(vae, datamodule=data, ckpt_path="best", verbose=False)
+    trainer.fit_loop.max_epochs = 3
+    last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+    trainer.fit(vae, datamodule=data, ckpt_path=last)
+    again = torch.load(last, weights_only=True)
+    whole = trainer_of(Path(trainer.default_root_dir) / "whole", EMA(decay=0.7), max_epochs=3)
+    torch.manual_seed(0)
+    whole.fit(model(), datamodule=Digits(batch_size=64))
+    expected = torch.load(Path(whole.default_root_dir) / "checkpoints" / "last.ckpt", weights_only=True)
+    for part in ("state_dict", "current_model_state"):
+        assert all(torch.equal(again[part][name], value) for name, value in expected[part].items()), part
