@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.distributions import Given
-from vae_lightning.metrics.evaluator import objects_from_all_ranks
+from vae_lightning.metrics.evaluator import log_alike, objects_from_all_ranks
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
@@ -74,7 +74,7 @@ class CollapseReport(pl.Callback):
         means = {name: (total / count).float() for name, total in totals.items()}
         self.findings = diagnose(means)
         dead = {f"test/dead_dimensions/{name}": _dead(kl).float() for name, kl in _of("kl_by_dimension", means).items()}
-        pl_module.log_dict({"test/swap_cost": means["swap_cost"], **dead}, rank_zero_only=False)
+        log_alike(pl_module, {"test/swap_cost": means["swap_cost"], **dead})
 
 
 @torch.no_grad()

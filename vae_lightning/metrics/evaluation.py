@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 from vae_lightning.data import ImageDataModule
 from vae_lightning.metrics.disentanglement import Disentanglement
-from vae_lightning.metrics.evaluator import Evaluator, Finding
+from vae_lightning.metrics.evaluator import Evaluator, Finding, log_alike
 from vae_lightning.metrics.information import Information
 from vae_lightning.metrics.latents import LatentUnits, RateDistortion, add
 from vae_lightning.metrics.likelihood import MeanAndError
@@ -96,4 +96,4 @@ class Evaluation(pl.Callback):
             self.found |= metric.compute()
         numbers = {f"test/{name}": float(value) for name, value in self.numbers.items()}
         numbers |= {f"test/{name}_stderr": term.compute()[1].item() for name, term in self._terms.items()}
-        pl_module.log_dict(numbers, rank_zero_only=False)
+        log_alike(pl_module, numbers)

@@ -8,6 +8,7 @@ from copy import copy
 from itertools import zip_longest
 from typing import ClassVar, TypeAlias, TypeVar
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -50,6 +51,15 @@ class Evaluator(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, Finding]: ...
+
+
+def log_alike(pl_module: pl.LightningModule, values: Mapping[str, float | Tensor]) -> None:
+    """Log numbers at the end of an epoch that every rank has found alike.
+
+    Lightning warns of each number that is not reduced over ranks. The maximum of equal numbers is that number to the
+    last bit, which their mean over three ranks is not.
+    """
+    pl_module.log_dict(values, sync_dist=True, reduce_fx="max")
 
 
 def in_order(batches: Sequence[Tensor]) -> Tensor:

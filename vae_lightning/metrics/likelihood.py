@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from torchmetrics import Metric
 
 from vae_lightning.distributions import bits_per_dimension, is_mass
+from vae_lightning.metrics.evaluator import log_alike
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, Shape, UserError
 
@@ -157,7 +158,7 @@ class MarginalLikelihood(pl.Callback):
         if p_x is not None and (self.bits_per_dimension or is_mass(p_x) or levels is not None):
             bits = bits_per_dimension(torch.stack((mean, mean + error)), p_x, levels)
             values |= {"test/nll_bpd": bits[0], "test/nll_bpd_stderr": bits[1] - bits[0]}
-        pl_module.log_dict({name: value.float() for name, value in values.items()}, rank_zero_only=False)
+        log_alike(pl_module, {name: value.float() for name, value in values.items()})
 
 
 def _dequantised_levels(trainer: pl.Trainer, split: str) -> int | None:
