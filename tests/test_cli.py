@@ -400,7 +400,7 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "slot-key": ([*FIT, "--model.encoder.hiden_sizes=[3]"], 2, r"model\.encoder: .*hiden_sizes"),
     "trainer-key": ([*FIT, "--trainer.max_epoch=3"], 2, r"--trainer\.max_epoch"),
     "callback-key": ([*FIT, "--nll.num_sample=3"], 2, r"--nll\.num_sample"),
-    "verb": (["trian", "-c", DIGITS], 2, "'trian'; known: train, fit"),
+    "verb": (["trian", "-c", DIGITS], 2, r"'trian' \(did you mean train\?\); known: train, fit"),
     # wrong classes
     "no-class": ([*FIT, "--model.encoder=NoSuchNet"], 2, r"model\.encoder: NoSuchNet .*ConvEncoder, GatedMLP, MLP"),
     "encoder": ([*FIT, "--model.encoder=ELBO"], 2, r"model\.encoder: ELBO is no Network"),

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from tests.helpers import REPOSITORY, write_binarized_mnist, write_mnist
+from tests.helpers import REPOSITORY, only, read_csv, write_binarized_mnist, write_mnist
+from vae_lightning.__main__ import main
 from vae_lightning.cli import CLI
-from vae_lightning.drawing import write_celeba_layout
+from vae_lightning.drawing import draw_faces, write_celeba_layout
 from vae_lightning.models import LatentVariableModel
 
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.y*ml") if path.name != "defaults.yaml")
@@ -143,3 +145,21 @@ def test_a_header_says_numbers_or_why_there_are_none(word: str, said: str, wrong
     found = fault(word, said)
     assert (found is None) == (wrong is None)
     assert wrong is None or wrong in str(found)
+
+
+def test_few_images_of_ones_own_neither_blow_up_nor_go_unsaid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Adam's first steps overshot: without a warm-up the third epoch's val/elbo was -424,085, after -22,831."""
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "photos").mkdir()
+    for number, face in enumerate(draw_faces(torch.arange(160))[0].permute(0, 2, 3, 1).numpy()):
+        Image.fromarray(face.copy()).save(tmp_path / "photos" / f"{number:03d}.png")
+    places = (f"--data.data_dir={tmp_path / 'photos'}", f"--data.cache_dir={tmp_path}", f"--runs_dir={tmp_path}")
+    short = ("--trainer.max_epochs=3", "--trainer.log_every_n_steps=1", "--trainer.logger=false", "--seed_everything=3")
+    assert main(["fit", "-c", "configs/vae/images.yaml", "--trainer.accelerator=cpu", *short, *places]) == 0
+    assert "128 training images for 5.5 M weights" in capsys.readouterr().out
+    rows = read_csv(only(tmp_path, "vae/images/*/metrics.csv"))
+    elbos = [float(row["val/elbo"]) for row in rows if "val/elbo" in row]
+    assert elbos == sorted(elbos)
+    assert len(elbos) == 3

@@ -39,6 +39,7 @@ def test_no_key_is_in_any_file_or_line_of_a_run(with_key: TrainedRun) -> None:
 
 def test_a_server_that_does_not_answer_stops_no_training(with_key: TrainedRun) -> None:
     assert "W&B cannot be reached" in with_key.stdout
+    assert "anonymous" not in with_key.stdout + with_key.stderr  # a warning of what nobody asked for
     assert "recorded offline; to upload it:" in with_key.stdout
     only(with_key.folder, "wandb/offline-run-*/run-*.wandb")
     assert (with_key.folder / "checkpoints" / "last.ckpt").is_file()

@@ -96,14 +96,19 @@ def changes(config: Path, text: str) -> list[str]:
 
 
 def _unequal(saved: dict[str, str], own: dict[str, str]) -> list[str]:
-    names = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
-    return [f"{name}: {saved.get(name)} -> {own.get(name)}" for name in names]
+    """What both say otherwise; nothing is None. Of a class that was replaced, not the settings that one of both has."""
+    names = {name for name in saved.keys() | own.keys() if saved.get(name, "None") != own.get(name, "None")}
+    shared = saved.keys() & own.keys()
+    kept = (name for name in names if name in shared or not any(name.startswith(f"{other}.") for other in names))
+    return [f"{name}: {saved.get(name)} -> {own.get(name)}" for name in sorted(kept)]
 
 
 def _named(value: Any) -> Any:
     """Classes by their last name alone: Python and YAML write the same one by different paths."""
     if isinstance(value, dict):
         return {key: _named(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_named(entry) for entry in value]
     return value.rpartition(".")[2] if isinstance(value, str) else value
 
 
@@ -112,5 +117,10 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for key, entry in value.items():
             name = prefix if key in ("class_path", "init_args") else f"{prefix}.{key}".strip(".")
             yield from _flat(entry, name)
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        specs = [entry if isinstance(entry, dict) else {"class_path": entry} for entry in value]
+        yield prefix, f"[{', '.join(str(spec.get('class_path')) for spec in specs)}]"
+        for index, spec in enumerate(specs):
+            yield from _flat(spec.get("init_args", {}), f"{prefix}.{index}")
     else:
         yield prefix, str(list(value) if isinstance(value, tuple) else value)

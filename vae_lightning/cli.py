@@ -32,6 +32,7 @@ from vae_lightning.callbacks import (
     Pictures,
     ProgressLines,
     RunFolder,
+    StartNotes,
     SteadyBar,
 )
 from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
@@ -216,7 +217,7 @@ class CLI(LightningCLI):
                 if isinstance(logger, Logger)  # `true` is Lightning's own CSV file, and we have one
             ]
             loggers.append(MetricsCSV(self.folder / "metrics.csv", self.run.step))
-        callbacks: list[pl.Callback] = [RunFolder(self.config_text), ExactResume()]
+        callbacks: list[pl.Callback] = [RunFolder(self.config_text), ExactResume(), StartNotes()]
         if not given.enable_progress_bar:
             callbacks.append(ProgressLines())
         elif not any(isinstance(callback, ProgressBar) for callback in given.callbacks or []):

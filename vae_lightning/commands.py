@@ -36,6 +36,7 @@ from vae_lightning.fitting import (
 )
 from vae_lightning.formatting import number, with_error
 from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute, missing_error
+from vae_lightning.near import OneLineParser, hint
 from vae_lightning.noise import reseed
 from vae_lightning.runs import Complete
 from vae_lightning.trust import check_names, is_remote
@@ -65,8 +66,9 @@ def run(args: list[str]) -> int:
         elif verb == "impute":
             _impute(rest)
         else:
-            known = ", ".join((*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior", "impute"))
-            raise UserError(f"unknown command {verb!r}; known: {known} (vae-lightning --help)")
+            known = (*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior", "impute", "doctor")
+            near = hint(verb, (*known, "--help", "--version"))
+            raise UserError(f"unknown command {verb!r}{near}; known: {', '.join(known)} (vae-lightning --help)")
     except Complete as complete:
         print(complete, flush=True)
     except UserError as error:
@@ -78,9 +80,9 @@ def run(args: list[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(OneLineParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog.partition(' ')[2]}: {message}")
+        raise UserError(self.in_one_line(message))
 
 
 def _draw(verb: str, args: list[str]) -> None:

@@ -5,7 +5,6 @@ Nothing is fetched, and nothing heavy is imported before what it stands on is kn
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.metadata
 import os
@@ -21,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from vae_lightning.compiler import compiler_name, find_compiler
 from vae_lightning.cores import available_memory, num_cores
+from vae_lightning.near import OneLineParser
 
 _GIB = 2**30
 MALWARE: Mapping[str, tuple[str, ...]] = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
@@ -52,7 +52,7 @@ class Finding(NamedTuple):
 
 def main(args: Sequence[str]) -> int:
     """Print the findings as they come; 0 where training can run here, 1 where it cannot, 2 for a wrong flag."""
-    parser = argparse.ArgumentParser("vae-lightning doctor", description="what this machine has for a training")
+    parser = OneLineParser("vae-lightning doctor", description="what this machine has for a training")
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="the folder of the data sets")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs"), help="the folder that runs are kept in")
     try:

@@ -27,7 +27,7 @@ from vae_lightning.distributions import (
     VampPrior,
     share_support,
 )
-from vae_lightning.errors import one_line
+from vae_lightning.errors import flags_of, one_line
 from vae_lightning.formatting import with_error
 from vae_lightning.metrics import MeanAndError
 from vae_lightning.models import LatentVariableModel
@@ -219,7 +219,7 @@ def parse_args(args: Sequence[str]) -> tuple[Path, PriorRecipe, int]:
         given = parser.parse_args(list(args))
         return given.checkpoint, parser.instantiate_classes(given).prior, given.seed
     except argparse.ArgumentError as error:
-        raise UserError(f"fit-prior: {one_line(str(error))}") from error
+        raise UserError(f"fit-prior: {one_line(str(error), flags_of(parser))}") from error
 
 
 def parse_recipe(spec: Any) -> PriorRecipe:

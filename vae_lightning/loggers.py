@@ -113,6 +113,8 @@ def start_wandb(logger: WandbLogger, init_args: dict[str, Any]) -> WandbLogger:
 
     if init_args["offline"]:
         os.environ["WANDB_MODE"] = "offline"
+    if logger._wandb_init.get("anonymous", True) is None:
+        del logger._wandb_init["anonymous"]  # Lightning gives it unasked, and W&B warns of it at each start
     wandb.setup()  # reads WANDB_SILENT, before Lightning's call of W&B makes it warn
     try:
         _ = logger.experiment

@@ -41,6 +41,10 @@ class Network(nn.Module):
                 )
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or x.shape[-len(self.in_shape) :] != self.in_shape:
+            found = list(x.shape) if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+            wanted = ", ".join(["...", *map(str, self.in_shape)])
+            raise UserError(f"{type(self).__name__}: its input is {found}; it must be a tensor [{wanted}]")
         leading = x.shape[: x.dim() - len(self.in_shape)]
         flat = x.reshape(math.prod(leading), *self.in_shape)  # [N, *in_shape]
         return self.layers(flat).reshape(*leading, *self.out_shape)

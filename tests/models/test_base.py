@@ -13,11 +13,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lightning.checkpoints import check_fits, differences, load_model, read_checkpoint
+from vae_lightning.checkpoints import changes, check_fits, differences, load_model, read_checkpoint
 from vae_lightning.compiler import find_compiler
 from vae_lightning.data import Digits, ImageDataModule
 from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal, Family
@@ -302,6 +303,29 @@ def test_what_differs_from_a_checkpoint_is_listed(tmp_path: Path) -> None:
     assert differences(read_checkpoint(tmp_path / "a.ckpt"), load_model(tmp_path / "a.ckpt")) == []
     changed = differences(read_checkpoint(tmp_path / "a.ckpt"), vae(objective=partial(ELBO, beta=2.0)))
     assert changed == ["objective.beta: 1.0 -> 2.0"]
+
+
+LOGGER = "lightning.pytorch.loggers."
+WANDB = {"class_path": f"{LOGGER}WandbLogger", "init_args": {"project": "a", "name": None, "prefix": "", "id": None}}
+CSV = {"class_path": f"{LOGGER}CSVLogger", "init_args": {"save_dir": "b", "version": None}}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "said"),
+    [
+        (False, WANDB, ["trainer.logger: False -> WandbLogger"]),
+        (WANDB, False, ["trainer.logger: WandbLogger -> False"]),
+        (WANDB, CSV, ["trainer.logger: WandbLogger -> CSVLogger"]),
+        (WANDB, [WANDB, CSV], ["trainer.logger: WandbLogger -> [WandbLogger, CSVLogger]"]),
+        ([CSV], [{**CSV, "init_args": {"save_dir": "c"}}], ["trainer.logger.0.save_dir: b -> c"]),
+        ([WANDB, True], [WANDB, True], []),
+        (None, [], ["trainer.logger: None -> []"]),
+    ],
+)
+def test_a_class_that_is_replaced_is_one_change(there: Any, here: Any, said: list[str], tmp_path: Path) -> None:
+    texts = [yaml.safe_dump({"trainer": {"logger": logger}}) for logger in (there, here)]
+    (tmp_path / "config.yaml").write_text(texts[0])
+    assert changes(tmp_path / "config.yaml", texts[1]) == said
 
 
 def test_a_schedule_is_evaluated_where_its_checkpoint_stood(tmp_path: Path) -> None:

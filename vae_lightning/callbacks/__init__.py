@@ -7,6 +7,7 @@ from vae_lightning.callbacks.pictures import Pictures
 from vae_lightning.callbacks.resume import ExactResume
 from vae_lightning.callbacks.run import ProgressLines, RunFolder
 from vae_lightning.callbacks.speed import FastNetworks, SteadyBar
+from vae_lightning.callbacks.start import StartNotes
 
 __all__ = [
     "EMA",
@@ -17,5 +18,6 @@ __all__ = [
     "Pictures",
     "ProgressLines",
     "RunFolder",
+    "StartNotes",
     "SteadyBar",
 ]

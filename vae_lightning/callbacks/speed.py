@@ -56,7 +56,8 @@ class FastNetworks(pl.Callback):
         if self.steps_per_call > 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(pl_module, LatentVariableModel)
-            assert isinstance(data, ImageDataModule)
+            if not isinstance(data, ImageDataModule):
+                raise UserError("speed.steps_per_call needs an ImageDataModule (trainer.fit(model, datamodule=...))")
             pl_module.several = self._several = SeveralSteps(pl_module, trainer, self.steps_per_call)
             data.batches_per_call = self.steps_per_call
         networks = [network for network in pl_module.modules() if isinstance(network, Network)]

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 from vae_lightning.distributions import noise_scale, share_support
+from vae_lightning.models.batches import check_batch, range_note
 from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.several import SeveralSteps
@@ -58,6 +59,7 @@ class LatentVariableModel(pl.LightningModule):
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self._stages_checked: set[str] = set()
         self.likelihood_name = ""  # what the run's last lines call p(x|z): known from the first trace on
+        self._loaders_checked: set[tuple[str | None, int]] = set()
         self._speed = Speedometer()
         self._loaded_step = 0
         self._loaded_values: dict[str, float] = {}
@@ -79,6 +81,38 @@ class LatentVariableModel(pl.LightningModule):
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
         """p(x|z) at latents named as in a Trace, each [..., *event]; for a model whose p(x|z) needs nothing else."""
         raise UserError(f"{type(self).__name__} has no decode(latents): its p(x|z) is no function of z alone")
+
+    # -- batches ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        self._loaders_checked.clear()  # another call of the trainer may bring other loaders
+
+    def _apply_batch_transfer_handler(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        """As Lightning's, and the first batch of each loader is checked: after all hooks that may change it, whoever
+        has them, and before any callback sees it."""
+        batch = super()._apply_batch_transfer_handler(batch, device, dataloader_idx)
+        if self._trainer is not None:
+            loader = (self._trainer.state.stage, dataloader_idx)
+            if loader not in self._loaders_checked:
+                self._loaders_checked.add(loader)
+                self._check_loader(batch)
+        return batch
+
+    def _check_loader(self, batch: Any) -> None:
+        grouped = self.several is not None and self.trainer.training
+        if grouped and not (isinstance(batch, list) and batch):
+            raise UserError(
+                "speed.steps_per_call: the training loader yields single batches; leave steps_per_call at 1"
+            )
+        first, shape = batch[0] if grouped else batch, self.hparams.get("image_shape")
+        stage = getattr(self.trainer.state.stage, "value", "")  # str() of it would be the class's name, too
+        wanted = self.trainer.precision_plugin.convert_input(torch.empty(0).type(self.dtype))  # as x has been before
+        check_batch(first, None if shape is None else tuple(shape), wanted.dtype, stage)
+        note = range_note(first["x"])
+        if note and (self.trainer.training or self.trainer.state.fn != "fit"):
+            rank_zero_info(note)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 

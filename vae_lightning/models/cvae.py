@@ -21,6 +21,7 @@ from vae_lightning.distributions import (
     StandardNormal,
 )
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.models.batches import check_count
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
@@ -168,7 +169,10 @@ class CVAE(LatentVariableModel):
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """Means of p(x|z, c) at the n conditions `c`; without them at examples: each class in turn, columns seen."""
+        check_count("CVAE", n)
         c = self.condition.spread(n) if c is None else c
+        if c.shape != (n, *self.condition.shape):
+            raise UserError(f"CVAE.sample: c is {list(c.shape)}; {n} conditions are {[n, *self.condition.shape]}")
         if not self.latent_size:
             return self._p_x(c.new_zeros(n, 0), c).mean
         p_z = self._p_z(c)

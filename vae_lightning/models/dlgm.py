@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from vae_lightning.distributions import Bernoulli, DiagonalNormal, FamilyRecipe, StandardNormal
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
+from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
@@ -65,7 +66,7 @@ class DLGM(LatentVariableModel):
         return Trace(x, self.decode({name: latent.z for name, latent in latents.items()}), latents)
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        xi = [latents[f"z{i + 1}"] for i in range(len(self.noise_maps))]  # L x [..., D_l]
+        xi = named_latents("DLGM", latents, [f"z{i + 1}" for i in range(len(self.noise_maps))])  # L x [..., D_l]
         h = self.noise_maps[-1](xi[-1])
         for layer in reversed(range(len(xi) - 1)):
             h = self.transitions[layer](h) + self.noise_maps[layer](xi[layer])  # [..., D_l]
@@ -73,4 +74,5 @@ class DLGM(LatentVariableModel):
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
+        check_count("DLGM", n)
         return self.decode({f"z{i + 1}": prior().sample((n,)) for i, prior in enumerate(self.priors)}).mean

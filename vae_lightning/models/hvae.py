@@ -19,6 +19,7 @@ from vae_lightning.distributions import (
     normal_product,
 )
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
+from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
@@ -162,10 +163,12 @@ class HVAE(LatentVariableModel):
         return self.prior() if above is None else self.normals[i](self.transitions[i](above))
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        return self.likelihood(self.decoder(latents["z1"]))
+        (z1,) = named_latents("HVAE", latents, ["z1"])
+        return self.likelihood(self.decoder(z1))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
+        check_count("HVAE", n)
         z = self.prior().sample((n,))  # [n, D_L]
         for i in reversed(range(len(self.normals))):
             z = self.p_z(i, z).sample()  # [n, D_l]

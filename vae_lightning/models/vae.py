@@ -17,6 +17,7 @@ from vae_lightning.distributions import (
     StandardNormal,
 )
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
@@ -68,10 +69,12 @@ class VAE(LatentVariableModel):
         return Trace(x, p_x, {"z": Latent(z, q_z, self.prior())})
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        return self.likelihood(self.decoder(latents["z"]))
+        (z,) = named_latents("VAE", latents, ["z"])
+        return self.likelihood(self.decoder(z))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
+        check_count("VAE", n)
         z = self.prior().sample((n,))  # [n, D]
         return self.likelihood(self.decoder(z)).mean
 

@@ -1,0 +1,57 @@
+"""What is said before the first step: few images, a batch larger than the set, a validation that never comes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import DIGITS, REPOSITORY
+from vae_lightning.__main__ import main
+
+FIT = ("fit", "-c", DIGITS, "--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1")
+SMALL = ("--model.encoder.hidden_sizes=[8]", "--model.decoder.hidden_sizes=[8]")
+EACH = "--trainer.check_val_every_n_epoch=1"
+STEP = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", EACH)
+LARGE = ("--model.encoder.hidden_sizes=[1024]", "--model.decoder.hidden_sizes=[1024]")
+EPOCH = 20  # steps
+
+NEVER = "no validation in this run, and so no best.ckpt: trainer.{} is {}, and the first one comes after {} "
+CASES: dict[str, tuple[tuple[str, ...], str | None]] = {
+    "nothing": ((*SMALL, *STEP), None),
+    "no-such-limit": ((*SMALL, *STEP, "--trainer.max_steps=20"), None),
+    "epochs": ((*SMALL, "--trainer.max_epochs=4", "--trainer.limit_train_batches=1"), NEVER.format("max_epochs", 4, 5)),
+    "steps": ((*SMALL, EACH, "--trainer.max_steps=3"), NEVER.format("max_steps", 3, EPOCH)),
+    "steps-of-several-batches": (
+        (*SMALL, EACH, "--trainer.max_steps=3", "--trainer.accumulate_grad_batches=5"),
+        NEVER.format("max_steps", 3, EPOCH // 5),
+    ),
+    "several-steps-a-call": (
+        (*SMALL, EACH, "--trainer.max_steps=4", "--speed.steps_per_call=4"),
+        NEVER.format("max_steps", 4, EPOCH),
+    ),
+    "within-the-epoch": ((*SMALL, EACH, "--trainer.max_steps=3", "--trainer.val_check_interval=2"), None),
+    "none-wanted": ((*SMALL, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"), None),
+    "batch": (
+        (*SMALL, *STEP, "--data.batch_size=5000"),
+        "data.batch_size is 5000 and there are 1266 training images: an epoch is one step of them all; ",
+    ),
+    "weights": ((*LARGE, *STEP, "--model.latent_size=600"), "1,266 training images for 2.0 M weights: the model may "),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_seldom_meant_is_said_at_the_start(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    args, said = CASES[case]
+    assert main([*FIT, *args, f"--runs_dir={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    signs = ("no validation", "data.batch_size is", "training images for")
+    notes = [line for line in lines if any(sign in line for sign in signs)]
+    assert len(notes) == (said is not None), notes
+    if said is not None:
+        assert notes[0].startswith(said)
+    validated = "best.ckpt" in {path.name for path in tmp_path.rglob("*.ckpt")}
+    assert validated == (case != "none-wanted" and "no validation" not in (said or ""))

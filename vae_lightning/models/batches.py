@@ -1,0 +1,82 @@
+"""What a model is given from Python: a loader's batch, latents to decode, a number of samples; checked in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_lightning.types import Shape, UserError
+
+
+def check_batch(batch: Any, shape: Shape | None, dtype: torch.dtype, stage: str) -> None:
+    """Raise where `batch` is no dict with an x of `dtype` and [B, *shape] (None: any), and, if any, B labels."""
+    x: Any = batch.get("x") if isinstance(batch, Mapping) else None
+    remedy = _remedy(x, shape, dtype)
+    if remedy is None and not _is_label(batch.get("label"), len(x)):
+        remedy = "let label be a tensor with a number, or a row of them, for each image, or leave it out"
+    if remedy is None:
+        return
+    sizes = ["B", *(("C", "H", "W") if shape is None else shape)]
+    raise UserError(
+        f"the {stage} loader's first batch is {describe(batch)}; a batch is a dict with x: {_name(dtype)} "
+        f"[{', '.join(map(str, sizes))}], its values in [0, 1], and optionally label: int64 [B]; {remedy}"
+    )
+
+
+def _is_label(label: Any, num_images: int) -> bool:
+    return label is None or (isinstance(label, Tensor) and label.dim() > 0 and len(label) == num_images)
+
+
+def _remedy(x: Any, shape: Shape | None, dtype: torch.dtype) -> str | None:
+    if not isinstance(x, Tensor):
+        return 'let the data set return {"x": image} or {"x": image, "label": label}'
+    if not x.is_floating_point():
+        return "divide the bytes: image.float() / 255"
+    if x.dtype != dtype:
+        return f"convert the images: image.to({dtype})"
+    if shape is not None and x.shape[1:] != shape:
+        return f"resize the images, or build the model with image_shape={tuple(x.shape[1:])}"
+    return None
+
+
+def range_note(x: Tensor) -> str | None:
+    """What to say of values outside [0, 1]; None where there are none. Synchronises with the device."""
+    low, high = (value.item() for value in x.aminmax()) if x.numel() else (0.0, 1.0)
+    if low >= 0 and high <= 1:
+        return None
+    return f"x has values from {low:.4g} to {high:.4g}: pictures, PSNR and SSIM take them to be in [0, 1]"
+
+
+def describe(value: Any) -> str:
+    """Types and shapes: `a list of float32 [16, 1, 8, 8], int64 [16]`."""
+    if isinstance(value, Tensor):
+        return f"{_name(value.dtype)} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        entries = ", ".join(f"{name}: {describe(entry)}" for name, entry in value.items())
+        return f"a {type(value).__name__} with {entries or 'nothing in it'}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        more = ", ..." if len(value) > 3 else ""
+        return f"a {type(value).__name__} of {', '.join(map(describe, value[:3])) or 'nothing'}{more}"
+    return f"a {type(value).__name__}"
+
+
+def named_latents(owner: str, latents: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
+    """The latents of these names, in this order."""
+    if isinstance(latents, Mapping) and all(isinstance(latents.get(name), Tensor) for name in names):
+        return [latents[name] for name in names]
+    wanted = ", ".join(f'"{name}": {name}' for name in names)
+    raise UserError(
+        f"{owner}.decode takes the latents by name, as a Trace has them: {{{wanted}}}; found {describe(latents)}"
+    )
+
+
+def check_count(owner: str, n: int) -> None:
+    if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
+        raise UserError(f"{owner}.sample(n) draws n images: n is {n!r}; it must be a whole number of at least 1")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
