@@ -146,8 +146,6 @@ class BestAndLast(ModelCheckpoint):
         self._connector.received_sigterm = self._agreement.reach(False)[0]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():
-            return  # max_steps was reached within the epoch: `last` says so
         super().on_train_epoch_end(trainer, pl_module)
         if self._should_save_on_train_epoch_end(trainer) or self._at_epoch_end:
             self._write_last(trainer)

@@ -83,7 +83,7 @@ class ExactResume(pl.Callback):
 
 
 def _reset(loop: _FitLoop) -> None:
-    """Lightning's, after a checkpoint from the end of an epoch has been put at the start of the next one.
+    """Lightning's reset of its loops; after a checkpoint from the end of an epoch it begins the next one.
 
     Lightning 2.6 trains that next epoch without counting it as begun, if the checkpoint was written at the epoch's last
     batch: the checkpoints of a second stop then say that no epoch is under way, and its batches are trained twice. With
@@ -97,7 +97,6 @@ def _reset(loop: _FitLoop) -> None:
             loop.epoch_loop._batches_that_stepped += 1
             epochs.increment_processed()
         if epochs.total.processed == epochs.total.started:
-            epochs.total.completed, epochs.current.completed = epochs.total.processed, epochs.current.processed
             _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # its own setter keeps True with max_steps
     _FitLoop.reset(loop)
 

@@ -18,7 +18,7 @@ from vae_lightning import __version__
 from vae_lightning.checkpoint_io import BEST, LAST, part_of
 from vae_lightning.cores import num_cores
 from vae_lightning.data import ImageDataModule
-from vae_lightning.data.files import remove_stale_parts, write_whole
+from vae_lightning.data.files import write_whole
 from vae_lightning.formatting import number
 from vae_lightning.metrics import CollapseReport, Evaluation
 from vae_lightning.metrics.evaluator import objects_from_all_ranks
@@ -74,9 +74,7 @@ class RunFolder(pl.Callback):
             return
         folder = Path(trainer.default_root_dir)
         self._lock = own(folder)
-        for place in (folder, folder / "images", folder / "checkpoints"):
-            remove_stale_parts(place)
-        for name in (BEST, LAST):  # ours alone while the folder is
+        for name in (BEST, LAST):  # left by a process that was killed
             part_of(folder / "checkpoints" / name).unlink(missing_ok=True)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
