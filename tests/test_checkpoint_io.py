@@ -30,7 +30,6 @@ def contents(step: int, size: int = 3000) -> dict[str, Any]:
         "hyper_parameters": {"_class_path": "vae_lightning.models.VAE"},
         "global_step": step,
         "optimizer_states": [],
-        "loops": {},
     }
 
 

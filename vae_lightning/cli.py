@@ -35,7 +35,7 @@ from vae_lightning.callbacks import (
     SteadyBar,
 )
 from vae_lightning.checkpoint_io import WholeFiles
-from vae_lightning.checkpoints import changes, check_fits, differences, local_checkpoint
+from vae_lightning.checkpoints import changes, differences, local_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.files import write_whole
 from vae_lightning.errors import Parser, check_configs, one_line
@@ -46,6 +46,7 @@ from vae_lightning.metrics.evaluator import in_order
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.overrides import with_own_defaults
 from vae_lightning.report import summary
+from vae_lightning.restoring import check_fits
 from vae_lightning.types import UserError
 
 

@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.recipes import to_plain
+from vae_lightning.trust import foreign_packages
 
 
 def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
@@ -27,7 +29,8 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
     best = folder / "checkpoints" / "best.ckpt"
     if best.is_file():
         rows.append(("pictures", str(folder / "images")))
-        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(best))}"))
+        own = "".join(f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams)))
+        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(best))}{own}"))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import distributed as dist
 
+from vae_lightning.checkpoint_form import check_whole_fit
 from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS
 from vae_lightning.ownership import job, owner
 from vae_lightning.trust import read_checkpoint
@@ -57,6 +58,8 @@ def choose_run(given: Namespace, experiment: str) -> Run:
         folder, path = json.loads(os.environ[_CHOSEN])
         return Run(Path(folder), Path(path), read_checkpoint(path)) if path else Run(Path(folder))
     run = _choose(given, new_folder(given, experiment))
+    if run.contents is not None:
+        check_whole_fit(run.contents, str(run.path))
     os.environ[_CHOSEN] = json.dumps([str(run.folder), str(run.path) if run.path else None])
     return run
 
@@ -90,10 +93,7 @@ def _named(path: Path, new: Path) -> Run:
         if run is None:
             raise UserError(f"{path}: no checkpoint in {path / 'checkpoints'}")
         return run
-    run = of_checkpoint(path, new)
-    if not {"optimizer_states", "loops"} <= (run.contents or {}).keys():
-        raise UserError(f"{path}: has weights alone, without an optimizer's state; a fit cannot go on from it")
-    return run
+    return of_checkpoint(path, new)
 
 
 def of_checkpoint(path: Path, new: Path) -> Run:
