@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickletools
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -185,11 +185,12 @@ _VERSION = _Is(
 )
 _COUNTS: _Form = {"ready": _COUNT, "completed": _COUNT, "started?": _COUNT, "processed?": _COUNT}
 _PROGRESS: _Form = {"total": _COUNTS, "current": _COUNTS}
-_BATCHES: _Form = {**_PROGRESS, "is_last_batch": _BOOL}  # type: ignore[dict-item]
+_ALL_COUNTS: _Form = dict.fromkeys(("ready", "started", "processed", "completed"), _COUNT)
+_BATCHES: _Form = {"total": _ALL_COUNTS, "current": _ALL_COUNTS, "is_last_batch": _BOOL}
 _EVALUATION: _Form = {"state_dict": _DICT, "batch_progress": _BATCHES, "*": _ANY}
 _FIT: _Form = {
     "state_dict": {"combined_loader?": [_ANY]},
-    "epoch_progress": _PROGRESS,
+    "epoch_progress": {"total": _ALL_COUNTS, "current": _ALL_COUNTS},
     "epoch_loop.state_dict": {"_batches_that_stepped": _COUNT},
     "epoch_loop.batch_progress": _BATCHES,
     "epoch_loop.scheduler_progress": _PROGRESS,
@@ -229,8 +230,11 @@ _OF_A_FIT = ("pytorch-lightning_version", "global_step", "loops", "callbacks", "
 _OLD_KEYS = ("hparams", "module_arguments", "native_amp_scaling_state")  # which Lightning would still load
 
 
-def check_form(checkpoint: Any, path: str | Path) -> dict[str, Any]:
-    """The checkpoint, each of whose entries is of its type; entries that a fit alone needs may be absent.
+def check_form(checkpoint: Any, path: str | Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """The checkpoint, each of whose entries is of its type; those that a model can be built without may be absent.
+
+    Args:
+        needed: entries that may not be absent, besides those of a model.
 
     Raises:
         UserError: with the first entry that is not, and what is expected there.
@@ -241,6 +245,9 @@ def check_form(checkpoint: Any, path: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"{path}: has {key!r} beside its hyper_parameters, as no checkpoint of ours has: not loaded"
             )
+    for key in needed:
+        if key not in checkpoint:
+            raise UserError(f"{path}: not a checkpoint of vae_lightning: it has no {key}")
     check_plain(checkpoint["hyper_parameters"], path)
     return dict(checkpoint)
 

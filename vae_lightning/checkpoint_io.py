@@ -69,7 +69,7 @@ class WholeFiles(CheckpointIO):
     ) -> dict[str, Any]:
         """Plain data alone, of a checkpoint's form, whatever `weights_only` says: see `check_form`."""
         check_whole(path)
-        return check_form(load_plain(path, map_location or "cpu"), path)
+        return check_form(load_plain(path, map_location or "cpu"), path, needed=["pytorch-lightning_version"])
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)

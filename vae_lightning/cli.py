@@ -34,6 +34,7 @@ from vae_lightning.callbacks import (
     RunFolder,
     SteadyBar,
 )
+from vae_lightning.checkpoint_form import check_whole_fit
 from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.checkpoints import changes, differences, local_checkpoint
 from vae_lightning.data import ImageDataModule
@@ -118,6 +119,8 @@ class CLI(LightningCLI):
         given.experiment = given.experiment or _experiment(given.config)
         if self.config.subcommand == "fit":
             self.run = runs.choose_run(given, given.experiment)
+            if self.run.contents is not None:
+                check_whole_fit(self.run.contents, str(self.run.path))
             self._end_if_complete(given)
         elif given.ckpt_path is None:
             raise UserError(

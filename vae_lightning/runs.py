@@ -20,7 +20,6 @@ from typing import Any
 from jsonargparse import Namespace
 from torch import distributed as dist
 
-from vae_lightning.checkpoint_form import check_whole_fit
 from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS
 from vae_lightning.ownership import job, owner
 from vae_lightning.trust import read_checkpoint
@@ -58,8 +57,6 @@ def choose_run(given: Namespace, experiment: str) -> Run:
         folder, path = json.loads(os.environ[_CHOSEN])
         return Run(Path(folder), Path(path), read_checkpoint(path)) if path else Run(Path(folder))
     run = _choose(given, new_folder(given, experiment))
-    if run.contents is not None:
-        check_whole_fit(run.contents, str(run.path))
     os.environ[_CHOSEN] = json.dumps([str(run.folder), str(run.path) if run.path else None])
     return run
 

@@ -160,8 +160,8 @@ def build(parser: ArgumentParser, values: dict[str, Any], path: str | Path, trus
     Raises:
         UserError: with the word, and the class that it stands for.
     """
+    words = {text.strip() for text in _strings(values)}  # before the parser writes the classes in their place
     parsed = parser.parse_object(values)
-    words = {text.strip() for text in _strings(values)}
     for name in _class_names(parsed.as_dict()):
         word = name.rpartition(".")[2]
         if word in words:

@@ -19,7 +19,7 @@ from vae_lightning.trust import build
 from vae_lightning.types import UserError
 
 _BYTES, _BYTES_PER_BYTE = 2**29, 16  # what building a model may take: so much, and so much for each byte of weights
-_CALLS, _CALLS_PER_TENSOR = 100_000, 1_000
+_CALLS, _CALLS_PER_TENSOR = 5_000, 100  # operations, each of which makes or fills a tensor
 
 
 def load(
