@@ -312,6 +312,29 @@ def test_the_best_of_a_run_that_goes_on_is_its_own(run: Path, tmp_path: Path) ->
     assert list(theirs.best_k_models) == [theirs.best_model_path]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_the_worst_of_several_is_known_again(tmp_path: Path) -> None:
+    """Of a user's two best, the one that the next better one takes the place of."""
+    before = _checkpoint_callbacks(fit(tmp_path / "run", epochs=2))[1]
+    moved = Path(shutil.copytree(tmp_path / "run", tmp_path / "moved"))
+    after = _checkpoint_callbacks(fit(moved, moved / "checkpoints" / LAST, epochs=2))[1]
+    for name in ("best_model_path", "kth_best_model_path"):
+        assert Path(getattr(after, name)).name == Path(getattr(before, name)).name
+    assert Path(after.kth_best_model_path).is_relative_to(moved)
+    assert (after.kth_value, after.best_model_score) == (before.kth_value, before.best_model_score)
+    assert before.kth_value != before.best_model_score
+
+
+def test_the_callback_alone_takes_no_path_from_a_state(tmp_path: Path) -> None:
+    """Under a model, too, whose own `on_load_checkpoint` looks at nothing."""
+    callback = BestAndLast()
+    callback.dirpath = str(tmp_path)
+    lie = {"dirpath": "/x", "best_model_path": "/y/a.ckpt", "last_model_path": "/x/../y", "best_k_models": {"/y": 0.0}}
+    callback.load_state_dict(lie)
+    known = (callback.best_model_path, callback.last_model_path, callback.kth_best_model_path, callback.best_k_models)
+    assert known == ("", "", "", {})
+
+
 def _checkpoint_callbacks(trainer: pl.Trainer) -> tuple[ModelCheckpoint, ModelCheckpoint]:
     ours, theirs = sorted(trainer.checkpoint_callbacks, key=lambda callback: not isinstance(callback, BestAndLast))
     assert isinstance(ours, ModelCheckpoint)
@@ -399,14 +422,14 @@ SIZES: dict[str, Callable[[Checkpoint], None]] = {
             "init_args": {"num_components": 10**9},
         },
     ),
-    "transformer": put(
+    "linear": put(
         "hyper_parameters",
         "encoder",
         "init_args",
         "activation",
         value={
-            "class_path": "torch.nn.Transformer",
-            "init_args": {"num_encoder_layers": 10**9},
+            "class_path": "torch.nn.Linear",
+            "init_args": {"in_features": 10**5, "out_features": 10**5},
         },
     ),
 }
@@ -419,7 +442,7 @@ def test_a_model_may_not_ask_for_more_than_its_weights_account_for(
     changed = copy.deepcopy(honest)
     SIZES[case](changed)
     torch.save(changed, tmp_path / LAST)
-    with at_most(2), pytest.raises(UserError, match=r"far larger than its weights|cannot be built"):
+    with at_most(2), pytest.raises(UserError, match="far larger than its weights"):
         load_model(tmp_path / LAST)
 
 
@@ -476,7 +499,8 @@ def test_a_file_takes_no_more_memory_than_it_is_long(honest: Checkpoint, tmp_pat
     path = tmp_path / LAST
     path.write_bytes(FILES[case](honest))
     assert path.stat().st_size < 3 * 2**20
-    with at_most(0.5), pytest.raises(UserError, match=r"last\.ckpt: .*(compressed|longer|readable)") as refused:
+    says = {"compressed": "is compressed", "repeated-members": "longer than the file"}.get(case, "not a readable")
+    with at_most(0.5), pytest.raises(UserError, match=rf"last\.ckpt: .*{says}") as refused:
         load_model(path)
     assert "\n" not in str(refused.value)
     with at_most(0.5), pytest.raises(UserError):
@@ -531,13 +555,15 @@ def test_a_bare_word_of_ours_is_known(honest: Checkpoint, tmp_path: Path) -> Non
     assert any(isinstance(module, nn.Tanh) for module in load_model(tmp_path / LAST).modules())
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("weights_only", [None, False, True])
-def test_a_fit_opens_no_pickle(honest: Checkpoint, tmp_path: Path, weights_only: bool | None) -> None:
-    """In the way that a resume reads its file, whatever the trainer and the environment say of trust."""
-    torch.save({**honest, "more": Pickled(tmp_path / "opened")}, tmp_path / LAST)
+def test_a_fit_opens_no_pickle(honest: Checkpoint, tmp_path: Path, weights_only: bool | None, protocol: int) -> None:
+    """In the way that a resume reads its file, whatever the trainer says of trust. Protocol 4 hides the names."""
+    torch.save({**honest, "more": Pickled(tmp_path / "opened")}, tmp_path / LAST, pickle_protocol=protocol)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(accelerator="cpu", max_epochs=2, plugins=[WholeFiles()], default_root_dir=tmp_path, **quiet)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"more in it than plain data"):
+    with pytest.raises(UserError, match="more in it than plain data"):
         trainer.fit(model(), Digits(batch_size=8), ckpt_path=tmp_path / LAST, weights_only=weights_only)
     assert not (tmp_path / "opened").exists()
 
