@@ -296,6 +296,18 @@ def test_the_honest_one_goes_on(honest: Checkpoint, tmp_path: Path) -> None:
     assert isinstance(load_model(tmp_path / LAST), VAE)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_a_state_that_is_laid_out_otherwise_is_the_same_state(honest: Checkpoint, tmp_path: Path) -> None:
+    """As one of another memory format: the fused step would take its numbers in the wrong order."""
+    turned = copy.deepcopy(honest)
+    put(*ADAM, "exp_avg", value=lambda value: value.t().contiguous().t())(turned)
+    weights = []
+    for name, checkpoint in (("as-it-was", honest), ("turned", turned)):
+        torch.save(checkpoint, tmp_path / name)
+        weights.append(fit(tmp_path, tmp_path / name).lightning_module.state_dict()[WEIGHT])
+    assert torch.equal(*weights)
+
+
 # -- files that are not deleted, nor written --------------------------------------------------------------------------
 
 
