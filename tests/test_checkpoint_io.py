@@ -31,7 +31,7 @@ def contents(step: int, size: int = 3000) -> dict[str, Any]:
         "hyper_parameters": {"_class_path": "vae_lightning.models.VAE"},
         "global_step": step,
         "optimizer_states": [],
-        "loops": {},
+        "pytorch-lightning_version": "2.6.6",
     }
 
 

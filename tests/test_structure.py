@@ -17,17 +17,21 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "ownership": {"types"},
     "noise": set(),
     "recipes": {"types"},
-    "trust": {"checkpoint_io", "types"},
+    "checkpoint_form": {"types"},
+    "checkpoint_io": {"checkpoint_form", "types"},
+    "restoring": {"checkpoint_form", "types"},
+    "trust": {"checkpoint_form", "checkpoint_io", "types"},
     "trace": {"types"},
     "distributions": {"cores", "types"},
     "networks": {"types"},
     "objectives": {"trace", "types"},
-    "models": {"distributions", "networks", "noise", "objectives", "recipes", "trace", "trust", "types"},
+    "models": {"distributions", "networks", "noise", "objectives", "recipes", "restoring", "trace", "trust", "types"},
     "data": {"cores", "drawing", "noise", "types"},
     "drawing": {"noise", "types"},
     "metrics": {"data", "distributions", "models", "networks", "noise", "trace", "types"},
     "callbacks": {
-        *("compiler", "cores", "data", "formatting", "metrics", "models", "noise", "ownership", "signals", "types")
+        *("compiler", "cores", "data", "formatting", "metrics", "models", "noise", "ownership", "restoring", "signals"),
+        "types",
     },
 }
 

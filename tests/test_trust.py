@@ -31,7 +31,7 @@ HUB = {"class_path": "torch.hub.load", "init_args": {"source": "local", "model":
 def honest() -> dict[str, Any]:
     model = VAE((1, 8, 8), 4, encoder=TINY, decoder=TINY, likelihood=partial(Binomial, num_steps=16))
     hparams = dict(model.hparams)
-    whole = {"optimizer_states": [], "loops": {}, "global_step": 0, "epoch": 0, "pytorch-lightning_version": "2.6.6"}
+    whole = {"optimizer_states": [], "global_step": 0, "epoch": 0, "pytorch-lightning_version": "2.6.6"}
     return {**whole, "state_dict": model.state_dict(), "hyper_parameters": hparams}
 
 
@@ -106,7 +106,7 @@ def test_no_name_in_a_checkpoint_is_looked_up_unless_it_is_known(
         value = {**HUB, "init_args": {**HUB["init_args"], "repo_or_dir": str(marker.parent)}}  # type: ignore[dict-item]
     path = marker.with_name("a.ckpt")
     torch.save(put(honest, "hyper_parameters", *keys, value=value), path)
-    with pytest.raises(UserError, match=r"a\.ckpt: (names|holds|_instantiator is|its|not a)") as caught:
+    with pytest.raises(UserError, match=r"a\.ckpt: (names|holds|_instantiator is|its|not|nested)") as caught:
         how(path)
     assert "\n" not in str(caught.value)
 
@@ -215,16 +215,16 @@ def test_a_pickle_is_not_opened(
         assert not marker.exists()
 
 
-@pytest.mark.parametrize("command", ["test", "fit"])
+@pytest.mark.parametrize(("command", "says"), [("test", "does not fit"), ("fit", "weights alone")])
 def test_a_command_line_takes_no_class_from_a_checkpoint(
-    honest: dict[str, Any], marker: Path, command: str, capfd: pytest.CaptureFixture[str]
+    honest: dict[str, Any], marker: Path, command: str, says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The config says what is built; the checkpoint gives its weights, which do not fit here."""
     path = marker.with_name("a.ckpt")
     torch.save(put(honest, "hyper_parameters", "_class_path", value=NAME), path)
     with pytest.raises(UserError):
         COMMANDS[command](path)
-    assert "does not fit" in capfd.readouterr().err
+    assert says in capfd.readouterr().err
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------

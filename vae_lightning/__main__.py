@@ -33,6 +33,9 @@ classes to build, so run none from a stranger.
 A run that was stopped goes on, in its folder, with --ckpt_path last (the experiment's newest run), --ckpt_path RUN, or,
 where it was begun with --run_id NAME, by the same command. SIGTERM and Ctrl-C save first.
 
+A model, network or data set of your own package works in every verb with --trust my_pkg, or with
+trust = ["my_pkg"] under [tool.vae_lightning] in the pyproject.toml of the present folder.
+
   vae-lightning fit --help                           the flags of a verb;  --print_config  what a run would use
 """
 

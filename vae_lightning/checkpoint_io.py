@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from vae_lightning.checkpoint_form import check_form, load_plain
 from vae_lightning.types import UserError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -66,8 +67,9 @@ class WholeFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """Plain data alone, of a checkpoint's form, whatever `weights_only` says: see `check_form`."""
         check_whole(path)
-        return torch.load(path, map_location or "cpu", weights_only=True)
+        return check_form(load_plain(path, map_location or "cpu"), path, needed=["pytorch-lightning_version"])
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)

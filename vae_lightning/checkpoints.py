@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import atexit
-import importlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
 
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.weights import check_finite
-from vae_lightning.trust import check_checkpoint, is_remote, read_checkpoint
+from vae_lightning.trust import is_remote
 from vae_lightning.types import UserError
 
 _NOT_SHOWN = ("optimizer", "scheduler", "_")
@@ -47,41 +44,20 @@ def local_checkpoint(path: str | Path, allow_remote: bool) -> Path:
     return copy
 
 
-def load_model(path: str | Path) -> LatentVariableModel:
-    """The model in a checkpoint, whatever its class, in evaluation mode on the CPU."""
-    checkpoint = read_checkpoint(path)
-    check_checkpoint(checkpoint, path)
-    check_weights(checkpoint, path)
-    hparams = checkpoint["hyper_parameters"]
-    module, _, name = hparams["_class_path"].rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-        if not issubclass(cls, LatentVariableModel):
-            raise TypeError(f"{name} is no model of vae_lightning")
-        model: LatentVariableModel = cls.load_from_checkpoint(path, map_location="cpu")
-    except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, argparse.ArgumentError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: its model cannot be built, or its weights do not fit it: {reason}") from error
+def load_model(path: str | Path, trusted: Sequence[str] = ()) -> LatentVariableModel:
+    """The model in a checkpoint, whatever its class, in evaluation mode on the CPU.
+
+    `trusted`: packages of one's own, whose classes it may name.
+    """
+    model = LatentVariableModel.load_from_checkpoint(path, map_location="cpu", trusted=trusted)
+    check_finite(path, model.state_dict())
     return model.eval()
-
-
-def check_fits(path: str | Path | None, checkpoint: dict[str, Any], model: nn.Module) -> None:
-    """Raise where the tensors of a checkpoint are not those of `model`: the first that differs, and its two shapes."""
-    saved, own = checkpoint["state_dict"], model.state_dict()
-    for name in sorted(saved.keys() | own.keys()):
-        found, wanted = _shape(saved, name), _shape(own, name)
-        if found != wanted:
-            raise UserError(f"{path} does not fit the model of the config: {name} is {found} there, {wanted} here")
 
 
 def check_weights(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Raise where a checkpoint has a weight that is not finite, of its model or of the one that is being averaged."""
     for state in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
         check_finite(path, state)
-
-
-def _shape(state: dict[str, Any], name: str) -> str:
-    return str(list(state[name].shape)) if name in state else "absent"
 
 
 def differences(checkpoint: dict[str, Any], model: LatentVariableModel) -> list[str]:

@@ -36,8 +36,9 @@ from vae_lightning.callbacks import (
     SteadyBar,
 )
 from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
+from vae_lightning.checkpoint_form import check_whole_fit
 from vae_lightning.checkpoint_io import WholeFiles
-from vae_lightning.checkpoints import changes, check_fits, check_weights, differences, local_checkpoint
+from vae_lightning.checkpoints import changes, check_weights, differences, local_checkpoint
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS, Split
 from vae_lightning.errors import Parser, check_configs, one_line
@@ -48,6 +49,7 @@ from vae_lightning.models import LatentVariableModel
 from vae_lightning.overrides import with_own_defaults
 from vae_lightning.predictions import describe, rows_of, save_arrays
 from vae_lightning.report import summary
+from vae_lightning.restoring import check_fits
 from vae_lightning.types import UserError
 
 
@@ -127,6 +129,8 @@ class CLI(LightningCLI):
         given.experiment = given.experiment or _experiment(given.config)
         if self.config.subcommand == "fit":
             self.run = runs.choose_run(given, given.experiment)
+            if self.run.contents is not None:
+                check_whole_fit(self.run.contents, str(self.run.path))
             self._end_if_complete(given)
         elif given.ckpt_path is None:
             raise UserError(

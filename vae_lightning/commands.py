@@ -39,7 +39,7 @@ from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute
 from vae_lightning.near import OneLineParser, hint
 from vae_lightning.noise import reseed
 from vae_lightning.runs import Complete
-from vae_lightning.trust import check_names, is_remote
+from vae_lightning.trust import TRUSTED, build, check_names, is_remote, trust
 from vae_lightning.types import Batch, UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
@@ -49,8 +49,9 @@ LIGHTNING_VERBS = ("train", "fit", "validate", "test", "predict")
 def run(args: list[str]) -> int:
     """Run one command; a user's mistake ends in one line: 2 where it was found before the run, 1 during it."""
     _quieten()
-    verb, rest = args[0], args[1:]
     try:
+        verb, rest, trusted = args[0], *_without_trust(args[1:])
+        trust(trusted)  # what they name can be imported from here on
         if verb in LIGHTNING_VERBS:
             from vae_lightning.cli import CLI
 
@@ -60,11 +61,11 @@ def run(args: list[str]) -> int:
 
             _check(DataCLI(["fit", *rest]).spec)
         elif verb in NAMES:
-            _draw(verb, rest)
+            _draw(verb, rest, trusted)
         elif verb == "fit-prior":
-            _fit_prior(rest)
+            _fit_prior(rest, trusted)
         elif verb == "impute":
-            _impute(rest)
+            _impute(rest, trusted)
         else:
             known = (*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior", "impute", "doctor")
             near = hint(verb, (*known, "--help", "--version"))
@@ -80,38 +81,56 @@ def run(args: list[str]) -> int:
     return 0
 
 
+def _without_trust(args: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments of any verb without `--trust my_pkg`, and what these name."""
+    given, rest = _trust_arguments().parse_known_args(args)
+    return rest, [name.strip() for names in given.trust for name in names.split(",")]
+
+
+def _trust_arguments() -> _Parser:
+    parser = _Parser(prog="vae-lightning", add_help=False, allow_abbrev=False)
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a package of your own whose classes a checkpoint or a run's config.yaml may name; may be repeated",
+    )
+    return parser
+
+
 class _Parser(OneLineParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(self.in_one_line(message))
 
 
-def _draw(verb: str, args: list[str]) -> None:
+def _draw(verb: str, args: list[str], trusted: list[str]) -> None:
     what = NAMES[verb]
-    parser = _Parser(prog=f"vae-lightning {verb}")
+    parser = _Parser(prog=f"vae-lightning {verb}", parents=[_trust_arguments()])
     if verb == "sample":
         fitted = "fitted: what fit-prior has written beside the checkpoint"
         parser.add_argument("--prior", choices=("own", "fitted"), default="own", help=fitted)
     given = _picture_arguments(parser, what, args)
-    model = load_model(given.checkpoint)
+    model = load_model(given.checkpoint, trusted)
     if verb == "sample":
         if given.prior == "fitted":
-            use_fitted_prior(model, given.checkpoint)
+            use_fitted_prior(model, given.checkpoint, trusted)
         grid = sample_grid(model, given.num_images, given.seed)
     else:
-        batch = first_images(_data_of(given.checkpoint).test_dataloader(), given.num_images)
+        batch = first_images(_data_of(given.checkpoint, trusted).test_dataloader(), given.num_images)
         grid = reconstruction_grid(model, batch, given.seed)
     _write(grid, given.output)
 
 
-def _impute(args: list[str]) -> None:
+def _impute(args: list[str], trusted: list[str]) -> None:
     """Hide pixels of test images, fill them in, and say how far that is from the truth, beside the mean image's."""
-    parser = _Parser(prog="vae-lightning impute")
+    parser = _Parser(prog="vae-lightning impute", parents=[_trust_arguments()])
     parser.add_argument("--missing", type=float, default=0.6, help="share of the pixels that are hidden")
     parser.add_argument("--steps", type=int, default=100, help="of the chain")
     parser.add_argument("--corrected", action="store_true", help="accept or reject each z (Metropolis-Hastings)")
     given = _picture_arguments(parser, "imputations", args)
-    model = load_model(given.checkpoint)
-    data = _data_of(given.checkpoint)
+    model = load_model(given.checkpoint, trusted)
+    data = _data_of(given.checkpoint, trusted)
     batch = _spread_images(data.test_dataloader(), given.num_images)
     x = batch["x"]
     reseed(model.device, given.seed)
@@ -165,13 +184,13 @@ def _write(grid: Tensor, output: Path) -> None:
     print(output)
 
 
-def _fit_prior(args: list[str]) -> None:
+def _fit_prior(args: list[str], trusted: list[str]) -> None:
     """Encode the training set, fit a prior to it, write it beside the checkpoint, and say what it is worth."""
     path, recipe, seed = parse_args(args)
     path = _best(path)
-    model = load_model(path)
+    model = load_model(path, trusted)
     check_space(own_prior(model), recipe)
-    data = _data_of(path)
+    data = _data_of(path, trusted)
     data.setup("fit")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     reseed(model.device, seed)
@@ -218,22 +237,30 @@ def _mean_pixel(images: Images, at_once: int = 1000) -> float:
 
 
 def _build_data(spec: dict[str, Any]) -> ImageDataModule:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
+    parser = _data_parser()
     data: ImageDataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
     return data
 
 
-def _data_of(checkpoint: Path) -> ImageDataModule:
+def _data_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    return parser
+
+
+def _data_of(checkpoint: Path, trusted: list[str]) -> ImageDataModule:
     """The data set that the checkpoint's run was trained on, prepared."""
     config = checkpoint.absolute().parent.parent / "config.yaml"
     if not config.is_file():
         raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
     try:
         spec = yaml.safe_load(config.read_text())["data"]
-        check_names(_without_folders(spec), config, ("vae_lightning.data.",))
-        data = _build_data(spec)
-    except (yaml.YAMLError, KeyError, TypeError, argparse.ArgumentError) as error:
+        names = ("vae_lightning.data.", *(name for name in trust(trusted, checkpoint) if name not in TRUSTED))
+        check_names(_without_folders(spec), config, names)
+        data: ImageDataModule = build(_data_parser(), {"data": spec}, config, names).data
+    except UserError:
+        raise
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError, argparse.ArgumentError) as error:
         raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
     data.prepare_data()
     return data

@@ -18,6 +18,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from vae_lightning.checkpoint_form import load_plain
 from vae_lightning.data.files import write_whole
 from vae_lightning.distributions import (
     MixtureOfFullNormals,
@@ -31,10 +32,11 @@ from vae_lightning.errors import flags_of, one_line
 from vae_lightning.formatting import with_error
 from vae_lightning.metrics import MeanAndError
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.models.loading import Budget
 from vae_lightning.models.weights import check_finite
 from vae_lightning.recipes import to_plain
 from vae_lightning.trace import kind
-from vae_lightning.trust import check_names
+from vae_lightning.trust import build, check_names, trust
 from vae_lightning.types import Batch, UserError
 
 
@@ -167,8 +169,10 @@ def save_prior(prior: Prior, recipe: PriorRecipe, checkpoint: Path) -> Path:
     return path
 
 
-def use_fitted_prior(model: LatentVariableModel, checkpoint: Path) -> None:
+def use_fitted_prior(model: LatentVariableModel, checkpoint: Path, trusted: Sequence[str] = ()) -> None:
     """Put the prior that was fitted to this checkpoint in the place of the model's own.
+
+    `trusted`: packages of one's own, whose priors the file may name.
 
     Raises:
         UserError: where there is none, it is damaged, or it was fitted to other latents.
@@ -182,22 +186,24 @@ def use_fitted_prior(model: LatentVariableModel, checkpoint: Path) -> None:
         raise UserError(f"{path}: fitted to latents of shape {shape}; the model's have {own.event_shape}")
     if kept["checkpoint"] != _digest(checkpoint):
         raise UserError(f"{path}: fitted to another {checkpoint.name} than is there now; run fit-prior again")
-    check_names(kept["prior"], path)
+    names = trust(trusted, path)
+    check_names(kept["prior"], path, names)
     try:
-        prior = parse_recipe(kept["prior"])(shape)
+        with Budget(kept["state_dict"], path):
+            prior = build(_recipe_parser(), {"prior": kept["prior"]}, path, names).prior(shape)
         prior.load_state_dict(kept["state_dict"])
-    except (RuntimeError, TypeError, ValueError, argparse.ArgumentError) as error:
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, argparse.ArgumentError) as error:
         raise UserError(f"{path}: its prior cannot be built: {' '.join(str(error).split())[:300]}") from error
     check_finite(path, prior.state_dict())
     model.prior = prior.to(model.device).eval()
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises OSError, EOFError, UnpicklingError or RuntimeError, by where it broke
-        raise UserError(f"{path}: not a readable file: damaged, or with more in it than plain data") from error
-    if not isinstance(kept, dict) or not {"prior", "event_shape", "state_dict", "checkpoint"} <= kept.keys():
+    kept = load_plain(path)
+    is_prior = isinstance(kept, dict) and {"prior", "event_shape", "state_dict", "checkpoint"} <= kept.keys()
+    if not is_prior or not isinstance(kept["event_shape"], list) or not isinstance(kept["state_dict"], dict):
         raise UserError(f"{path}: not a prior that vae-lightning fit-prior has written")
     return dict(kept)
 
@@ -215,18 +221,12 @@ def parse_args(args: Sequence[str]) -> tuple[Path, PriorRecipe, int]:
     parser = _recipe_parser()
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run: its best one")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trust", metavar="PACKAGE", help="a package of your own; may be repeated")  # taken off before
     try:
         given = parser.parse_args(list(args))
         return given.checkpoint, parser.instantiate_classes(given).prior, given.seed
     except argparse.ArgumentError as error:
         raise UserError(f"fit-prior: {one_line(str(error), flags_of(parser))}") from error
-
-
-def parse_recipe(spec: Any) -> PriorRecipe:
-    """A prior's recipe from `{class_path, init_args}`, as `to_plain` writes it."""
-    parser = _recipe_parser()
-    recipe: PriorRecipe = parser.instantiate_classes(parser.parse_object({"prior": spec})).prior
-    return recipe
 
 
 def _recipe_parser() -> ArgumentParser:

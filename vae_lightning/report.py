@@ -17,6 +17,8 @@ from vae_lightning.checkpoint_io import BEST, LAST
 from vae_lightning.formatting import number, with_error
 from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.recipes import to_plain
+from vae_lightning.trust import foreign_packages
 
 
 def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
@@ -32,7 +34,8 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
     kept = next((path for path in checkpoints if path.is_file()), None)
     if kept is not None:
         rows.append(("pictures", str(folder / "images")))
-        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}"))
+        own = "".join(f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams)))
+        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}{own}"))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
 
 

@@ -90,10 +90,7 @@ def _named(path: Path, new: Path) -> Run:
         if run is None:
             raise UserError(f"{path}: no checkpoint in {path / 'checkpoints'}")
         return run
-    run = of_checkpoint(path, new)
-    if not {"optimizer_states", "loops"} <= (run.contents or {}).keys():
-        raise UserError(f"{path}: has weights alone, without an optimizer's state; a fit cannot go on from it")
-    return run
+    return of_checkpoint(path, new)
 
 
 def of_checkpoint(path: Path, new: Path) -> Run:

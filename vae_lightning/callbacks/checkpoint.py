@@ -15,6 +15,7 @@ from torch import Tensor
 from vae_lightning import signals
 from vae_lightning.callbacks.agreement import Agreement
 from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS
+from vae_lightning.restoring import own_files
 from vae_lightning.types import UserError
 
 
@@ -63,12 +64,8 @@ class BestAndLast(ModelCheckpoint):
         return {**super().state_dict(), "complete": self._complete}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A run's folder may have moved: without this, Lightning forgets the best score and overwrites best.ckpt."""
-        old, new = str(state_dict.get("dirpath")), str(self.dirpath)
-        if old != new and (Path(new) / "best.ckpt").is_file():
-            moved = {name: _move(value, old, new) for name, value in state_dict.items()}
-            state_dict = {**moved, "dirpath": new}
-        super().load_state_dict(state_dict)
+        """Scores are the checkpoint's, paths are the run's own: the folder may have moved, and the file may lie."""
+        super().load_state_dict({**state_dict, **own_files(self, state_dict, Path(str(self.dirpath)))})
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -248,10 +245,3 @@ class _Connector:
     def register_signal_handlers(self) -> None: ...
 
     def teardown(self) -> None: ...
-
-
-def _move(value: Any, old: str, new: str) -> Any:
-    """Paths below `old`, in a string or as the keys of a dict, as paths below `new`."""
-    if isinstance(value, dict):
-        return {_move(key, old, new): entry for key, entry in value.items()}
-    return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, TypeAlias
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.core.saving import _default_map_location
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -22,14 +23,16 @@ from torch.optim.optimizer import Optimizer
 from vae_lightning.distributions import noise_scale, share_support
 from vae_lightning.models.batches import check_batch, range_note
 from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
+from vae_lightning.models.loading import load
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.several import SeveralSteps
 from vae_lightning.models.weights import check_finite
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
+from vae_lightning.restoring import check_restored, check_training_state
 from vae_lightning.trace import Trace, has_mean, kind
-from vae_lightning.trust import TRUSTED, check_checkpoint, read_checkpoint
+from vae_lightning.trust import check_checkpoint, read_checkpoint, trust
 from vae_lightning.types import Batch, UserError
 
 OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]
@@ -192,6 +195,8 @@ class LatentVariableModel(pl.LightningModule):
             checkpoint["plateau"] = {"values": self._monitored(), "epochs": self._epochs_scheduled}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None:
+            check_restored(checkpoint, self, self.trainer)
         self._loaded_step = int(checkpoint.get("global_step", 0))
         plateau = checkpoint.get("plateau", {})
         self._loaded_values, self._epochs_scheduled = plateau.get("values", {}), plateau.get("epochs", 0)
@@ -332,6 +337,9 @@ class LatentVariableModel(pl.LightningModule):
         any optimizer: a fused one would do so in its step, too late, and Lightning refuses to clip then."""
         # Lightning compares before `LogInterval` lowers the interval
         warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
+        saved = self.trainer._checkpoint_connector._loaded_checkpoint
+        if saved:
+            check_training_state(saved, self.trainer)
         if self.trainer.precision == "16-mixed":
             for optimizer in self.trainer.optimizers:
                 optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
@@ -363,16 +371,25 @@ class LatentVariableModel(pl.LightningModule):
         hparams_file: str | Path | None = None,
         strict: bool | None = None,
         weights_only: bool | None = True,  # noqa: ARG003
+        trusted: Sequence[str] = (),
         **kwargs: Any,
     ) -> Self:
-        """As Lightning's, for a file on this machine that holds plain data and names classes of trusted modules alone,
-        or of the package of `cls`: nothing else in it is looked up, and no pickle is opened, whatever is asked for.
+        """As Lightning's, for a file on this machine that holds plain data, and names classes of trusted modules alone.
+
+        Nothing else in the file is looked up, and no pickle is opened, whatever is asked for. On `LatentVariableModel`
+        it loads a model of any class.
+
+        Args:
+            trusted: names of packages of one's own whose classes the checkpoint may name; that of `cls` is one of them.
         """
         if hparams_file is not None:
             raise UserError(f"{hparams_file}: not read; the hyper-parameters are in the checkpoint")
-        own = cls.__module__.partition(".")[0] + "."
-        check_checkpoint(read_checkpoint(checkpoint_path), checkpoint_path, (*TRUSTED, own))
-        return super().load_from_checkpoint(checkpoint_path, map_location, None, strict, True, **kwargs)
+        names = trust([*trusted, cls.__module__.partition(".")[0]], checkpoint_path)
+        checkpoint = read_checkpoint(checkpoint_path, map_location or _default_map_location)
+        check_checkpoint(checkpoint, checkpoint_path, names)
+        model: Self = load(cls, checkpoint, checkpoint_path, names, strict, kwargs)
+        device = next((value.device for value in checkpoint["state_dict"].values()), torch.device("cpu"))
+        return model.to(device)
 
     def _set_hparams(self, hp: Any) -> None:
         """Keep recipes as plain data, in the form that Lightning's own CLI keeps them, so that both load alike."""
