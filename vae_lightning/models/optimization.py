@@ -1,0 +1,123 @@
+"""The optimizer and the scheduler of a model: how they are made, stepped, clipped, and gone on with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import Optimizer
+
+from vae_lightning.models.several import SeveralSteps
+from vae_lightning.restoring import check_training_state
+from vae_lightning.types import UserError
+
+OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]
+SchedulerRecipe: TypeAlias = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+
+
+class Optimized(pl.LightningModule):
+    """A module with one optimizer and at most one scheduler, made from recipes.
+
+    `scheduler_interval` is "epoch" or "step". A plateau of a validation metric is looked at as the next epoch begins.
+    """
+
+    def __init__(self, optimizer: OptimizerRecipe, scheduler: SchedulerRecipe | None, scheduler_interval: str) -> None:
+        super().__init__()
+        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self._loaded_values: dict[str, float] = {}
+        self._epochs_scheduled = 0
+        self.several: SeveralSteps | None = None  # set where `training_step` is given several batches at once
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is not None:  # a model that was never fitted may be saved, too
+            checkpoint["plateau"] = {"values": self._monitored(), "epochs": self._epochs_scheduled}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        plateau = checkpoint.get("plateau", {})
+        self._loaded_values, self._epochs_scheduled = plateau.get("values", {}), plateau.get("epochs", 0)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        try:
+            optimizer = fused(self.optimizer(self.parameters()))
+            scheduler = None if self.scheduler is None else self.scheduler(optimizer)
+        except (TypeError, ValueError) as error:  # torch's word for a setting out of range
+            raise UserError(f"optimizer or scheduler: {error}") from error
+        if scheduler is None:
+            return optimizer
+        monitor = getattr(scheduler, "monitor", None)
+        config = {"scheduler": scheduler, "interval": self.scheduler_interval, "monitor": monitor}
+        if monitor and monitor.startswith("val/") and self.scheduler_interval == "epoch":
+            config["frequency"] = self.trainer.check_val_every_n_epoch or 1  # when there is a new value to read
+        return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """As Lightning's, but for a plateau by epoch: see `_schedule_on_plateau`."""
+        if metric is None or self.scheduler_interval == "step":
+            super().lr_scheduler_step(scheduler, metric)
+
+    def _schedule_on_plateau(self) -> None:
+        """The step of ReduceLROnPlateau after an epoch, taken as the next one begins.
+
+        Lightning takes it after the epoch's last checkpoint is written, and takes none at the end of the epoch that a
+        run goes on in: both would lose it.
+        """
+        values, epochs = self._monitored(), self.trainer.current_epoch
+        is_new, self._epochs_scheduled = epochs > self._epochs_scheduled, epochs
+        for config in self.trainer.lr_scheduler_configs:
+            by_epoch = config.interval == "epoch" or self.several is not None
+            due = is_new and epochs % config.frequency == 0
+            if config.reduce_on_plateau and by_epoch and due and config.monitor in values:
+                config.scheduler.step(values[config.monitor])  # type: ignore[arg-type]
+
+    def _monitored(self) -> dict[str, float]:
+        """What schedulers look at, as it was last: from before the checkpoint, where it has not been logged since."""
+        monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.monitor}
+        metrics: dict[str, Any] = {**self._loaded_values, **(self.trainer.callback_metrics if monitors else {})}
+        return {name: float(metrics[name]) for name in sorted(monitors & metrics.keys())}
+
+    def on_fit_start(self) -> None:
+        """Under 16-mixed the scaler takes its scale out of the gradient before that is clipped or its norm logged, with
+        any optimizer: a fused one would do so in its step, too late, and Lightning refuses to clip then."""
+        # Lightning compares before `LogInterval` lowers the interval
+        warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
+        saved = self.trainer._checkpoint_connector._loaded_checkpoint
+        if saved:
+            check_training_state(saved, self.trainer)
+        if self.trainer.precision == "16-mixed":
+            for optimizer in self.trainer.optimizers:
+                optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.several is not None:  # else Lightning does
+            clip = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
+            self.configure_gradient_clipping(optimizer, *clip)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's, which refuses a fused optimizer under bf16-mixed though no scaler is in the way there."""
+        if gradient_clip_val is None or self.trainer.precision == "16-mixed":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+
+def fused(optimizer: Optimizer) -> Optimizer:
+    """With a step of one kernel where that was left open (None) and PyTorch has it: by itself it takes one for each
+    operation on a GPU, and on a CPU one for each parameter too."""
+    for group in optimizer.param_groups if isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)) else ():
+        is_open = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
+        if is_open and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"]):
+            group["fused"] = True
+    return optimizer
