@@ -24,8 +24,9 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
         *_conditions(trainer, config),
         *_wandb(trainer),
     ]
-    best = folder / "checkpoints" / "best.ckpt"
-    if best.is_file():
+    kept = (folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    best = next((path for path in kept if path.is_file()), None)
+    if best is not None:
         rows.append(("pictures", str(folder / "images")))
         rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(best))}"))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])

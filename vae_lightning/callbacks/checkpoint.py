@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from vae_lightning import signals
 from vae_lightning.callbacks.agreement import Agreement
@@ -97,8 +97,12 @@ class BestAndLast(ModelCheckpoint):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         loop = trainer.fit_loop
+        is_out_of_time = trainer.should_stop and loop._can_stop_early and _is_out_of_time(trainer)
         if loop._should_accumulate() or _has_gradients(trainer, pl_module, batch_idx):
+            trainer.should_stop = trainer.should_stop and not is_out_of_time  # a Timer asks again after each batch
             return
+        if is_out_of_time and not loop.epoch_loop._num_ready_batches_reached():
+            self._write_last(trainer)  # before Lightning leaves the epoch, as if the rest had been seen
         stop = save = False
         if -1 < trainer.max_steps <= trainer.global_step:  # Lightning leaves the epoch, as if the rest had been seen
             self._complete, save = _limits(trainer), True
@@ -144,8 +148,10 @@ class BestAndLast(ModelCheckpoint):
             self._write_last(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last one says that the run is complete, up to these limits."""
-        if not self._complete:
+        """The last one says that the run is complete, up to these limits; given more time, it goes on."""
+        if _is_out_of_time(trainer):
+            self._write_last(trainer)
+        elif not self._complete:
             self._complete = _limits(trainer)
             self._write_last(trainer, again=True)
         signals.poll(False)
@@ -196,6 +202,13 @@ def _check_intervals(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None
             f"trainer: validation after every {batches * per_call} batches falls within a step of {accumulate} "
             "(accumulate_grad_batches); choose a val_check_interval that is a multiple of it"
         )
+
+
+def _is_out_of_time(trainer: pl.Trainer) -> bool:
+    """Has a Timer (or `trainer.max_time`, which makes one) ended the fit?"""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in timers]
+    return any(seconds is not None and seconds <= 0 for seconds in left)
 
 
 def _limits(trainer: pl.Trainer) -> list[int]:
