@@ -108,7 +108,7 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, without its warning that arguments were given: they are always given here."""
         check_configs(args)
-        self.config = parser.parse_args(with_own_defaults(args))
+        self.config = without_enums(parser.parse_args(with_own_defaults(args)))
         check_settings(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
@@ -165,7 +165,7 @@ class CLI(LightningCLI):
         for name in ("config", "ckpt_path", "run_id", "weights_only", "allow_remote"):
             kept.pop(name, None)
         parser = self._parser(self.config.subcommand)
-        return str(parser.dump(without_enums(kept), skip_none=False, skip_validation=True))
+        return str(parser.dump(kept, skip_none=False, skip_validation=True))
 
     def _prepare_wandb(self, given: Namespace) -> None:
         """Each W&B logger of the config writes to the run's folder, under its id, offline where it must."""
@@ -213,7 +213,7 @@ class CLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeFiles()]
         trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
-        check_trainer(trainer)
+        check_trainer(trainer, self.model)
         return trainer
 
     def after_instantiate_classes(self) -> None:

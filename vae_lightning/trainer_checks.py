@@ -13,17 +13,13 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
-    BatchSizeFinder,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
-    LearningRateFinder,
-    ModelPruning,
-    StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 
+from vae_lightning.callbacks import BestAndLast
 from vae_lightning.types import UserError
 
 _LARGEST_SEED = 2**32 - 1  # numpy's
@@ -42,13 +38,13 @@ _OUR_OWN = {
 }
 _SPLIT = ("fsdp", "deepspeed", "model_parallel", "modelparallel", "tensor_parallel", "tp", "xla_fsdp")
 _AVERAGES = "Lightning tests the checkpoint of a run without these averages; --trainer.callbacks+=EMA averages here"
-_REFUSED: dict[type[pl.Callback], str] = {
-    BatchSizeFinder: "the run's config.yaml would keep another batch size; try some by --data.batch_size",
-    EMAWeightAveraging: _AVERAGES,
-    LearningRateFinder: "the rate is an argument of the optimizer; try some by --model.optimizer.lr",
-    ModelPruning: "it changes the weights between the validation and the checkpoint that is kept for it",
-    StochasticWeightAveraging: _AVERAGES,
-    WeightAveraging: _AVERAGES,
+_REFUSED = {
+    "BatchSizeFinder": "the run's config.yaml would keep another batch size; try some by --data.batch_size",
+    "EMAWeightAveraging": _AVERAGES,
+    "LearningRateFinder": "the rate is an argument of the optimizer; try some by --model.optimizer.lr",
+    "ModelPruning": "it changes the weights between the validation and the checkpoint that is kept for it",
+    "StochasticWeightAveraging": _AVERAGES,
+    "WeightAveraging": _AVERAGES,
 }
 
 
@@ -83,6 +79,10 @@ def check_settings(given: Namespace) -> None:
     for name, why in _OUR_OWN.items():
         if trainer[name] not in (None, name == "enable_checkpointing"):
             raise UserError(f"trainer.{name} is {trainer[name]}: {why}")
+    for callback in trainer.callbacks or []:
+        package, _, name = callback.class_path.rpartition(".")
+        if name in _REFUSED and package.startswith(("lightning.", "pytorch_lightning.")):
+            raise UserError(f"trainer.callbacks: {name}: {_REFUSED[name]}")
     _check_strategy_name(trainer.strategy)
 
 
@@ -111,7 +111,9 @@ def _splits(name: str) -> UserError:
 def without_enums(value: Any) -> Any:
     """`value` with each Enum in it as its plain value, which YAML can write: Lightning has some among its defaults."""
     if isinstance(value, Namespace):
-        return Namespace(**{name: without_enums(entry) for name, entry in vars(value).items()})
+        for name, entry in vars(value).items():
+            vars(value)[name] = without_enums(entry)
+        return value
     if isinstance(value, list):
         return [without_enums(entry) for entry in value]
     return value.value if isinstance(value, Enum) else value
@@ -120,29 +122,20 @@ def without_enums(value: Any) -> Any:
 # -- once it is built -------------------------------------------------------------------------------------------------
 
 
-def check_trainer(trainer: pl.Trainer) -> None:
-    """Refuse strategies and callbacks that a run here cannot have."""
+def check_trainer(trainer: pl.Trainer, model: nn.Module) -> None:
+    """Refuse a strategy that a run here cannot have, and a callback that wants another model."""
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         raise _splits(type(trainer.strategy).__name__)
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        if why := _REFUSED.get(type(callback)):
-            raise UserError(f"trainer.callbacks: {type(callback).__name__}: {why}")
-    averages = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
-    if len(averages) > 1:
-        raise UserError(f"trainer.callbacks: {' and '.join(averages)}: one average of the weights is kept, not several")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BackboneFinetuning) and not hasattr(model, "backbone"):
+            raise UserError(
+                f"trainer.callbacks: {type(callback).__name__} wants a model with a part named backbone; "
+                f"{type(model).__name__} has {', '.join(name for name, _ in model.named_children())}"
+            )
 
 
 class CheckedSettings(pl.Callback):
     """Before the first step of a fit: do metrics, schedules and callbacks fit the model and the length of the run?"""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, BackboneFinetuning) and not hasattr(pl_module, "backbone"):
-                raise UserError(
-                    f"trainer.callbacks: BackboneFinetuning wants a model with a part named `backbone`; "
-                    f"{type(pl_module).__name__} has {', '.join(name for name, _ in pl_module.named_children())}"
-                )
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """One validation has been tried: what it has logged is what later ones will log."""
@@ -169,10 +162,11 @@ def _monitors(trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
     """Who looks at which metric: callbacks, then schedulers."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if name := getattr(callback, "monitor", None):
-            yield type(callback).__name__, str(name)
+            is_own = isinstance(callback, BestAndLast)
+            yield "checkpoint.monitor" if is_own else f"trainer.callbacks: {type(callback).__name__}", str(name)
     for config in trainer.lr_scheduler_configs:
         if config.monitor:
-            yield type(config.scheduler).__name__, config.monitor
+            yield f"model.scheduler: {type(config.scheduler).__name__}", config.monitor
 
 
 def _with_parts(scheduler: Any) -> Iterator[Any]:
