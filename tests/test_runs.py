@@ -224,13 +224,13 @@ BAD = [
     ".",
     ".a",
     "-a",
-    "ä" * 100,
+    "ä" * 65,
 ]
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_name_that_leads_elsewhere_or_that_wandb_refuses_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=re.escape(f"--run_id {name!r}: it names a folder and a W&B run")):
+    with pytest.raises(UserError, match=re.escape(f"--run_id {name[:80]!r}: it names a folder and a W&B run")):
         runs.new_folder(Namespace(run_id=name, runs_dir="runs"), "vae/digits")
 
 
