@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from tests.helpers import DIGITS, REPOSITORY, only, read_csv
 from vae_lightning import runs
 from vae_lightning.__main__ import main
+from vae_lightning.cli import _experiment
 from vae_lightning.ownership import own, owner
 from vae_lightning.types import UserError
 
@@ -190,3 +192,68 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(UserError, match=r"last\.ckpt: not a readable checkpoint: torn off after"):
         runs.choose_run(given(tmp_path, ckpt_path=str(path)), "e")
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "2026-01-01_x.y", "lr=1e-3+seed@2", "x" * 128, "läuft", "..a"])
+@pytest.mark.parametrize("by", ["flag", "variable"])
+def test_names_of_runs(name: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "variable":
+        monkeypatch.setenv(runs.RUN_ID, name)
+    given = Namespace(run_id=name if by == "flag" else None, runs_dir="runs")
+    if name.startswith("."):
+        with pytest.raises(UserError, match="--run_id"):
+            runs.new_folder(given, "vae/digits")
+    else:
+        assert runs.new_folder(given, "vae/digits") == Path("runs/vae/digits") / name
+
+
+BAD = [
+    "a:b",
+    "a;b",
+    "a,b",
+    "a#b",
+    "a?b",
+    "a/b",
+    "a%b",
+    "a\\b",
+    "a\nb",
+    " a",
+    "a ",
+    "../..",
+    "..",
+    ".",
+    ".a",
+    "-a",
+    "ä" * 65,
+]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_name_that_leads_elsewhere_or_that_wandb_refuses_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--run_id {name[:80]!r}: it names a folder and a W&B run")):
+        runs.new_folder(Namespace(run_id=name, runs_dir="runs"), "vae/digits")
+
+
+@pytest.mark.parametrize("name", ["a:;,#?/b", "../..", "x" * 300])
+def test_it_is_refused_in_one_line_before_anything_is_written(
+    name: str, fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(f"--run_id={name}") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"vae-lightning: error: --run_id {name[:80]!r}: it names a folder and a W&B run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_lies_below_the_folder_of_all_runs(
+    fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("../elsewhere", "a/../../b", str(tmp_path / "there")):
+        assert fit(f"--experiment={name}") == 2
+        assert f"--experiment {name}: it names a folder below runs_dir" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_is_named_by_the_path_that_its_config_really_has() -> None:
+    assert _experiment(["configs/vae/mnist.yaml"]) == "vae/mnist"
+    assert _experiment(["configs/vae/../mine.yaml"]) == "mine"
+    assert _experiment(["configs/../mine.yaml"]) == "mine"

@@ -13,8 +13,10 @@ import pytest
 import torch
 import yaml
 
-from tests.helpers import SECRET, TrainedRun, only, read_csv, read_picture, trained_run
+from tests.helpers import DIGITS, REPOSITORY, SECRET, TrainedRun, only, read_csv, read_picture, run_cli, trained_run
+from vae_lightning.__main__ import main
 from vae_lightning.login import wandb_is_offline
+from vae_lightning.types import UserError
 
 HEADER, BLOCK = 7, 32768
 
@@ -28,9 +30,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 @pytest.fixture(scope="module")
 def records(trained: TrainedRun) -> list[Any]:
     """Every record of the run's .wandb file."""
+    return records_in(trained.folder)
+
+
+def records_in(folder: Path) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    raw = only(trained.folder, "wandb/offline-run-*/run-*.wandb").read_bytes()
+    raw = only(folder, "wandb/offline-run-*/run-*.wandb").read_bytes()
     assert raw.startswith(b":W&B")
     return [Record.FromString(body) for body in leveldb_records(raw)]
 
@@ -161,3 +167,78 @@ def test_online_where_a_login_is_found(
     assert wandb_is_offline() is offline
     assert int(os.environ["WANDB_INIT_TIMEOUT"]) <= 60  # no long wait for a server that does not answer
     assert ("WANDB_SILENT" in os.environ) is offline
+
+
+# -- what the environment says ----------------------------------------------------------------------------------------
+
+ONE_STEP = ("fit", "-c", str(REPOSITORY / DIGITS), "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
+FLAG = "--trainer.logger.project=flag"
+
+
+def test_project_and_entity_of_the_environment(tmp_path: Path) -> None:
+    """They win over what the template ships; the config has the project only where the user has said it."""
+    run_cli(*ONE_STEP, f"--runs_dir={tmp_path}", env={"WANDB_PROJECT": "mine", "WANDB_ENTITY": "us"})
+    folder = only(tmp_path, "vae/digits/*")
+    (run,) = of_kind(records_in(folder), "run")
+    assert (run.project, run.entity) == ("mine", "us")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["logger"]["init_args"]["project"] is None
+
+
+@pytest.mark.parametrize(
+    ("variable", "args", "project"),
+    [
+        (None, (), "vae_lightning"),
+        ("mine", (), "mine"),
+        ("", (), "vae_lightning"),
+        ("mine", (FLAG,), "flag"),
+        ("mine", ("-c", "own.yaml"), "own"),
+        ("mine", ("-c", "own.yaml", FLAG), "flag"),
+        ("mine", ("--trainer.logger=WandbLogger",), "mine"),
+    ],
+)
+def test_what_the_user_says_wins_over_the_environment(
+    variable: str | None,
+    args: tuple[str, ...],
+    project: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(_: Any, init_args: dict[str, Any]) -> None:
+        raise UserError(str(init_args["project"]))
+
+    monkeypatch.setattr("vae_lightning.cli.start_wandb", stop)
+    monkeypatch.chdir(tmp_path)
+    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "own"}}
+    Path("own.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("WANDB_PROJECT", variable)
+    assert main([*ONE_STEP, *args]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"vae-lightning: error: {project}"
+
+
+@pytest.mark.parametrize("name", ["WANDB_DISABLED", "WANDB_MODE"])
+def test_switched_off_by_the_environment(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "true" if name == "WANDB_DISABLED" else "disabled")
+    assert main([*ONE_STEP, f"--runs_dir={tmp_path}"]) == 0
+    assert {path.name for path in only(tmp_path, "vae/digits/*").iterdir()}.isdisjoint({"wandb"})
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"WANDB_BASE_URL": "not a url"}, "base_url 'not a url' (WANDB_BASE_URL): Input should be a valid URL"),
+        ({"WANDB_BASE_URL": "not a url", "WANDB_API_KEY": "0" * 40}, "base_url 'not a url' (WANDB_BASE_URL)"),
+        ({"WANDB_MODE": "sometimes"}, "WANDB_MODE is 'sometimes'; it must be one of online, offline"),
+        ({"WANDB_INIT_TIMEOUT": "long"}, "init_timeout 'long' (WANDB_INIT_TIMEOUT): Input should be a valid number"),
+        ({"WANDB_PROJECT": "a/b"}, "Invalid project name 'a/b'"),
+    ],
+    ids=str,
+)
+def test_a_variable_that_cannot_be_is_named_in_one_line(variables: dict[str, str], line: str, tmp_path: Path) -> None:
+    err = run_cli(*ONE_STEP, f"--runs_dir={tmp_path}", env=variables, expect=2).stderr
+    (said,) = [text for text in err.splitlines() if "error" in text]
+    assert said.startswith("vae-lightning: error: W")
+    assert line in said
+    assert "Traceback" not in err

@@ -43,13 +43,14 @@ from vae_lightning.data import ImageDataModule
 from vae_lightning.data.base import SPLITS, Split
 from vae_lightning.errors import Parser, check_configs, one_line
 from vae_lightning.loggers import MetricsCSV, start_wandb
-from vae_lightning.login import wandb_is_offline
+from vae_lightning.login import wandb_is_disabled, wandb_is_offline
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.overrides import with_own_defaults
 from vae_lightning.predictions import describe, rows_of, save_arrays
 from vae_lightning.report import summary
 from vae_lightning.restoring import check_fits
+from vae_lightning.trainer_checks import CheckedSettings, check_settings, check_trainer, without_enums
 from vae_lightning.types import UserError
 
 
@@ -119,7 +120,8 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning's, without its warning that arguments were given: they are always given here."""
         check_configs(args)
-        self.config = parser.parse_args(with_own_defaults(args))
+        self.config = without_enums(parser.parse_args(with_own_defaults(args)))
+        check_settings(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """The checkpoint's own settings do not replace the ones given here: they give the weights, and must fit."""
@@ -137,8 +139,7 @@ class CLI(LightningCLI):
                 f"{self.config.subcommand} needs --ckpt_path: weights that were never trained have no result"
             )
         else:
-            path = Path(given.ckpt_path)
-            path = path / "checkpoints" / "best.ckpt" if path.is_dir() else path
+            path = runs.best(Path(given.ckpt_path))
             self.run = runs.of_checkpoint(path, runs.new_folder(given, given.experiment))
         given.ckpt_path = str(self.run.path) if self.run.path else None
         self.folder = self.run.folder
@@ -170,8 +171,6 @@ class CLI(LightningCLI):
             print(said, flush=True)
         given.trainer.default_root_dir = str(self.folder)
         given.trainer.precision = given.trainer.precision or _best_precision(given.trainer.accelerator)
-        if given.trainer.enable_progress_bar is None:
-            given.trainer.enable_progress_bar = sys.stdout.isatty()
         on_gpu = torch.cuda.is_available() and given.trainer.accelerator in ("auto", "gpu", "cuda")
         if not torch.cuda.is_available():
             # Lightning has each optimizer step ask the driver for it: 3 % of a small step
@@ -190,11 +189,12 @@ class CLI(LightningCLI):
 
     def _prepare_wandb(self, given: Namespace) -> None:
         """Each W&B logger of the config writes to the run's folder, under its id, offline where it must."""
-        if self.config.subcommand != "fit" or os.environ.get("WANDB_MODE") == "disabled":
+        if self.config.subcommand != "fit" or wandb_is_disabled():
             given.trainer.logger = False  # a test by itself is recorded in results.json
         for init_args in _wandb_specs(given.trainer.logger):
             init_args.save_dir, init_args.id = str(self.folder), self.folder.name
             init_args.name = f"{given.experiment}/{self.folder.name}"
+            init_args.project = init_args.project or os.environ.get("WANDB_PROJECT") or "vae_lightning"
             init_args.offline = init_args.offline or wandb_is_offline()
 
     def instantiate_classes(self) -> None:
@@ -221,19 +221,20 @@ class CLI(LightningCLI):
                 if isinstance(logger, Logger)  # `true` is Lightning's own CSV file, and we have one
             ]
             loggers.append(MetricsCSV(self.folder / "metrics.csv", self.run.step))
-        callbacks: list[pl.Callback] = [RunFolder(self.config_text), ExactResume(), StartNotes()]
+        callbacks: list[pl.Callback] = [RunFolder(self.config_text), ExactResume(), StartNotes(), CheckedSettings()]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in given.callbacks or [])
+        if given.enable_progress_bar is None:
+            given.enable_progress_bar = has_bar or sys.stdout.isatty()
         if not given.enable_progress_bar:
             callbacks.append(ProgressLines())
-        elif not any(isinstance(callback, ProgressBar) for callback in given.callbacks or []):
+        elif not has_bar:
             callbacks.append(SteadyBar())
         given.callbacks = [*(given.callbacks or []), *callbacks]
         plugins = given.plugins if isinstance(given.plugins, list) else [given.plugins] if given.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeFiles()]
-        try:
-            trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
-        except ValueError as error:  # Lightning's word for an accelerator, a strategy, a precision that is not one
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
+        check_trainer(trainer, self.model)
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
             start_ranks = signals.held_back()(launcher._call_children_scripts)
@@ -289,6 +290,8 @@ class CLI(LightningCLI):
             if not best and self.trainer.global_step == 0:
                 raise UserError("nothing was trained (max_epochs, max_steps or limit_train_batches is 0): not tested")
             torch.set_float32_matmul_precision("highest")
+            if not best and (self.folder / "checkpoints").is_dir():  # a trial (fast_dev_run) has none
+                best = str(runs.best(self.folder))
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
             print(summary(self.trainer, self.folder, self.config_text), flush=True)
@@ -341,7 +344,7 @@ def _experiment(configs: list[Any] | None) -> str:
     """vae/mnist for configs/vae/mnist.yaml; the bare name for a file that lies elsewhere."""
     if not configs:
         return "unnamed"
-    path = Path(str(configs[-1])).with_suffix("")
+    path = Path(os.path.normpath(str(configs[-1]))).with_suffix("")
     parts = path.parts
     return "/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts else path.name
 

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png, stack
@@ -38,7 +37,8 @@ from vae_lightning.formatting import number, with_error
 from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute, missing_error
 from vae_lightning.near import OneLineParser, hint
 from vae_lightning.noise import reseed
-from vae_lightning.runs import Complete
+from vae_lightning.runs import Complete, best
+from vae_lightning.trainer_checks import refusal
 from vae_lightning.trust import TRUSTED, build, check_names, is_remote, trust
 from vae_lightning.types import Batch, UserError
 
@@ -75,8 +75,11 @@ def run(args: list[str]) -> int:
     except UserError as error:
         print(f"vae-lightning: error: {error}", file=sys.stderr)
         return error.exit_code
-    except MisconfigurationException as error:  # Lightning's own word for a Trainer setting that cannot be
-        print(f"vae-lightning: error: trainer: {' '.join(str(error).split())}", file=sys.stderr)
+    except Exception as error:
+        said = refusal(error)
+        if said is None:
+            raise
+        print(f"vae-lightning: error: {said}", file=sys.stderr)
         return 2
     return 0
 
@@ -171,7 +174,7 @@ def _picture_arguments(parser: _Parser, what: str, args: list[str]) -> argparse.
         raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
     if is_remote(given.checkpoint):
         given.output = given.output or Path(f"{what}.png")  # it has no run's folder here
-    given.checkpoint = _best(local_checkpoint(given.checkpoint, given.allow_remote == "true"))
+    given.checkpoint = best(local_checkpoint(given.checkpoint, given.allow_remote == "true"))
     given.output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
     return given
 
@@ -187,7 +190,7 @@ def _write(grid: Tensor, output: Path) -> None:
 def _fit_prior(args: list[str], trusted: list[str]) -> None:
     """Encode the training set, fit a prior to it, write it beside the checkpoint, and say what it is worth."""
     path, recipe, seed = parse_args(args)
-    path = _best(path)
+    path = best(path)
     model = load_model(path, trusted)
     check_space(own_prior(model), recipe)
     data = _data_of(path, trusted)
@@ -203,11 +206,6 @@ def _fit_prior(args: list[str], trusted: list[str]) -> None:
     count, num_samples = train.z.shape[:2]
     print(f"prior       {file}")
     print(f"fitted to   {count:,} training images, {num_samples} samples of q(z|x) each\n{said}", flush=True)
-
-
-def _best(checkpoint: Path) -> Path:
-    """The best checkpoint of a run's folder; a file as it is."""
-    return checkpoint / "checkpoints" / "best.ckpt" if checkpoint.is_dir() else checkpoint
 
 
 def _check(spec: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vae_lightning.data.files import write_whole
+from vae_lightning.types import UserError
 
 
 class MetricsCSV(Logger):
@@ -106,18 +107,28 @@ def _is_test(row: Mapping[str, Any]) -> bool:
 
 
 def start_wandb(logger: WandbLogger, init_args: dict[str, Any]) -> WandbLogger:
-    """Start the run on the first rank; where the server cannot be reached, or the key is refused, record offline."""
+    """Start the run on the first rank; where the server cannot be reached, or the key is refused, record offline.
+
+    Raises:
+        UserError: where a variable of the environment, or an argument, is none that W&B takes.
+    """
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return logger
     import wandb
+    from pydantic import ValidationError  # W&B's settings are made with it
 
     if init_args["offline"]:
         os.environ["WANDB_MODE"] = "offline"
     if logger._wandb_init.get("anonymous", True) is None:
         del logger._wandb_init["anonymous"]  # Lightning gives it unasked, and W&B warns of it at each start
-    wandb.setup()  # reads WANDB_SILENT, before Lightning's call of W&B makes it warn
     try:
+        wandb.setup()  # reads the environment, WANDB_SILENT too, before Lightning's call of W&B makes it warn
         _ = logger.experiment
+    except wandb.errors.UsageError as error:
+        raise UserError(f"W&B: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        (name, *_), value = error.errors()[0]["loc"], error.errors()[0]["input"]
+        raise UserError(f"W&B: {name} {value!r} (WANDB_{str(name).upper()}): {error.errors()[0]['msg']}") from error
     except (wandb.errors.Error, TimeoutError) as error:
         if init_args["offline"]:
             raise

@@ -7,11 +7,29 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from vae_lightning.types import UserError
+
+_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+
+
+def wandb_is_disabled() -> bool:
+    """True where a variable of W&B's own switches it off."""
+    switch = os.environ.get("WANDB_DISABLED", "").lower()
+    return os.environ.get("WANDB_MODE") == "disabled" or switch in ("true", "t", "yes", "y", "on", "1")
+
 
 def wandb_is_offline() -> bool:
-    """True where no key or login is found; sets W&B's own variables so that it neither asks nor waits for long."""
+    """True where no key or login is found; sets W&B's own variables so that it neither asks nor waits for long.
+
+    Raises:
+        UserError: where WANDB_MODE is none of W&B's modes.
+    """
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
     mode = os.environ.get("WANDB_MODE")
+    if mode == "":
+        del os.environ["WANDB_MODE"]  # which W&B would refuse
+    elif mode and mode not in _MODES:
+        raise UserError(f"WANDB_MODE is {mode!r}; it must be one of {', '.join(_MODES)}")
     offline = mode != "online" if mode else not _has_login()
     if offline:
         os.environ.setdefault("WANDB_SILENT", "true")  # the run's last lines say how to upload it

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from vae_lightning.trust import read_checkpoint
 from vae_lightning.types import UserError
 
 RUN_ID = "VAE_LIGHTNING_RUN_ID"
+_NAME = re.compile(r"\w([\w .+=@-]*[\w.+=@-])?")
 _CHOSEN = "VAE_LIGHTNING_CHOSEN_RUN"  # for the processes that Lightning starts for the other devices
 
 
@@ -62,8 +65,21 @@ def choose_run(given: Namespace, experiment: str) -> Run:
 
 
 def new_folder(given: Namespace, experiment: str) -> Path:
-    """Named as was asked for, else by the time."""
+    """Named as was asked for, else by the time.
+
+    Raises:
+        UserError: if the name could lead out of `runs_dir`, or W&B would not take it.
+    """
     name = given.run_id or os.environ.get(RUN_ID) or time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+    if not _NAME.fullmatch(name) or len(name.encode()) > 128:
+        raise UserError(
+            f"--run_id {name[:80]!r}: it names a folder and a W&B run: 128 letters, digits, spaces and . _ + = @ - at "
+            "most, a letter, a digit or _ first"
+        )
+    if Path(experiment).is_absolute() or ".." in Path(experiment).parts:
+        raise UserError(
+            f"--experiment {experiment}: it names a folder below runs_dir; give a path without / first or .."
+        )
     return Path(given.runs_dir).expanduser() / experiment / name
 
 
@@ -97,6 +113,19 @@ def of_checkpoint(path: Path, new: Path) -> Run:
     """The checkpoint's own run, where it lies in a run's folder; else it begins a new one."""
     folder = path.absolute().parent.parent
     return Run(folder if (folder / "config.yaml").is_file() else new, path, read_checkpoint(path))
+
+
+def best(path: Path) -> Path:
+    """A checkpoint as it is; of a run's folder the best one, or, aloud, the last one if no validation has chosen it."""
+    if not path.is_dir():
+        return path
+    found = [path / "checkpoints" / name for name in (BEST, LAST, PREVIOUS)]
+    found = [file for file in found if file.is_file()]
+    if not found:
+        raise UserError(f"{path}: no checkpoint in {path / 'checkpoints'}")
+    if found[0].name != BEST and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{path}: has no {BEST}, which a validation writes: {found[0].name} is used", file=sys.stderr, flush=True)
+    return found[0]
 
 
 def newest(place: Path, of_job: str | None = None) -> Run | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from PIL import Image
 
+from tests.helpers import read_picture
 from vae_lightning.callbacks import Pictures
 from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png, to_grid
 from vae_lightning.data import Digits
@@ -31,7 +34,7 @@ def fit(model: VAE, folder: Path, callbacks: list[pl.Callback], **settings: Any)
     trainer = pl.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
-        logger=False,
+        logger=settings.pop("logger", False),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -99,3 +102,47 @@ def test_any_number_of_channels_makes_a_picture(channels: int, tmp_path: Path) -
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(UserError):
         Pictures(num_images=0)
+
+
+class Quiet(Logger):
+    """A logger of Lightning's without the package that it writes with, which is not installed here: pictures alone."""
+
+    name, version, save_dir, log_dir = "quiet", "0", None, None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Any, ...]] = []
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_graph(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def save(self) -> None: ...
+
+    def finalize(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+class Board(Quiet, TensorBoardLogger):
+    @property
+    def experiment(self) -> Any:
+        return SimpleNamespace(add_image=lambda tag, image, step: self.kept.append((tag, tuple(image.shape), step)))
+
+
+class Tracking(Quiet, MLFlowLogger):
+    run_id = "run"  # type: ignore[assignment]
+
+    @property
+    def experiment(self) -> Any:
+        return SimpleNamespace(log_image=lambda run, image, file: self.kept.append((run, image.shape, file)))
+
+
+def test_tensorboard_and_mlflow_get_the_pictures(tmp_path: Path) -> None:
+    """Each in its own form: [3, H, W] for the one, [H, W, 3] and a file's name for the other."""
+    board, tracking = Board(), Tracking()
+    trainer = fit(vae(), tmp_path, [Pictures(1, num_images=4)], max_epochs=2, logger=[board, tracking])
+    names, step = ("reconstructions", "samples"), trainer.global_step
+    sizes = {name: read_picture(tmp_path / "images" / f"{name}-0002.png").shape[1:] for name in names}
+    expected = [(name, (3, *sizes[name]), at) for at in (step // 2, step) for name in names]
+    assert board.kept == expected
+    assert tracking.kept == [("run", (*shape[1:], 3), f"{name}/{at:08d}.png") for name, shape, at in expected]

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from torch import Tensor
 
 from vae_lightning import signals
@@ -44,7 +44,7 @@ class BestAndLast(ModelCheckpoint):
         self.last_every_minutes = last_every_minutes
         self.has_refused = False  # was a value of `monitor` not finite?
         self._complete: list[int] = []
-        self._mid_validation = self._at_epoch_end = False
+        self._mid_validation = self._at_epoch_end = self._is_cut = False
         self._last_step, self._last_time = -1, time.monotonic()
         self._connector = _Connector()
 
@@ -89,7 +89,7 @@ class BestAndLast(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         _check_intervals(trainer, pl_module)
-        self._complete = []
+        self._complete, self._is_cut = [], False
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
         self._agreement = Agreement(trainer.world_size)
         signals.poll(True)
@@ -99,11 +99,16 @@ class BestAndLast(ModelCheckpoint):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         loop = trainer.fit_loop
+        is_out_of_time = trainer.should_stop and loop._can_stop_early and _is_out_of_time(trainer)
         if loop._should_accumulate() or _has_gradients(trainer, pl_module, batch_idx):
+            trainer.should_stop = trainer.should_stop and not is_out_of_time  # a Timer asks again after each batch
             return
         stop = save = False
         if -1 < trainer.max_steps <= trainer.global_step:  # Lightning leaves the epoch, as if the rest had been seen
             self._complete, save = _limits(trainer), True
+        elif is_out_of_time and not loop.epoch_loop._num_ready_batches_reached():  # Lightning leaves it likewise
+            self._is_cut = True
+            self._write_last(trainer)
         elif self._agreement.is_due():
             stop, save = self._agreement.reach(self._is_late(trainer))
         assert loop._data_fetcher is not None
@@ -149,8 +154,11 @@ class BestAndLast(ModelCheckpoint):
         self._at_epoch_end = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last one says that the run is complete, up to these limits."""
-        if not self._complete:
+        """The last one says that the run is complete, up to these limits; given more time, it goes on."""
+        ended = -1 < (trainer.max_epochs or -1) <= trainer.current_epoch
+        if self._is_cut or (trainer.should_stop and not ended and _is_out_of_time(trainer)):
+            self._write_last(trainer)
+        elif not self._complete:
             self._complete = _limits(trainer)
             self._write_last(trainer, again=True)
         signals.poll(False)
@@ -231,6 +239,14 @@ def _check_intervals(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None
             f"trainer: validation after every {batches * per_call} batches falls within a step of {accumulate} "
             "(accumulate_grad_batches); choose a val_check_interval that is a multiple of it"
         )
+
+
+def _is_out_of_time(trainer: pl.Trainer) -> bool:
+    """Has a Timer (or `trainer.max_time`, which makes one) ended the fit?"""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in timers]
+    is_over = any(seconds is not None and seconds <= 0 for seconds in left)
+    return bool(trainer.strategy.broadcast(is_over)) if timers else False  # ranks have started at different times
 
 
 def _limits(trainer: pl.Trainer) -> list[int]:

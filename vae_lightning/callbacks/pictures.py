@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,8 +25,9 @@ _GAP = 6  # below a row of reconstructions
 
 
 class Pictures(pl.Callback):
-    """Every `every_n_epochs`, and at the end: `images/{reconstructions,samples}-<epoch>.png`, sent to W&B as well.
+    """Every `every_n_epochs`, and at the end: `images/{reconstructions,samples}-<epoch>.png`, and the same to loggers.
 
+    W&B, TensorBoard and MLflow keep pictures.
     The same validation images and the same prior noise each time, so that pictures of two epochs can be compared.
     Originals stand above their reconstructions, the mean of p(x|z) at one z ~ q(z|x); samples are means of p(x|z) at
     z ~ p(z). `every_n_epochs=0` draws at the end alone.
@@ -62,8 +64,18 @@ class Pictures(pl.Callback):
         for name, grid in grids.items():
             save_png(grid, Path(trainer.default_root_dir) / "images" / f"{name}-{epoch:04d}.png")
             for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image(name, [grid.permute(1, 2, 0).numpy()])
+                _send(grid, name, logger, trainer.global_step)
+
+
+def _send(grid: Tensor, name: str, logger: Logger, step: int) -> None:
+    """Give a picture to a logger that keeps pictures."""
+    pixels = grid.permute(1, 2, 0).numpy()  # [H, W, 3]
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [pixels])
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, grid, step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_image(logger.run_id, pixels, f"{name}/{step:08d}.png")
 
 
 def reconstruction_grid(model: LatentVariableModel, batch: Batch, seed: int) -> Tensor:

@@ -105,7 +105,9 @@ class Optimized(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """As Lightning's, which refuses a fused optimizer under bf16-mixed though no scaler is in the way there."""
-        if gradient_clip_val is None or self.trainer.precision == "16-mixed":
+        if not gradient_clip_val:
+            return  # 0, too, means no clipping: it would take the whole gradient away
+        if self.trainer.precision == "16-mixed":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
