@@ -31,6 +31,7 @@ from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
+from vae_lightning.restoring import own_files
 from vae_lightning.types import UserError
 
 Checkpoint = dict[str, Any]
@@ -335,6 +336,17 @@ def test_the_worst_of_several_is_known_again(tmp_path: Path) -> None:
     assert Path(after.kth_best_model_path).is_relative_to(moved)
     assert (after.kth_value, after.best_model_score) == (before.kth_value, before.best_model_score)
     assert before.kth_value != before.best_model_score
+
+
+@pytest.mark.parametrize(("mode", "worst"), [("max", "low.ckpt"), ("min", "high.ckpt")])
+def test_the_worst_is_by_the_order_that_the_callback_has(tmp_path: Path, mode: str, worst: str) -> None:
+    callback = ModelCheckpoint(tmp_path, monitor="val/elbo", mode=mode, save_top_k=2)
+    scores = {str(tmp_path / name): torch.tensor(score) for name, score in (("low.ckpt", -9.0), ("high.ckpt", -1.0))}
+    for path in scores:
+        Path(path).touch()
+    taken = own_files(callback, {"dirpath": str(tmp_path), "best_k_models": scores}, tmp_path)
+    assert Path(taken["kth_best_model_path"]).name == worst
+    assert taken["kth_value"] == scores[str(tmp_path / worst)]
 
 
 def test_the_callback_alone_takes_no_path_from_a_state(tmp_path: Path) -> None:

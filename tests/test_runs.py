@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 from tests.helpers import DIGITS, REPOSITORY, only, read_csv
 from vae_lightning import runs
 from vae_lightning.__main__ import main
+from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.cli import _experiment
 from vae_lightning.ownership import own, owner
 from vae_lightning.types import UserError
@@ -66,6 +67,21 @@ def test_a_named_run_goes_on_and_once_complete_is_left_alone(
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5  # it took effect, and stays
     assert [int(row["step"]) for row in read_csv(folder / "metrics.csv") if "train/loss" in row] == list(range(9))
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
+
+
+def test_the_seconds_of_a_fit_are_those_of_all_its_starts(fit: Run, tmp_path: Path) -> None:
+    """`train` on a run that `fit` has ended would else report no time at all."""
+    assert fit("--run_id=timed") == 0
+    folder = tmp_path / "vae" / "digits" / "timed"
+    path = folder / "checkpoints" / "last.ckpt"
+    contents = torch.load(path, weights_only=True)
+    assert 0 < contents["callbacks"]["RunFolder"]["seconds"] < 600
+    contents["callbacks"]["RunFolder"]["seconds"] = 5000.0
+    WholeFiles().save_checkpoint(contents, path)
+    assert (
+        main(["train", *QUICK[1:], *SMALL, "--trainer.max_epochs=2", f"--runs_dir={tmp_path}", "--run_id=timed"]) == 0
+    )
+    assert 5000 <= json.loads((folder / "results.json").read_text())["seconds"]["fit"] < 5600
 
 
 REFUSED = {

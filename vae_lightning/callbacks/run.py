@@ -48,12 +48,22 @@ class RunFolder(pl.Callback):
     def __init__(self, config: str) -> None:
         self.config = config
         self._lock: IO[str] | None = None
-        self._since = 0.0
+        self._since = self._seconds_before = 0.0
         self._images = 0
         self._seconds: dict[str, float] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._fit_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds_before = state_dict["seconds"]
+
+    def _fit_seconds(self) -> float:
+        """Of this fit and of those that it goes on from."""
+        return round(self._seconds_before + time.monotonic() - self._since, 1)
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._seconds["fit"] = round(time.monotonic() - self._since, 1)
+        self._seconds["fit"] = self._fit_seconds()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since, self._images = time.monotonic(), 0
