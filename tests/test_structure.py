@@ -14,6 +14,7 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "signals": set(),
     "cores": set(),
     "ownership": {"types"},
+    "checkpoint_io": {"types"},
     "noise": set(),
     "recipes": {"types"},
     "trust": {"checkpoint_io", "types"},
@@ -25,7 +26,8 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "data": {"cores", "drawing", "noise", "types"},
     "drawing": {"noise", "types"},
     "metrics": {"data", "distributions", "models", "networks", "noise", "trace", "types"},
-    "callbacks": {"compiler", "cores", "data", "metrics", "models", "noise", "ownership", "signals", "types"},
+    "callbacks": {"checkpoint_io", "compiler", "cores", "data", "metrics", "models", "noise", "ownership"}
+    | {"signals", "types"},
 }
 
 
