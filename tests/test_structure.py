@@ -28,10 +28,10 @@ ALLOWED = {  # what each room may import of ours, besides itself
     "models": {"distributions", "networks", "noise", "objectives", "recipes", "restoring", "trace", "trust", "types"},
     "data": {"cores", "drawing", "noise", "types"},
     "drawing": {"noise", "types"},
-    "metrics": {"data", "distributions", "models", "networks", "noise", "trace", "types"},
+    "metrics": {"data", "distributions", "formatting", "models", "networks", "noise", "trace", "types"},
     "callbacks": {
-        *("compiler", "cores", "data", "formatting", "metrics", "models", "noise", "ownership", "restoring", "signals"),
-        "types",
+        *("checkpoint_io", "compiler", "cores", "data", "formatting", "metrics", "models", "noise", "ownership"),
+        *("restoring", "signals", "types"),
     },
 }
 
