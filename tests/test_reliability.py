@@ -11,12 +11,12 @@ PAGE = (REPOSITORY / "docs" / "reliability.md").read_text()
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if re.match(r"\| [A-Z]\d", line)
 ]
-COUNTS = {"R": 9, "S": 5, "C": 6, "N": 4, "D": 7, "X": 4, "L": 4, "W": 3, "F": 1, "E": 4}
+COUNTS = {"R": 13, "S": 6, "C": 7, "N": 6, "D": 10, "X": 8, "L": 5, "W": 3, "M": 3, "F": 1, "E": 4}
 
 
 def test_every_fault_has_a_row() -> None:
     assert [row[0] for row in ROWS] == [f"{kind}{n}" for kind, count in COUNTS.items() for n in range(1, count + 1)]
-    assert len(ROWS) == 47
+    assert len(ROWS) == int(re.search(r"^(\d+) faults", PAGE, re.MULTILINE)[1])  # type: ignore[index]
     assert {len(row) for row in ROWS} == {5}
 
 
@@ -29,10 +29,10 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_a_row_passes_or_says_why_not() -> None:
-    """At most five rows may stay without a test; what is still to come counts as one without."""
+    """At most five rows may stay without a test."""
     without = []
     for number, _, _, tests, result in ROWS:
-        assert re.search(r"passes, \d+ cases?|pending: \w+|recorded: \w+|not tested: \w+", result), number
-        assert ("passes" in result) == ("::" in tests), number
-        without += [number] if "not tested:" in result or "pending:" in result else []
+        assert re.fullmatch(r"[1-9]\d*|not tested: \w.+", result), number
+        assert result.isdigit() == ("::" in tests), number
+        without += [] if result.isdigit() else [number]
     assert len(without) <= 5, without
