@@ -262,7 +262,9 @@ def test_a_signal_to_one_rank_outside_of_training_ends_both(
 
 
 STARTING = """
-import sys
+import os, signal, sys
+if {early} and os.environ.get("LOCAL_RANK") == "1":
+    os.kill(os.getpid(), signal.SIGINT)
 sys.path.insert(0, {repository!r})
 from vae_lightning import signals
 signals.GRACE = 5.0
@@ -272,17 +274,18 @@ console()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 2.0], ids=["before Python is up", "amid its imports"])
+@pytest.mark.parametrize("early", [True, False], ids=["before it has its handlers", "amid its imports"])
 def test_a_signal_to_one_rank_while_it_starts_ends_both(
-    start: Callable[..., Process], tmp_path: Path, seconds: float
+    start: Callable[..., Process], tmp_path: Path, early: bool
 ) -> None:
     """The first rank waits for it in a call that no signal interrupts."""
     script = tmp_path / "starting.py"
-    script.write_text(STARTING.format(repository=str(REPOSITORY)))
+    script.write_text(STARTING.format(repository=str(REPOSITORY), early=early))
     process = start(*LONG, *TWO, launcher=(str(script),))
     process.wait_for(lambda: len(ranks(process.folder)) == 2)
-    time.sleep(seconds)
-    os.kill(ranks(process.folder)[1], signal.SIGINT)
+    if not early:
+        time.sleep(2)
+        os.kill(ranks(process.folder)[1], signal.SIGINT)
     code, _, err = process.end()
     assert code == 130, err
     assert "Traceback" not in err

@@ -129,8 +129,11 @@ def _jiffies() -> tuple[int, int]:
 
 def console() -> None:
     """The console script's entry point."""
-    signals.install()
-    sys.exit(main())
+    try:
+        signals.install()
+        sys.exit(main())
+    except signals.Stopped as stopped:  # by a signal that came before it had a handler
+        sys.exit(signals.exit_code(stopped))
 
 
 if __name__ == "__main__":
