@@ -10,12 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import DIGITS, REPOSITORY, run_cli
+from tests.forks import start_for_real, start_python
+from tests.helpers import DIGITS, REPOSITORY, clean_environment, run_cli
 from vae_lightning import trust
-from vae_lightning.__main__ import main
-from vae_lightning.checkpoints import load_model
-from vae_lightning.models import VAE, LatentVariableModel
-from vae_lightning.types import UserError
 
 PACKAGE = {
     "__init__.py": "from own_pkg.parts import *",
@@ -59,11 +56,19 @@ def write_package(folder: Path, name: str = "own_pkg") -> None:
         (folder / name / file).write_text(text.replace("own_pkg", name))
 
 
-def forget() -> None:
-    """That a package was ever trusted or imported."""
-    trust._BESIDE.places.clear()
-    for name in [name for name in sys.modules if name.startswith("own_pkg")]:
-        del sys.modules[name]
+def run_python(*args: str) -> int:
+    """`python ARGS` in the present folder, in a process of its own: a class that was imported once stays a subclass for
+    jsonargparse as long as the process lives."""
+    process = start_python(*args, cwd=Path.cwd(), env=clean_environment())
+    out, err = process.communicate(timeout=120)
+    sys.stdout.write(out), sys.stderr.write(err)
+    assert process.returncode is not None
+    return process.returncode
+
+
+def main(args: list[str]) -> int:
+    """The console script: the folder on Python's path is the script's, not the present one."""
+    return run_python(str(Path(__file__).parent / "console.py"), *args)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +80,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", "-c", "own.yaml", "--run_id=r", "--trainer.logger=false", "--trust", "own_pkg"]) == 0
-    forget()
     return folder
 
 
@@ -87,9 +91,8 @@ def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A copy of the project, as the present folder."""
     folder = Path(shutil.copytree(project, tmp_path / "project"))
     monkeypatch.chdir(folder)
-    forget()
     yield folder
-    forget()
+    trust._BESIDE.places.clear()
 
 
 VERBS = {
@@ -110,7 +113,6 @@ VERBS = {
 )
 def test_every_verb_takes_it(here: Path, verb: str, how: str) -> None:
     """By the flag, or by the table in the pyproject.toml of the present folder: which is not on Python's path."""
-    assert str(here) not in sys.path
     if how == "table":
         (here / "pyproject.toml").write_text(TABLE)
     flag = {"flag": ["--trust", "own_pkg"], "list": ["--trust=other_pkg,own_pkg"], "table": []}[how]
@@ -119,17 +121,16 @@ def test_every_verb_takes_it(here: Path, verb: str, how: str) -> None:
         assert main(["sample", RUN, "--num_images=2", "--prior=fitted", *flag]) == 0
 
 
-@pytest.mark.usefixtures("here")
-@pytest.mark.filterwarnings("ignore:\\s*Hit failing import")  # of classes that `forget` cannot take away
 @pytest.mark.parametrize("verb", ["sample", "reconstruct", "impute", "fit-prior"])
-def test_without_the_users_word_it_is_refused(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_the_users_word_it_is_refused(here: Path, verb: str, capfd: pytest.CaptureFixture[str]) -> None:
     """In one line that says how it is given, with nothing imported."""
+    (here / "own_pkg" / "__init__.py").write_text("print('imported', flush=True)")
     prior = ["--prior=MixtureOfNormals"] if verb == "fit-prior" else []
     assert main([*VERBS[verb][:2], *prior]) == 2
-    said = capfd.readouterr().err
+    out, said = capfd.readouterr()
     assert "best.ckpt: names own_pkg." in said
     assert said.strip().endswith("give --trust own_pkg (in Python trusted=['own_pkg'])")
-    assert "own_pkg" not in sys.modules
+    assert "imported" not in out
 
 
 def test_the_last_line_of_a_run_recommends_a_command_that_works(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -143,29 +144,44 @@ def test_the_last_line_of_a_run_recommends_a_command_that_works(here: Path, capf
     assert main(["sample", *line.split()[3:]]) == 0
 
 
-@pytest.mark.parametrize("cls", [VAE, LatentVariableModel])
-def test_python_takes_it_too(here: Path, cls: type[LatentVariableModel]) -> None:
-    path = here / RUN / "checkpoints" / "best.ckpt"
-    with pytest.raises(UserError, match=r"trusted=\['own_pkg'\]"):
-        cls.load_from_checkpoint(path)
-    model = cls.load_from_checkpoint(path, trusted=["own_pkg"])
-    assert type(model).__name__ == "OwnVAE"
-    saved = torch.load(path, weights_only=True)["state_dict"]
-    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
-    assert type(type(model).load_from_checkpoint(path)) is type(model)  # its own package is its own
-    assert type(load_model(path, ["own_pkg"])) is type(model)
+PYTHON = """
+import sys
+import pytest, torch
+from vae_lightning.checkpoints import load_model
+from vae_lightning.models import VAE, LatentVariableModel
+from vae_lightning.types import UserError
+
+sys.path.remove("")
+cls, path = {"VAE": VAE, "LatentVariableModel": LatentVariableModel}[sys.argv[1]], sys.argv[2]
+with pytest.raises(UserError, match=r"trusted=\\['own_pkg'\\]"):
+    cls.load_from_checkpoint(path)
+assert "own_pkg" not in sys.modules
+model = cls.load_from_checkpoint(path, trusted=["own_pkg"])
+assert type(model).__name__ == "OwnVAE"
+saved = torch.load(path, weights_only=True)["state_dict"]
+assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+assert type(type(model).load_from_checkpoint(path)) is type(model)  # its own package is its own
+assert type(load_model(path, ["own_pkg"])) is type(model)
+"""
+
+
+@pytest.mark.parametrize("cls", ["VAE", "LatentVariableModel"])
+def test_python_takes_it_too(here: Path, cls: str) -> None:
+    assert run_python("-c", PYTHON, cls, str(here / RUN / "checkpoints" / "best.ckpt")) == 0
 
 
 def test_a_name_is_trusted_as_a_whole(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`own_pkg` is not `own_pkg_evil`, which could be anyone's."""
     write_package(here, "own_pkg_evil")
+    (here / "own_pkg_evil" / "__init__.py").write_text("print('imported', flush=True)")
     path = here / RUN / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["hyper_parameters"]["_class_path"] = "own_pkg_evil.OwnVAE"
     torch.save(checkpoint, path)
     assert main(["sample", RUN, "--trust=own_pkg"]) == 2
-    assert "names own_pkg_evil.OwnVAE, which is not of" in capfd.readouterr().err
-    assert "own_pkg_evil" not in sys.modules
+    out, said = capfd.readouterr()
+    assert "names own_pkg_evil.OwnVAE, which is not of" in said
+    assert "imported" not in out
 
 
 @pytest.mark.parametrize("place", [RUN, f"{RUN}/checkpoints", "."])
@@ -213,24 +229,32 @@ def test_a_package_that_is_not_there_is_one_line(here: Path, capfd: pytest.Captu
     assert "which is no class that can be imported here" in capfd.readouterr().err
 
 
+FOUND = """
+import sys
+sys.path.remove("")
+from vae_lightning import trust
+trust.trust(["own_pkg", "yaml"])
+import own_pkg, yaml
+assert yaml.safe_load("1") == 1
+try:
+    import unnamed_module
+except ModuleNotFoundError:
+    sys.exit(0)
+sys.exit(1)
+"""
+
+
 def test_only_what_is_named_is_found_in_the_present_folder(here: Path) -> None:
     """And an installed module first: a file of the present folder stands in for nothing."""
     (here / "unnamed_module.py").write_text("")
     (here / "yaml.py").write_text("raise AssertionError")
-    trust.trust(["own_pkg", "yaml"])
-    import own_pkg  # noqa: F401
-    import yaml
-
-    assert yaml.safe_load("1") == 1
-    with pytest.raises(ModuleNotFoundError):
-        import unnamed_module  # noqa: F401
+    assert run_python("-c", FOUND) == 0
 
 
 def test_a_script_that_the_shell_finds_takes_it(here: Path) -> None:
-    """In a process of its own, as a console script: with Python's `-P` the present folder is not on its path."""
-    said = run_cli(
-        *VERBS["sample"], "--trust=own_pkg", cwd=here, env={"PYTHONSAFEPATH": "1", "PYTHONPATH": str(REPOSITORY)}
-    )
+    """As a console script, started for real: with Python's `-P` the present folder is not on its path."""
+    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(REPOSITORY)}
+    said = run_cli(*VERBS["sample"], "--trust=own_pkg", cwd=here, env=env, start=start_for_real)
     assert said.stdout.strip().endswith("samples.png")
 
 
