@@ -40,7 +40,7 @@ train: $(READY) ## Train, test, draw  [CONFIG=configs/vae/mnist.yaml] [DATA_DIR=
 # a process a core, at most 8, each with whole files of tests: their fixtures are made once
 test test-slow: $(READY)
 	@$(if $(DATA_DIR),VAE_LIGHTNING_DATA_DIR="$(DATA_DIR)") \
-	  $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadfile $(if $(filter test-slow,$@),-m slow) $(ARGS)
+	  $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder $(if $(filter test-slow,$@),-m slow) $(ARGS)
 
 test: ## Run the tests  [DATA_DIR=folder with MNIST, for the tests on real data] [ARGS="-k elbo"]
 test-slow: ## Run the tests that take longer: they train, or drive a browser or an exporter  [DATA_DIR=] [ARGS=]

@@ -21,6 +21,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the other cores have workers of their own
 
 
+LONGEST = (
+    "test_signals",
+    "test_stops",
+    "test_lightning_features",
+    "test_ddp",
+    "test_cli",
+    "test_hostile",
+    "test_one_rank",
+)
+"""The files that take longest, first: `--dist=loadfile` hands out whole files, and the last one should be short."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Seconds and tests of each folder: set-up, call and what follows, on all workers together."""
     seconds: Counter[str] = Counter()

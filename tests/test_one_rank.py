@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
 
+from tests.forks import start_python
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, read_csv
 from tests.test_signals import LIMIT, ranks
 
@@ -68,18 +67,19 @@ def run(tmp_path: Path) -> Run:
         script = tmp_path / "planted.py"
         script.write_text(PLANTED.replace("FAULT", fault).replace("FOLDER", str(tmp_path)))
         name = f"planted-{os.getpid()}"
-        command = [sys.executable, str(script), *FIT, *args, f"--runs_dir={tmp_path}", f"--run_id={name}"]
+        command = [str(script), *FIT, *args, f"--runs_dir={tmp_path}", f"--run_id={name}"]
         env = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=env, **pipes)
+        process = start_python(*command, cwd=REPOSITORY, env=env)
         try:
             _, err = process.communicate(timeout=240)  # of which imports beside other work may take most
             end = time.time()
             time.sleep(0.2)
             assert ranks(tmp_path / name) == []
         finally:
+            process.kill()
             for pid in ranks(tmp_path / name):
                 os.kill(pid, signal.SIGKILL)
+        assert process.returncode is not None
         return Result(process.returncode, err, end)
 
     return run

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from tests.forks import Forked, start_python
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, read_csv
 from vae_lightning.__main__ import main
 from vae_lightning.checkpoint_io import check_whole
@@ -28,8 +29,13 @@ LIMIT = 30.0  # seconds from a signal to the end, which is promised
 class Process(NamedTuple):
     """A command that runs, in a process group of its own, and the folder of its run."""
 
-    popen: subprocess.Popen[str]
+    popen: Forked | subprocess.Popen[str]
     folder: Path
+
+    def ranks(self) -> list[int]:
+        """Its processes, the first rank's first: if that one is forked, its command line is the server's."""
+        first = [self.popen.pid] if self.popen.poll() is None else []
+        return [*first, *(pid for pid in ranks(self.folder) if pid not in first)]
 
     def wait_for(self, is_there: Callable[[], Any], seconds: float = 120) -> None:
         limit = time.monotonic() + seconds
@@ -47,7 +53,8 @@ class Process(NamedTuple):
         """Exit code and output; it is not alive LIMIT seconds later, nor is any process that it started."""
         out, err = self.popen.communicate(timeout=LIMIT)
         time.sleep(0.2)
-        assert ranks(self.folder) == []
+        assert self.ranks() == []
+        assert self.popen.returncode is not None
         return self.popen.returncode, out, err
 
     def stopped_by(self, signum: signal.Signals) -> int:
@@ -83,22 +90,18 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
     def start(*args: str, launcher: tuple[str, ...] = (), name: str = "run") -> Process:
         name = f"{name}-{os.getpid()}"
-        program = (sys.executable, *(launcher or ("-m", "vae_lightning")))
-        command = [*program, *(args or LONG), f"--runs_dir={tmp_path}", f"--run_id={name}"]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        popen = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), start_new_session=True, **pipes)
+        program = (*(launcher or ("-m", "vae_lightning")), *(args or LONG))
+        place = (f"--runs_dir={tmp_path}", f"--run_id={name}")
+        popen = start_python(*program, *place, cwd=REPOSITORY, env=clean_environment(), new_session=True)
         started.append(Process(popen, tmp_path / "vae" / "digits" / name))
         return started[-1]
 
     yield start
     for process in started:
-        for pid in (*ranks(process.folder), process.popen.pid):
-            if process.popen.poll() is None or pid != process.popen.pid:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-        process.popen.communicate()
+        for pid in process.ranks():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.popen.wait()
 
 
 def test_stopped_then_killed_then_stopped_the_same_command_goes_on(start: Callable[..., Process]) -> None:
@@ -189,9 +192,7 @@ console()
 def test_a_signal_while_samples_are_drawn_ends_at_once(weights: Path) -> None:
     """No picture is left, whole or half."""
     before = sorted(weights.parent.parent.rglob("*"))
-    command = [sys.executable, "-c", SAMPLING, str(weights)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(), **pipes)
+    process = start_python("-c", SAMPLING, str(weights), cwd=REPOSITORY, env=clean_environment())
     assert process.stdout is not None
     assert process.stdout.readline() == "sampling\n", process.communicate()
     process.send_signal(signal.SIGTERM)
@@ -207,7 +208,7 @@ def test_a_signal_while_samples_are_drawn_ends_at_once(weights: Path) -> None:
 def test_a_signal_to_one_rank_or_to_all_stops_both(start: Callable[..., Process]) -> None:
     process = start(*LONG, *TWO, name="ranks")
     process.train()
-    _, child = ranks(process.folder)
+    _, child = process.ranks()
     os.kill(child, signal.SIGTERM)
     first = process.stopped_by(signal.SIGTERM)
 
@@ -221,7 +222,7 @@ def test_a_signal_to_one_rank_or_to_all_stops_both(start: Callable[..., Process]
 def test_a_rank_that_is_killed_takes_the_other_with_it(start: Callable[..., Process], victim: int) -> None:
     process = start(*LONG, *TWO, "--trainer.check_val_every_n_epoch=1")
     process.train(60)
-    os.kill(ranks(process.folder)[victim], signal.SIGKILL)
+    os.kill(process.ranks()[victim], signal.SIGKILL)
     assert process.end()[0] != 0
     assert process.last_step() >= 10
 
@@ -254,7 +255,7 @@ def test_a_signal_to_one_rank_outside_of_training_ends_both(
     assert process.popen.stdout is not None
     lines = (line for line in iter(process.popen.stdout.readline, "") if line.startswith("evaluating"))
     assert {next(lines), next(lines)} == {"evaluating 0\n", "evaluating 1\n"}
-    os.kill(ranks(process.folder)[victim], signal.SIGTERM)
+    os.kill(process.ranks()[victim], signal.SIGTERM)
     code, out, err = process.end()
     assert code == 143, err
     assert "Traceback" not in err
@@ -282,10 +283,10 @@ def test_a_signal_to_one_rank_while_it_starts_ends_both(
     script = tmp_path / "starting.py"
     script.write_text(STARTING.format(repository=str(REPOSITORY), early=early))
     process = start(*LONG, *TWO, launcher=(str(script),))
-    process.wait_for(lambda: len(ranks(process.folder)) == 2)
+    process.wait_for(lambda: len(process.ranks()) == 2)
     if not early:
         time.sleep(2)
-        os.kill(ranks(process.folder)[1], signal.SIGINT)
+        os.kill(process.ranks()[1], signal.SIGINT)
     code, _, err = process.end()
     assert code == 130, err
     assert "Traceback" not in err
