@@ -37,10 +37,11 @@ $(READY): requirements.lock pyproject.toml
 train: $(READY) ## Train, test, draw  [CONFIG=configs/vae/mnist.yaml] [DATA_DIR=folder] [ARGS="--trainer.max_epochs=5"]
 	@$(BIN)/vae-lightning train -c "$(CONFIG)" $(if $(DATA_DIR),--data.data_dir="$(DATA_DIR)") $(ARGS)
 
-# a process a core, at most 8, each with whole files of tests: their fixtures are made once
+# a process more than there are cores, because some tests wait; each has whole files of tests, whose fixtures are made once
+WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) > 7 ? 8 : $$(getconf _NPROCESSORS_ONLN) + 1 )))
 test test-slow: $(READY)
 	@$(if $(DATA_DIR),VAE_LIGHTNING_DATA_DIR="$(DATA_DIR)") \
-	  $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder $(if $(filter test-slow,$@),-m slow) $(ARGS)
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder $(if $(filter test-slow,$@),-m slow) $(ARGS)
 
 test: ## Run the tests  [DATA_DIR=folder with MNIST, for the tests on real data] [ARGS="-k elbo"]
 test-slow: ## Run the tests that take longer: they train, or drive a browser or an exporter  [DATA_DIR=] [ARGS=]

@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the other cores have workers of their own
 
 
-LONGEST = (
+LONGEST = ("test_lightning_features", "test_signals", "test_cli", "test_ddp", "test_own_package", "test_hostile")
     "test_signals",
     "test_stops",
     "test_lightning_features",

@@ -381,6 +381,7 @@ import sys, torch
 from tests.metrics.test_evaluation import join, over_images
 join(sys.argv[1], rank=1)
 over_images(1, 2)
+torch.distributed.destroy_process_group()  # else gloo's threads may still run when the interpreter ends, and abort it
 """
 
 
