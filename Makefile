@@ -37,7 +37,7 @@ $(READY): requirements.lock pyproject.toml
 train: $(READY) ## Train, test, draw  [CONFIG=configs/vae/mnist.yaml] [DATA_DIR=folder] [ARGS="--trainer.max_epochs=5"]
 	@$(BIN)/vae-lightning train -c "$(CONFIG)" $(if $(DATA_DIR),--data.data_dir="$(DATA_DIR)") $(ARGS)
 
-# a process more than there are cores, because some tests wait; each has whole files of tests, whose fixtures are made once
+# A process more than there are cores, because some tests wait. Each has whole files, whose fixtures are made once.
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) > 7 ? 8 : $$(getconf _NPROCESSORS_ONLN) + 1 )))
 test test-slow: $(READY)
 	@$(if $(DATA_DIR),VAE_LIGHTNING_DATA_DIR="$(DATA_DIR)") \

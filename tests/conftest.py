@@ -22,14 +22,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 LONGEST = ("test_lightning_features", "test_signals", "test_cli", "test_ddp", "test_own_package", "test_hostile")
-    "test_signals",
-    "test_stops",
-    "test_lightning_features",
-    "test_ddp",
-    "test_cli",
-    "test_hostile",
-    "test_one_rank",
-)
 """The files that take longest, first: `--dist=loadfile` hands out whole files, and the last one should be short."""
 
 
