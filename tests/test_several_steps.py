@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger
 
+from tests.helpers import DIGITS, REPOSITORY
+from vae_lightning.__main__ import main
 from vae_lightning.callbacks import EMA, FastNetworks
 from vae_lightning.data import Digits
 from vae_lightning.distributions import ContinuousBernoulli
@@ -145,6 +148,25 @@ def test_a_run_that_was_cut_within_a_call_is_not_taken_further(tmp_path: Path) -
     fit(3, tmp_path, max_steps=8)
     with pytest.raises(UserError, match="ended by max_steps within a round"):
         fit(3, None, tmp_path / "step8.ckpt")
+
+
+def test_the_weights_of_a_run_are_tested_whatever_its_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut within a call, after the fit, as a complete run and by itself; only the other steps of a fit are lost."""
+    monkeypatch.chdir(REPOSITORY)
+    flags = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--nll.num_samples=2", f"--runs_dir={tmp_path}")
+    cut = ("-c", DIGITS, *flags, "--run_id=cut", "--trainer.max_steps=4", "--speed.steps_per_call=3")
+    results = tmp_path / "vae" / "digits" / "cut" / "results.json"
+    found = []
+    for command in (
+        ("fit", *cut),
+        ("train", *cut),
+        ("test", "-c", DIGITS, *flags, f"--ckpt_path={results.parent}"),
+    ):
+        assert main([*command]) == 0
+        if command[0] != "fit":
+            found.append(json.loads(results.read_text())["metrics"])
+            results.unlink()
+    assert found[0] == found[1]
 
 
 def test_averages_of_weights_are_the_same_averages(tmp_path: Path) -> None:

@@ -218,6 +218,24 @@ def test_the_decoder_ignores_z_only_where_nothing_changes() -> None:
     assert judged(0.0, 0.03, (3.0, 0.1)).findings[0].startswith("the decoder does not use what its latents say")
 
 
+@pytest.mark.parametrize("cost", [math.nan, math.inf])
+def test_more_images_are_no_remedy_for_numbers_that_are_not_finite(cost: float) -> None:
+    (line,) = judged(cost, 0.4, (3.0, 0.1)).findings
+    assert line.startswith("log p(x|z) of some test image is not finite")
+    assert "Remedy: a lower learning rate" in line
+
+
+def test_many_dimensions_that_say_little_each_say_enough() -> None:
+    """8 of 0.03 nats: 0.24 in all."""
+    use = {
+        "swap_cost": torch.linspace(-1, 1, 100, dtype=torch.float64),
+        "kl/z": torch.full((100,), 5.0),
+        "mean/z": torch.randn(100, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.25,
+        "variance/z": torch.ones(100, 8, dtype=torch.float64),
+    }
+    assert not judge(use, {}).findings[0].startswith(SAYS_NOTHING)
+
+
 def test_of_two_latents_each_has_its_own_word() -> None:
     verdict = judged(3.0, 0.4, (3.0, 0.1), 4.0, z=5.0, u=0.02)
     assert [line.partition(":")[0] for line in verdict.findings] == ["u is not used"]

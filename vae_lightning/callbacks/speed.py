@@ -39,12 +39,17 @@ class FastNetworks(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"steps_per_call": self.steps_per_call, "cut": self._several is not None and self._several.cut}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A checkpoint counts its epoch's rounds: with rounds of another size it would go on at another image."""
-        saved = state_dict.get("steps_per_call", 1)
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """A checkpoint counts its epoch's rounds: with rounds of another size a fit would go on at another image."""
+        if trainer.state.fn != "fit":
+            return
+        state = checkpoint["callbacks"].get(self.state_key, {})
+        saved = state.get("steps_per_call", 1)
         if saved != self.steps_per_call:
             raise UserError(f"the checkpoint was written with --speed.steps_per_call={saved}; resume it with the same")
-        if state_dict.get("cut"):
+        if state.get("cut") and checkpoint["global_step"] != trainer.max_steps:
             raise UserError(
                 "the run was ended by max_steps within a round of --speed.steps_per_call, whose other batches it would "
                 "never see; begin a new run, with a larger max_steps"

@@ -45,6 +45,10 @@ _MORE_INFORMATION = (
     "can be filled by a q(z|x) that is the same for all images"
 )
 _MORE_IMAGES = "more test images, or a larger --collapse.num_images"
+_NOT_FINITE = (
+    "log p(x|z) of some test image is not finite, so nothing can be said of the latents: training has gone astray. "
+    "Remedy: a lower learning rate, or --trainer.gradient_clip_val"
+)
 _NEEDS_Z = f"a decoder that cannot do without z (fewer or narrower layers), or {_MORE_KL}"
 
 
@@ -104,6 +108,8 @@ class _Latent:
 def judge(use: Mapping[str, Tensor], found: Mapping[str, Finding]) -> Verdict:
     """Of `use_of_latents` over N images, [N, ...], and of what `Evaluation` has found in the same test, if anything."""
     cost, change = mean_and_error(use["swap_cost"]), use["swap_cost"].abs().mean().item()
+    if not math.isfinite(change):
+        return Verdict("", [_NOT_FINITE])
     latents = [_known(name, use, found) for name in of_each_latent("kl", use)]
     unused = {latent.name: line for latent in latents if (line := _unused(latent, cost))}
     used = [latent for latent in latents if latent.name not in unused]
