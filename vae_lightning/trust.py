@@ -12,6 +12,7 @@ import importlib
 import re
 import sys
 import tomllib
+from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -26,6 +27,12 @@ from vae_lightning.types import UserError
 
 TRUSTED = ("vae_lightning.", "torch.nn.", "torch.optim.", "torch.distributions.", "lightning.pytorch.cli.ReduceLR")
 """How the names that a file may hold begin: of these modules, and of no other, classes are built from a file."""
+
+NOT_BUILT = (
+    *(ImportError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError),
+    *(AssertionError, ArgumentError),
+)
+"""What `build` of a file's values ends in, if a class refuses them."""
 
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # the one function that Lightning's checkpoints name
 # A string is read as YAML once more, in which quotes, braces and escapes can hide a name
