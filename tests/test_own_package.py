@@ -209,6 +209,17 @@ def test_a_table_that_came_with_the_run_says_nothing(
     assert ("give --trust own_pkg" in capfd.readouterr().err) == (expected == 2)
 
 
+@pytest.mark.parametrize("place", [RUN, f"{RUN}/checkpoints", "."])
+def test_a_table_in_a_runs_folder_makes_nothing_importable(
+    here: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a checkpoint is named: a library that looks for an optional package would import the run's."""
+    (here / place / "pyproject.toml").write_text(TABLE)
+    monkeypatch.chdir(here / place)
+    trust.trust(())
+    assert list(trust._BESIDE.places) == (["own_pkg"] if place == "." else [])
+
+
 def test_the_nearest_table_counts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "pyproject.toml").write_text(TABLE)
     (here / "sub" / "below").mkdir(parents=True)

@@ -99,7 +99,7 @@ def _table(path: Path | None) -> tuple[Path | None, list[str]]:
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
-        if not file.is_file() or (path is not None and _came_with(path.resolve(), folder)):
+        if not file.is_file() or _is_of_a_run(folder) or (path is not None and _came_with(path.resolve(), folder)):
             continue
         try:
             table = tomllib.loads(file.read_text()).get("tool", {}).get("vae_lightning")
@@ -111,6 +111,12 @@ def _table(path: Path | None) -> tuple[Path | None, list[str]]:
                 raise UserError(f'{file}: tool.vae_lightning has a trust that is no list, expected trust = ["my_pkg"]')
             return folder, names
     return None, []
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Is `folder` a run's, or that of its checkpoints? Somebody else may have sent it."""
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return (run / "config.yaml").is_file() and (run / "checkpoints").is_dir()
 
 
 def _came_with(path: Path, folder: Path) -> bool:
