@@ -134,7 +134,14 @@ def test_no_config_at_all_is_told_to_be_given(capfd: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "args", [["xyzzy"], [*FIT, "--nonsense=3"], [*FIT, "--model.encoder=NoSuchNet"], [*FIT, "--model.wings=2"]]
+    "args",
+    [
+        ["xyzzy"],
+        [*FIT, "--nonsense=3"],
+        [*FIT, "--model.encoder=NoSuchNet"],
+        [*FIT, "--model.wings=2"],
+        [*FIT, "--model.scheduler=ReduceLROnPlateau"],
+    ],
 )
 def test_nothing_is_said_where_nothing_is_near(
     args: Sequence[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -125,7 +125,7 @@ def _wrong_class(key: str, name: str, is_near: bool) -> str:
     slot, last = key.rpartition(".")[2], name.rpartition(".")[2]
     base = SLOTS.get(slot)
     known = sorted(cls.__name__ for cls in subclasses(base or _OTHERS.get(slot, Parser)))
-    near = hint(last, (one for one in known if not one.startswith("_"))) if is_near else ""
+    near = hint(last, (one for one in known if one != name and not one.startswith("_"))) if is_near else ""
     if base is None:
         return f"{name} cannot be imported, and is no file{near}"
     ours = (cls.__name__ for cls in subclasses(base) if cls.__module__.startswith("vae_lightning."))
