@@ -120,6 +120,8 @@ def test_an_unfit_file_is_refused(run: Path) -> None:
     assert "cannot be built" in said({**fits, "prior": {"class_path": "vae_lightning.models.VAE"}})
     assert "cannot be built" in said({**fits, "state_dict": {"mean": torch.zeros(1)}})
     assert "fit-prior has written" in said([1, 2])
+    for lie in ({"event_shape": [torch.zeros(3)]}, {"event_shape": [float(size)]}, {"state_dict": {1: torch.zeros(1)}}):
+        assert "fit-prior has written" in said({**fits, **lie})
     path.write_bytes(b"PK")
     with pytest.raises(UserError, match="damaged"):
         use_fitted_prior(model, checkpoint)

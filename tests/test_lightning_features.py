@@ -207,6 +207,7 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     ((f"{SCHEDULER}.ReduceLROnPlateau",), "must include a monitor"),
     (("--model.optimizer=torch.optim.SparseAdam",), "SparseAdam does not support dense gradients"),
     (("--model.optimizer.lr=-1",), "Invalid learning rate: -1"),
+    ((*trainer(max_steps=-1, max_epochs=1), f"{SCHEDULER}.StepLR", "--model.scheduler.step_size=0"), "modulo by zero"),
 ]  # fmt: skip
 
 

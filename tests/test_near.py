@@ -55,6 +55,8 @@ MISSES: dict[str, tuple[Sequence[str], str]] = {
     # files
     "config": (["train", "-c", "configs/vae/digit.yaml"], DIGITS),
     "config-by-its-short-name": (["train", "-c", "vae/digits"], DIGITS),
+    "short-name": (["train", "-c", "vae/digit"], DIGITS),
+    "shipped-config": (["train", "-c", "configs/vea/digits.yaml"], DIGITS),
 }
 KEYS = {  # in a YAML file: what is right, what stands there
     "model": ("latent_size", "laten_size"),
@@ -121,12 +123,25 @@ def test_a_config_without_its_flag_is_told_to_be_given_by_it(
     assert said_by([verb, given], capfd).endswith(f" {given} (give -c {said})")
 
 
+def test_an_option_before_the_command_is_told_to_follow_it(capfd: pytest.CaptureFixture[str]) -> None:
+    assert said_by(["--trust=my_pkg", "sample", "a.ckpt"], capfd).endswith(
+        "write vae-lightning COMMAND --trust=my_pkg ..."
+    )
+
+
 def test_no_config_at_all_is_told_to_be_given(capfd: pytest.CaptureFixture[str]) -> None:
     assert "(give a config: -c configs/vae/digits.yaml)" in said_by(["train"], capfd)
 
 
 @pytest.mark.parametrize(
-    "args", [["xyzzy"], [*FIT, "--nonsense=3"], [*FIT, "--model.encoder=NoSuchNet"], [*FIT, "--model.wings=2"]]
+    "args",
+    [
+        ["xyzzy"],
+        [*FIT, "--nonsense=3"],
+        [*FIT, "--model.encoder=NoSuchNet"],
+        [*FIT, "--model.wings=2"],
+        [*FIT, "--model.scheduler=ReduceLROnPlateau"],
+    ],
 )
 def test_nothing_is_said_where_nothing_is_near(
     args: Sequence[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -121,6 +121,18 @@ def test_every_verb_takes_it(here: Path, verb: str, how: str) -> None:
         assert main(["sample", RUN, "--num_images=2", "--prior=fitted", *flag]) == 0
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("flags", [[], ["--model=own_pkg.Near"]])
+def test_a_config_whose_package_lies_here_is_told_to_trust_it(
+    flags: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python does not look in the present folder; and no class of ours is meant."""
+    assert main(["test", "-c", "own.yaml", "--ckpt_path", RUN, *flags]) == 2
+    said = capfd.readouterr().err
+    assert said.endswith("; own_pkg lies in the present folder: give --trust own_pkg\n"), said
+    assert "did you mean" not in said
+
+
 @pytest.mark.parametrize("verb", ["sample", "reconstruct", "impute", "fit-prior"])
 def test_without_the_users_word_it_is_refused(here: Path, verb: str, capfd: pytest.CaptureFixture[str]) -> None:
     """In one line that says how it is given, with nothing imported."""
@@ -195,6 +207,17 @@ def test_a_table_that_came_with_the_run_says_nothing(
     expected = 0 if place == "." else 2
     assert main(["sample", "best.ckpt", "--output=a.png", "--num_images=1"]) == expected
     assert ("give --trust own_pkg" in capfd.readouterr().err) == (expected == 2)
+
+
+@pytest.mark.parametrize("place", [RUN, f"{RUN}/checkpoints", "."])
+def test_a_table_in_a_runs_folder_makes_nothing_importable(
+    here: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a checkpoint is named: a library that looks for an optional package would import the run's."""
+    (here / place / "pyproject.toml").write_text(TABLE)
+    monkeypatch.chdir(here / place)
+    trust.trust(())
+    assert list(trust._BESIDE.places) == (["own_pkg"] if place == "." else [])
 
 
 def test_the_nearest_table_counts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

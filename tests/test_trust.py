@@ -285,6 +285,8 @@ CONFIGS = {
     "tag": f"data: !!python/object/apply:{NAME} []",
     "no-data": "model: 1",
     "list": "[1]",
+    "null": "data: null",
+    "text": "data",
 }
 
 

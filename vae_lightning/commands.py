@@ -39,7 +39,7 @@ from vae_lightning.near import OneLineParser, hint
 from vae_lightning.noise import reseed
 from vae_lightning.runs import Complete, best
 from vae_lightning.trainer_checks import refusal
-from vae_lightning.trust import TRUSTED, build, check_names, is_remote, trust
+from vae_lightning.trust import NOT_BUILT, TRUSTED, build, check_names, is_remote, trust
 from vae_lightning.types import Batch, UserError
 
 NAMES = {"sample": "samples", "reconstruct": "reconstructions"}
@@ -69,6 +69,8 @@ def run(args: list[str]) -> int:
         else:
             known = (*LIGHTNING_VERBS, "check-data", *NAMES, "fit-prior", "impute", "doctor")
             near = hint(verb, (*known, "--help", "--version"))
+            if verb.startswith("-") and not near:
+                raise UserError(f"{verb} stands before the command; write vae-lightning COMMAND {verb} ...")
             raise UserError(f"unknown command {verb!r}{near}; known: {', '.join(known)} (vae-lightning --help)")
     except Complete as complete:
         print(complete, flush=True)
@@ -255,10 +257,12 @@ def _data_of(checkpoint: Path, trusted: list[str]) -> ImageDataModule:
         spec = yaml.safe_load(config.read_text())["data"]
         names = ("vae_lightning.data.", *(name for name in trust(trusted, checkpoint) if name not in TRUSTED))
         check_names(_without_folders(spec), config, names)
-        data: ImageDataModule = build(_data_parser(), {"data": spec}, config, names).data
+        data: ImageDataModule | None = build(_data_parser(), {"data": spec}, config, names).data
+        if data is None:
+            raise ValueError("data is null")
     except UserError:
         raise
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError, argparse.ArgumentError) as error:
+    except (yaml.YAMLError, *NOT_BUILT) as error:
         raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
     data.prepare_data()
     return data

@@ -51,6 +51,7 @@ _NO_CLASS = re.compile(
 )
 _NO_OPTION = re.compile(r"Option '([\w.]+)' is not accepted(?:\. Got value: Namespace\(class_path='([\w.]+)')?")
 _NO_ATTRIBUTE = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_NO_MODULE = re.compile(r"No module named '(\w+)'")
 _NO_KEY = re.compile(r"does not accept option '([\w.]+)'")
 _NO_FILE = re.compile(r"File does not exist: '(.+)'")
 _NO_LITERAL = re.compile(r"Literal\[.*Got value: (\S+)$")
@@ -97,7 +98,8 @@ def one_line(message: str, options: Sequence[str] = ()) -> str:
     reasons = []
     for line in message.splitlines():
         if missing := _NO_CLASS.search(line):
-            reasons.append(_wrong_class(keys[-1] if keys else "", missing[1] or missing[2]))
+            is_near = _package_here(message) is None
+            reasons.append(_wrong_class(keys[-1] if keys else "", missing[1] or missing[2], is_near))
         else:
             reasons.append(_TYPE_THEORY.sub("", line).strip(" -"))
     text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
@@ -111,12 +113,19 @@ def one_line(message: str, options: Sequence[str] = ()) -> str:
     return f"{'.'.join(keys)}: {text}" if keys else text
 
 
-def _wrong_class(key: str, name: str) -> str:
-    """What the slot takes; the same for each of jsonargparse's two lines on one mistake."""
+def _package_here(message: str) -> str | None:
+    """The package that Python does not find, if it lies in the present folder, where a console script does not look."""
+    found = _NO_MODULE.search(message)
+    is_here = found is not None and (Path(found[1]).is_dir() or Path(f"{found[1]}.py").is_file())
+    return found[1] if found is not None and is_here else None
+
+
+def _wrong_class(key: str, name: str, is_near: bool) -> str:
+    """What the slot takes, and the nearest name if `is_near`; the same for jsonargparse's two lines on one mistake."""
     slot, last = key.rpartition(".")[2], name.rpartition(".")[2]
     base = SLOTS.get(slot)
     known = sorted(cls.__name__ for cls in subclasses(base or _OTHERS.get(slot, Parser)))
-    near = hint(last, (one for one in known if not one.startswith("_")))
+    near = hint(last, (one for one in known if one != name and not one.startswith("_"))) if is_near else ""
     if base is None:
         return f"{name} cannot be imported, and is no file{near}"
     ours = (cls.__name__ for cls in subclasses(base) if cls.__module__.startswith("vae_lightning."))
@@ -131,6 +140,8 @@ def _near_miss(message: str, text: str, options: Sequence[str]) -> str:
         return hint(found[1].partition(".")[0], _arguments(found[2] or (outer or [""])[-1]))
     if found := _NO_ATTRIBUTE.search(message):
         return hint(found[2], vars(sys.modules.get(found[1], sys)))
+    if package := _package_here(message):
+        return f"; {package} lies in the present folder: give --trust {package}"
     if found := _NO_KEY.search(message):
         return hints(f"unrecognized arguments: --{found[1]}", options).replace("mean --", "mean ")
     if found := _NO_LITERAL.search(text):

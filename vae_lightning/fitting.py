@@ -36,7 +36,7 @@ from vae_lightning.models.loading import Budget
 from vae_lightning.models.weights import check_finite
 from vae_lightning.recipes import to_plain
 from vae_lightning.trace import kind
-from vae_lightning.trust import build, check_names, trust
+from vae_lightning.trust import NOT_BUILT, build, check_names, trust
 from vae_lightning.types import Batch, UserError
 
 
@@ -194,7 +194,7 @@ def use_fitted_prior(model: LatentVariableModel, checkpoint: Path, trusted: Sequ
         prior.load_state_dict(kept["state_dict"])
     except UserError:
         raise
-    except (RuntimeError, TypeError, ValueError, ArithmeticError, argparse.ArgumentError) as error:
+    except NOT_BUILT as error:
         raise UserError(f"{path}: its prior cannot be built: {' '.join(str(error).split())[:300]}") from error
     check_finite(path, prior.state_dict())
     model.prior = prior.to(model.device).eval()
@@ -203,9 +203,18 @@ def use_fitted_prior(model: LatentVariableModel, checkpoint: Path, trusted: Sequ
 def _read(path: Path) -> dict[str, Any]:
     kept = load_plain(path)
     is_prior = isinstance(kept, dict) and {"prior", "event_shape", "state_dict", "checkpoint"} <= kept.keys()
-    if not is_prior or not isinstance(kept["event_shape"], list) or not isinstance(kept["state_dict"], dict):
+    if not is_prior or not _is_shape(kept["event_shape"]) or not _is_state(kept["state_dict"]):
         raise UserError(f"{path}: not a prior that vae-lightning fit-prior has written")
     return dict(kept)
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int for size in value)
+
+
+def _is_state(value: Any) -> bool:
+    entries = value.items() if isinstance(value, dict) else [(None, None)]
+    return all(isinstance(name, str) and isinstance(entry, Tensor) for name, entry in entries)
 
 
 def _digest(path: Path) -> str:

@@ -70,12 +70,20 @@ def config_file(name: str) -> str | None:
 
 
 def nearest_file(path: Path) -> str | None:
-    """A config for a `path` that is no file: the shipped one of that name, or the nearest name in its folder."""
+    """A config for a `path` that is no file: the shipped one of that name, or the nearest in its folder or shipped."""
     here = Path.cwd()
     name = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
     beside = {file.name: file for file in _yaml_files(path.parent)}
     near = nearest(path.name, beside)
-    return config_file(name) or (str(Path(name).with_name(near)) if near else None)
+    if near and not config_file(name):
+        return str(Path(name).with_name(near))
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    return config_file(name) or config_file(nearest(short, _shipped()) or name)
+
+
+def _shipped() -> list[str]:
+    """The short names of the shipped configs: `vae/mnist`."""
+    return [str(file.relative_to(folder).with_suffix("")) for folder in _CONFIGS for file in folder.glob("*/*.yaml")]
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:

@@ -230,8 +230,9 @@ def refusal(error: Exception) -> str | None:
     if traceback is None:
         return None
     code, module = traceback.tb_frame.f_code, str(traceback.tb_frame.f_globals.get("__name__"))
+    is_setting = isinstance(error, ArithmeticError) and module.startswith("torch.optim.")  # StepLR of 0 divides by it
     is_raise = linecache.getline(code.co_filename, traceback.tb_lineno).lstrip().startswith("raise")
-    if not isinstance(error, MisconfigurationException) and not (
+    if not (is_setting or isinstance(error, MisconfigurationException)) and not (
         is_raise and module.startswith(("lightning.", "torch.optim."))
     ):
         return None

@@ -12,6 +12,7 @@ import importlib
 import re
 import sys
 import tomllib
+from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -26,6 +27,12 @@ from vae_lightning.types import UserError
 
 TRUSTED = ("vae_lightning.", "torch.nn.", "torch.optim.", "torch.distributions.", "lightning.pytorch.cli.ReduceLR")
 """How the names that a file may hold begin: of these modules, and of no other, classes are built from a file."""
+
+NOT_BUILT = (
+    *(ImportError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError),
+    *(AssertionError, ArgumentError),
+)
+"""What `build` of a file's values ends in, if a class refuses them."""
 
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # the one function that Lightning's checkpoints name
 # A string is read as YAML once more, in which quotes, braces and escapes can hide a name
@@ -92,7 +99,7 @@ def _table(path: Path | None) -> tuple[Path | None, list[str]]:
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
-        if not file.is_file() or (path is not None and _came_with(path.resolve(), folder)):
+        if not file.is_file() or _is_of_a_run(folder) or (path is not None and _came_with(path.resolve(), folder)):
             continue
         try:
             table = tomllib.loads(file.read_text()).get("tool", {}).get("vae_lightning")
@@ -104,6 +111,12 @@ def _table(path: Path | None) -> tuple[Path | None, list[str]]:
                 raise UserError(f'{file}: tool.vae_lightning has a trust that is no list, expected trust = ["my_pkg"]')
             return folder, names
     return None, []
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Is `folder` a run's, or that of its checkpoints? Somebody else may have sent it."""
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return (run / "config.yaml").is_file() and (run / "checkpoints").is_dir()
 
 
 def _came_with(path: Path, folder: Path) -> bool:

@@ -82,6 +82,14 @@ def test_a_batch_that_is_none_is_told_what_one_is(case: str, tmp_path: Path) -> 
         trainer(tmp_path).fit(vae(), loader(data))
 
 
+@pytest.mark.parametrize("label", [torch.zeros(15), torch.tensor(0)])
+def test_labels_of_another_number_are_refused(label: torch.Tensor, tmp_path: Path) -> None:
+    """As a user's own collate function may make them."""
+    batch = {"x": torch.zeros(16, 1, 8, 8), "label": label}
+    with pytest.raises(UserError, match="let label be a tensor with a number, or a row of them, for each image"):
+        trainer(tmp_path).fit(vae(), DataLoader([batch], batch_size=None))
+
+
 RUNS: dict[str, Callable[[pl.Trainer, LatentVariableModel, Any], Any]] = {
     "sanity_check": lambda loop, model, bad: loop.fit(model, GOOD, bad),
     "validate": lambda loop, model, bad: loop.validate(model, bad, verbose=False),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from vae_lightning.trust import build
+from vae_lightning.trust import NOT_BUILT, build
 from vae_lightning.types import UserError
 
 _BYTES, _BYTES_PER_BYTE = 2**29, 16  # what building a model may take: so much, and so much for each byte of weights
@@ -47,10 +46,7 @@ def load(
                 model.configure_model()
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading if strict is None else strict)
-    except (
-        *(ImportError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError),
-        *(AssertionError, argparse.ArgumentError),
-    ) as error:
+    except NOT_BUILT as error:
         raise _refusal(error, path) from error
     return model
 
