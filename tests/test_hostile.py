@@ -31,7 +31,7 @@ from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
-from vae_lightning.restoring import own_files
+from vae_lightning.restoring import check_restored, own_files
 from vae_lightning.types import UserError
 
 Checkpoint = dict[str, Any]
@@ -295,6 +295,30 @@ def test_the_honest_one_goes_on(honest: Checkpoint, tmp_path: Path) -> None:
     torch.save(honest, tmp_path / LAST)
     assert fit(tmp_path, tmp_path / LAST).global_step == 4
     assert isinstance(load_model(tmp_path / LAST), VAE)
+
+
+class Patient(pl.Callback):
+    """A user's own, with no number until it has seen one."""
+
+    seen: int | None = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = state_dict["seen"]
+
+
+def test_a_callback_of_the_users_own_may_keep_what_it_likes(honest: Checkpoint) -> None:
+    callback = Patient()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[callback])
+    checkpoint = {**honest, "callbacks": {callback.state_key: {"seen": None}}}
+    checkpoint.pop("current_model_state")
+    check_restored(checkpoint, model(), trainer)
+    lying = {**checkpoint, "callbacks": {FiniteSteps().state_key: {"skipped": None, "in_a_row": 0}}}
+    trainer.callbacks.append(FiniteSteps())  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"callback FiniteSteps.*skipped is None"):
+        check_restored(lying, model(), trainer)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,8 @@ class CLI(LightningCLI):
         said = container.warning(Path(given.runs_dir).expanduser())
         if said and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(said, flush=True)
+        if self.config.subcommand != "fit":  # a test needs the weights alone: those that EMA averaged are in the file
+            warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
         given.trainer.default_root_dir = str(self.folder)
         given.trainer.precision = given.trainer.precision or _best_precision(given.trainer.accelerator)
         on_gpu = torch.cuda.is_available() and given.trainer.accelerator in ("auto", "gpu", "cuda")

@@ -45,6 +45,9 @@ def _shape(state: Mapping[str, Any], name: str) -> str:
 
 # -- the state of callbacks -------------------------------------------------------------------------------------------
 
+_CHECKED = ("lightning.", "pytorch_lightning.", "vae_lightning.")
+"""Modules whose callbacks keep the types of their state. A user's own may hold None where it held a number."""
+
 
 def check_restored(checkpoint: dict[str, Any], model: nn.Module, trainer: pl.Trainer) -> None:
     """Raise unless the weights fit `model` and the callbacks' states are of the form of their own; called before any is
@@ -58,12 +61,11 @@ def check_restored(checkpoint: dict[str, Any], model: nn.Module, trainer: pl.Tra
         key = callback.state_key
         if not states.get(key):
             continue
-        own, name = callback.state_dict(), f"callback {key.partition('{')[0]}"
-        if not is_overridden(
-            "load_state_dict", callback, pl.Callback
-        ):  # it reads its state itself, as ExactResume does
-            own = _shared(own, states[key])
-        _check_like(states[key], own, name, lengths=False)
+        if type(callback).__module__.startswith(_CHECKED):
+            own, name = callback.state_dict(), f"callback {key.partition('{')[0]}"
+            if not is_overridden("load_state_dict", callback, pl.Callback):  # ExactResume reads its state itself
+                own = _shared(own, states[key])
+            _check_like(states[key], own, name, lengths=False)
         if isinstance(callback, ModelCheckpoint):
             states[key] = {**states[key], **own_files(callback, states[key], Path(trainer.default_root_dir))}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vae_lightning.data import procedural
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
 from vae_lightning.drawing import draw_faces, draw_sprites
 from vae_lightning.types import UserError
@@ -36,3 +37,12 @@ def test_sprites_have_their_factors_as_labels(tmp_path: Path) -> None:
 def test_impossible_numbers_are_refused(num_images: int) -> None:
     with pytest.raises(UserError, match="num_images"):
         ProceduralSprites(num_images=num_images)
+
+
+def test_more_images_than_there_is_memory_for_are_refused_before_they_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as somebody else's config.yaml may ask for."""
+    monkeypatch.setattr(procedural, "draw_faces", None)
+    with pytest.raises(UserError, match=r"num_images 1,000,000,000,000 takes 11,444,091\.8 GiB, and .* are free"):
+        ProceduralFaces(str(tmp_path), num_images=10**12).prepare_data()

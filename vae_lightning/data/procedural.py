@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 import torch
 
+from vae_lightning.cores import available_memory
 from vae_lightning.data.base import CachedImages, Resident, Source
 from vae_lightning.data.cache import Contents
 from vae_lightning.data.transforms import Binarisation
@@ -38,7 +40,17 @@ class _Drawn(CachedImages):
     def source(self) -> Source:
         held_out = self.num_images // 20
         splits = {"train": self.num_images - 2 * held_out, "val": held_out, "test": held_out}
-        return Source({}, splits, self.contents)
+        return Source({}, splits, self._contents_in_memory)
+
+    def _contents_in_memory(self) -> Contents:
+        """All images are drawn at once: a number that somebody else's config.yaml asks for may be any."""
+        needed, free = self.num_images * math.prod(self.image_shape), available_memory()
+        if free is not None and needed > free:
+            raise UserError(
+                f"{type(self).__name__}: num_images {self.num_images:,} takes {needed / 2**30:,.1f} GiB, and "
+                f"{free / 2**30:,.1f} are free"
+            )
+        return self.contents()
 
     @abstractmethod
     def contents(self) -> Contents:

@@ -17,6 +17,7 @@ Conditional = Callable[[Tensor | None], Transform]
 """From a context, or None, to a transform of events."""
 
 _TOLERANCE = 0.01
+_IN_A_STEP = 3  # times what one density keeps
 _FEW = 4096
 """Points whose memory nobody need know."""
 
@@ -65,6 +66,8 @@ def _compare(back: Tensor, x: Tensor) -> None:
 def check_memory(flow: Conditional, context: Tensor | None, value: Tensor, event_dims: int) -> None:
     """Refuse a density that takes more memory than there is: all passes are kept for the way back.
 
+    A step of DReG keeps two such densities, and its backward pass took half as much again.
+
     Raises:
         UserError: in one line, before anything of that size is asked for.
     """
@@ -72,11 +75,12 @@ def check_memory(flow: Conditional, context: Tensor | None, value: Tensor, event
     if points < _FEW or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
     free = _free_memory(value.device)
-    needed = points * (_kept(flow, context, value, event_dims, 2) - _kept(flow, context, value, event_dims, 1))
+    a_point = _kept(flow, context, value, event_dims, 2) - _kept(flow, context, value, event_dims, 1)
+    needed = _IN_A_STEP * points * a_point
     if free is not None and needed > free:
         raise UserError(
-            f"flow: its density at {points:,} points that it did not draw takes {needed / 2**30:.0f} GiB, and "
-            f"{free / 2**30:.1f} are free; choose a posterior that needs no inverse (LinearIAF, FullNormal), fewer "
+            f"flow: its density at {points:,} points that it did not draw takes {needed / 2**30:.0f} GiB in a step, "
+            f"and {free / 2**30:.1f} are free; choose a posterior that needs no inverse (LinearIAF, FullNormal), fewer "
             "components of a VampPrior (--model.prior.num_components), fewer samples, or a smaller batch"
         )
 
