@@ -40,7 +40,7 @@ train: $(READY) ## Train, test, draw  [CONFIG=configs/vae/mnist.yaml] [DATA_DIR=
 # A process more than there are cores, because some tests wait. Each has whole files, whose fixtures are made once.
 WORKERS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) > 7 ? 8 : $$(getconf _NPROCESSORS_ONLN) + 1 )))
 test test-slow: $(READY)
-	@$(if $(DATA_DIR),VAE_LIGHTNING_DATA_DIR="$(DATA_DIR)") \
+	@$(if $(DATA_DIR),VAE_LIGHTNING_DATA_DIR="$(DATA_DIR)") OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder $(if $(filter test-slow,$@),-m slow) $(ARGS)
 
 test: ## Run the tests  [DATA_DIR=folder with MNIST, for the tests on real data] [ARGS="-k elbo"]

@@ -130,7 +130,8 @@ def test_an_option_before_the_command_is_told_to_follow_it(capfd: pytest.Capture
 
 
 def test_no_config_at_all_is_told_to_be_given(capfd: pytest.CaptureFixture[str]) -> None:
-    assert "(give a config: -c configs/vae/digits.yaml)" in said_by(["train"], capfd)
+    for args in (["train"], ["check-data"], ["check-data", "--data=Digits"]):
+        assert "(give a config: -c configs/vae/digits.yaml)" in said_by(args, capfd), args
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ _NO_MODULE = re.compile(r"No module named '(\w+)'")
 _NO_KEY = re.compile(r"does not accept option '([\w.]+)'")
 _NO_FILE = re.compile(r"File does not exist: '(.+)'")
 _NO_LITERAL = re.compile(r"Literal\[.*Got value: (\S+)$")
-_NO_CONFIG = "the following arguments are required: fit.data, fit.model"
+_NO_CONFIG = re.compile(r"the following arguments are required: (fit\.data, )?fit\.model")
 
 
 class Parser(LightningArgumentParser):
@@ -149,7 +149,7 @@ def _near_miss(message: str, text: str, options: Sequence[str]) -> str:
     if found := _NO_FILE.search(message):
         near = nearest_file(Path(found[1]))
         return f" (did you mean {near}?)" if near else ""
-    if message == _NO_CONFIG:
+    if _NO_CONFIG.fullmatch(message):
         return " (give a config: -c configs/vae/digits.yaml)"
     return hints(message, options) + _misspelt_form(message)
 

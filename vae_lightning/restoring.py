@@ -152,7 +152,7 @@ def _check_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 
 def _check_state(state: dict[str, Any], own: dict[str, Any], parameter: Tensor, name: str) -> None:
-    """What a step left must be there and of its form; what is there besides, of the parameter's shape or one number."""
+    """Raise unless `state` has each entry of `own` in its form; further tensors have the parameter's shape, or none."""
     _check_like(state, own, name, lengths=True)
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim():

@@ -73,6 +73,7 @@ def test_the_memory_format_is_the_devices_unless_one_is_named(
     assert weight.is_contiguous(memory_format=torch.channels_last) == expected
 
 
+@pytest.mark.slow  # a minute where the compiler's cache is empty
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_a_compiled_step_is_the_same_step_and_compiles_no_size_twice() -> None:
     """4 batches of 300 and a short one of 59, with the same noise: after the first epoch nothing is compiled anew."""

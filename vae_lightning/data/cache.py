@@ -241,7 +241,7 @@ def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) ->
 def _read(folder: Path, read: Callable[[], Contents]) -> Contents:
     try:
         return read()
-    except OSError as error:  # here and in `_write_chunk` of the images' files; all others are of writing the cache
+    except OSError as error:  # reading an image failed; elsewhere an OSError means that the cache cannot be written
         raise UserError(f"{error.filename or folder.name}: cannot be read ({error.strerror or error})") from error
 
 

@@ -83,7 +83,7 @@ class Classes(NamedTuple):
 
 
 def classes_of(images: Sequence[Parts], own: Mapping[Split, str]) -> Classes:
-    """Classes by the folder that each image lies in, within its split's where that has its own."""
+    """The classes: names of the folders that hold images, below the folder of a split where splits have folders."""
     folders = _class_folders(images, own)
     counts = Counter(name for name in folders if name is not None)
     names = sorted(counts)

@@ -41,8 +41,7 @@ _MORE_KL = (
 )
 _MORE_INFORMATION = (
     "train longer, if this run was short; warm the KL up (--model.objective=ELBO "
-    "--model.objective.beta=LinearWarmup --model.objective.beta.num_steps=...), or lower beta; the floor of FreeBits "
-    "can be filled by a q(z|x) that is the same for all images"
+    "--model.objective.beta=LinearWarmup --model.objective.beta.num_steps=...), or lower beta"
 )
 _MORE_IMAGES = "more test images, or a larger --collapse.num_images"
 _NOT_FINITE = (

@@ -92,7 +92,7 @@ def _result_bytes(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
     args, kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs))
     try:
         return _num_bytes(func(*args, **{**kwargs, **on_meta}))
-    except (NotImplementedError, RuntimeError):  # it has no form without values; or none at all, as it will say itself
+    except (NotImplementedError, RuntimeError):  # the result's size depends on values, or the call itself will fail
         return 0
 
 
