@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from vae_lightning.cores import num_cores
+from vae_lightning.runs.machine import num_cores
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
 PACKAGES = ("torch", "lightning", "torchvision", "torchmetrics", "pythae", "wandb", "numpy", "pillow", "vae_lightning")

@@ -162,9 +162,6 @@ def serve(descriptor: int) -> None:
     import wandb  # noqa: F401
     from sklearn import datasets, ensemble, linear_model  # noqa: F401
 
-    import vae_lightning.cli
-    import vae_lightning.commands  # noqa: F401
-
     assert threading.active_count() == 1  # a fork has this thread alone
     control = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the watchers below are nobody's to wait for

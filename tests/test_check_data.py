@@ -11,7 +11,7 @@ from tests.helpers import REPOSITORY, write_mnist
 from vae_lightning.__main__ import main
 from vae_lightning.data import CelebA
 from vae_lightning.data.base import SPLITS
-from vae_lightning.drawing import write_celeba_layout
+from vae_lightning.synthetic import write_celeba_layout
 
 CELEBA = ("check-data", "-c", "configs/vae/celeba.yaml", "--data.verify=false")
 

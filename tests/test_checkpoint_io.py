@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from tests.helpers import REPOSITORY, clean_environment
-from vae_lightning import runs
-from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS, WholeFiles, check_whole, part_of
+from vae_lightning.runs import folder as runs
+from vae_lightning.runs.checkpoint_io import BEST, LAST, PREVIOUS, WholeFiles, check_whole, part_of
 from vae_lightning.types import UserError
 
 

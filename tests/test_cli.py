@@ -37,7 +37,7 @@ from tests.helpers import (
 from vae_lightning import distributions as d
 from vae_lightning import networks, objectives
 from vae_lightning.__main__ import main
-from vae_lightning.cli import CLI
+from vae_lightning.cli.lightning import CLI
 from vae_lightning.data import MNIST, Digits
 from vae_lightning.models import VAE
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from tests.helpers import REPOSITORY, only, read_csv, write_binarized_mnist, write_mnist
 from vae_lightning.__main__ import main
-from vae_lightning.cli import CLI
-from vae_lightning.drawing import draw_faces, write_celeba_layout
+from vae_lightning.cli.lightning import CLI
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.synthetic import draw_faces, write_celeba_layout
 
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.y*ml") if path.name != "defaults.yaml")
 NAMES = [str(path.relative_to(REPOSITORY)) for path in CONFIGS]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.forks import start_for_real
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, run_cli
-from vae_lightning import container
+from vae_lightning.runs import container
 
 SHORT = ("fit", "-c", DIGITS, "--trainer.max_steps=1", "--trainer.logger=false")
 
@@ -37,7 +37,7 @@ def test_what_lies_below_a_mount_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_user_without_a_home_gets_a_private_one_that_does_not_stay(tmp_path: Path) -> None:
     code = (
-        "import os; from vae_lightning.container import give_home; give_home();"
+        "import os; from vae_lightning.runs.container import give_home; give_home();"
         "open(os.environ['HOME'] + '/cache', 'w').close();"
         "print(os.environ['HOME'], oct(os.stat(os.environ['HOME']).st_mode))"
     )

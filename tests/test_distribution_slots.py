@@ -14,9 +14,9 @@ import torch
 from tests.helpers import DIGITS, REPOSITORY
 from vae_lightning import distributions as d
 from vae_lightning.__main__ import main
-from vae_lightning.checkpoints import load_model
-from vae_lightning.cli import CLI
+from vae_lightning.cli.lightning import CLI
 from vae_lightning.models import VAE
+from vae_lightning.models.loading import load_model
 
 LEVELS = "--model.likelihood.num_levels=17"
 PRIOR = "--model.prior=FamilyPrior"

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from tests.helpers import clean_environment, write_mnist
-from vae_lightning import doctor
 from vae_lightning.__main__ import main
 from vae_lightning.data import MNIST
+from vae_lightning.verbs import doctor
 
 GIB = 2**30
 
@@ -93,7 +93,7 @@ def test_packages(name: str, version: str | None, says: str) -> None:
 def test_the_installed_metadata_asks_for_what_pyproject_does(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {str(requirement) for requirement in doctor._requirements()}
     lines = [*here, "pytest>=8 ; extra == 'dev'"]
-    monkeypatch.setattr(doctor, "__file__", "/nowhere/vae_lightning/doctor.py")
+    monkeypatch.setattr(doctor, "__file__", "/nowhere/vae_lightning/verbs/doctor.py")
     monkeypatch.setattr("importlib.metadata.requires", lambda _: lines)
     assert {str(requirement) for requirement in doctor._requirements()} == here
 

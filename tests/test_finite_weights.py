@@ -15,11 +15,11 @@ from tests.callbacks.test_checkpoint import fit, step_of
 from tests.helpers import DIGITS, EPOCHS, REPOSITORY, TrainedRun, only, trained_run
 from vae_lightning.__main__ import main
 from vae_lightning.callbacks import BestAndLast
-from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial, Family
-from vae_lightning.formatting import number, with_error
+from vae_lightning.metrics.formatting import number, with_error
 from vae_lightning.models import VAE
+from vae_lightning.runs.checkpoint_io import WholeFiles
 from vae_lightning.types import UserError
 
 WEIGHT = "encoder.layers.1.weight"

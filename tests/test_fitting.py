@@ -14,7 +14,6 @@ from torch.distributions import MultivariateNormal
 from tests.helpers import TrainedRun, read_picture, trained_run
 from tests.models.linear_gaussian import linear_gaussian
 from vae_lightning.__main__ import main
-from vae_lightning.checkpoints import load_model
 from vae_lightning.distributions import (
     Dirichlet,
     FamilyPrior,
@@ -28,10 +27,11 @@ from vae_lightning.distributions import (
     UniformSphere,
     VonMisesFisher,
 )
-from vae_lightning.fitting import Encoded, check_space, encode, fit_prior, report, save_prior, use_fitted_prior
 from vae_lightning.models import DLGM, VAE
+from vae_lightning.models.loading import load_model
 from vae_lightning.objectives import ELBO
 from vae_lightning.types import UserError
+from vae_lightning.verbs.fit_prior import Encoded, check_space, encode, fit_prior, report, save_prior, use_fitted_prior
 
 CHECKPOINT = Path("checkpoints") / "best.ckpt"
 

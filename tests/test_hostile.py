@@ -25,13 +25,13 @@ from tests.helpers import DIGITS
 from tests.test_trust import Pickled
 from vae_lightning.__main__ import main
 from vae_lightning.callbacks import EMA, BestAndLast, ExactResume, FiniteSteps
-from vae_lightning.checkpoint_io import LAST, WholeFiles
-from vae_lightning.checkpoints import load_model
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
+from vae_lightning.models.loading import load_model
+from vae_lightning.models.restoring import check_restored, own_files
 from vae_lightning.networks import MLP
-from vae_lightning.restoring import check_restored, own_files
+from vae_lightning.runs.checkpoint_io import LAST, WholeFiles
 from vae_lightning.types import UserError
 
 Checkpoint = dict[str, Any]

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import DIGITS, REPOSITORY, read_csv
 from vae_lightning.__main__ import main
 from vae_lightning.callbacks import run
-from vae_lightning.data.files import write_whole
+from vae_lightning.runs.whole_files import write_whole
 
 FEW = ("--trainer.check_val_every_n_epoch=1", "--trainer.limit_train_batches=4", "--trainer.limit_test_batches=1")
 FLAGS = ("--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.log_every_n_steps=1", "--nll.num_samples=2")

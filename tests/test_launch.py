@@ -13,7 +13,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from tests.helpers import REPOSITORY
-from vae_lightning.cli import DataCLI
+from vae_lightning.cli.lightning import DataCLI
 
 LAUNCH = REPOSITORY / "launch"
 CONFIG = ["-c", "configs/vae/celeba.yaml"]

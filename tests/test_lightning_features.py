@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Timer
 
 from tests.helpers import DIGITS, REPOSITORY, only, read_csv, run_cli
 from vae_lightning.__main__ import main
-from vae_lightning.cli import CLI
+from vae_lightning.cli.lightning import CLI
 from vae_lightning.distributions import Prior
 
 FIT = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import REPOSITORY
-from vae_lightning.cli import DataCLI
+from vae_lightning.cli.lightning import DataCLI
 
 
 @pytest.fixture

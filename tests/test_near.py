@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import DIGITS, REPOSITORY
 from vae_lightning.__main__ import main
-from vae_lightning.near import nearest
+from vae_lightning.runs.suggestions import nearest
 
 FIT = ("fit", "-c", DIGITS)
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.helpers import DIGITS
 from vae_lightning import objectives
-from vae_lightning.cli import DataCLI
+from vae_lightning.cli.lightning import DataCLI
+from vae_lightning.cli.overrides import with_own_defaults
 from vae_lightning.objectives import Objective
-from vae_lightning.overrides import with_own_defaults
 
 OBJECTIVES = [cls for cls in vars(objectives).values() if inspect.isclass(cls) and issubclass(cls, Objective)]
 WANTED = {"dataset_size": "1000", "goal": "-40", "capacity": "25"}  # arguments without a default

@@ -12,7 +12,7 @@ import torch
 
 from tests.forks import start_for_real, start_python
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, run_cli
-from vae_lightning import trust
+from vae_lightning.runs import trust
 
 PACKAGE = {
     "__init__.py": "from own_pkg.parts import *",
@@ -159,7 +159,7 @@ def test_the_last_line_of_a_run_recommends_a_command_that_works(here: Path, capf
 PYTHON = """
 import sys
 import pytest, torch
-from vae_lightning.checkpoints import load_model
+from vae_lightning.models.loading import load_model
 from vae_lightning.models import VAE, LatentVariableModel
 from vae_lightning.types import UserError
 
@@ -255,7 +255,7 @@ def test_a_package_that_is_not_there_is_one_line(here: Path, capfd: pytest.Captu
 FOUND = """
 import sys
 sys.path.remove("")
-from vae_lightning import trust
+from vae_lightning.runs import trust
 trust.trust(["own_pkg", "yaml"])
 import own_pkg, yaml
 assert yaml.safe_load("1") == 1

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import DIGITS, REPOSITORY
 from vae_lightning.__main__ import main
 from vae_lightning.data import files
-from vae_lightning.data.files import write_whole
+from vae_lightning.runs.whole_files import write_whole
 
 
 def killed_while_writing(path: Path) -> Path:

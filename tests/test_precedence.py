@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import DIGITS, REPOSITORY
-from vae_lightning.cli import DataCLI
+from vae_lightning.cli.lightning import DataCLI
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,8 @@ from PIL import Image
 
 from tests.helpers import DIGITS, EPOCHS, REPOSITORY, TrainedRun, only, trained_run
 from vae_lightning.__main__ import main
-from vae_lightning.checkpoints import load_model
 from vae_lightning.data import CelebA, Digits, ImageFolder
 from vae_lightning.data.base import SPLITS, Split
-from vae_lightning.data.transforms import Transform
 from vae_lightning.distributions import (
     IAF,
     Binomial,
@@ -32,11 +30,13 @@ from vae_lightning.distributions import (
     RelaxedCategorical,
     VonMisesFisher,
 )
-from vae_lightning.drawing import write_celeba_layout
 from vae_lightning.models import HVAE, VAE, LatentVariableModel
 from vae_lightning.models.codes import estimated, posterior_codes
+from vae_lightning.models.loading import load_model
 from vae_lightning.networks import MLP
 from vae_lightning.noise import reseed
+from vae_lightning.storage.transforms import Transform
+from vae_lightning.synthetic import write_celeba_layout
 
 COUNTS = {"train": 1266, "val": 176, "test": 355}
 

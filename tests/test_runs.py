@@ -15,11 +15,11 @@ import yaml
 from jsonargparse import Namespace
 
 from tests.helpers import DIGITS, REPOSITORY, only, read_csv
-from vae_lightning import runs
 from vae_lightning.__main__ import main
-from vae_lightning.checkpoint_io import WholeFiles
-from vae_lightning.cli import _experiment
-from vae_lightning.ownership import own, owner
+from vae_lightning.cli.lightning import _experiment
+from vae_lightning.runs import folder as runs
+from vae_lightning.runs.checkpoint_io import WholeFiles
+from vae_lightning.runs.ownership import own, owner
 from vae_lightning.types import UserError
 
 QUICK = ("fit", "-c", DIGITS, "--trainer.logger=false", "--trainer.accelerator=cpu", "--pictures.every_n_epochs=0")
@@ -193,7 +193,7 @@ def test_a_finished_run_is_complete_under_its_own_limits_and_lower_ones() -> Non
 
 
 def test_metrics_csv_is_cut_to_what_the_checkpoint_has_seen(tmp_path: Path) -> None:
-    from vae_lightning.loggers import MetricsCSV
+    from vae_lightning.runs.loggers import MetricsCSV
 
     path = tmp_path / "metrics.csv"
     path.write_text("step,a,b\n0,1.5,\n1,,2.5\n2,3.5,\n2,,4.5\n3,5.5,\n4,6.")  # the last was cut off

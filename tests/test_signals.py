@@ -19,7 +19,7 @@ import torch
 from tests.forks import Forked, start_python
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, read_csv
 from vae_lightning.__main__ import main
-from vae_lightning.checkpoint_io import check_whole
+from vae_lightning.runs.checkpoint_io import check_whole
 
 LONG = ("fit", "-c", DIGITS, "--trainer.max_epochs=20000", "--trainer.logger=false", "--trainer.accelerator=cpu")
 TWO = ("--trainer.devices=2", "--trainer.log_every_n_steps=10")
@@ -144,7 +144,7 @@ def test_a_signal_before_training_ends_at_once(start: Callable[..., Process]) ->
 
 STUCK = """
 import sys, time, signal, ctypes
-from vae_lightning import signals
+from vae_lightning.runs import signals
 signals.GRACE = 1.0
 signals.install()
 signals.poll(True)
@@ -267,7 +267,7 @@ import os, signal, sys
 if {early} and os.environ.get("LOCAL_RANK") == "1":
     os.kill(os.getpid(), signal.SIGINT)
 sys.path.insert(0, {repository!r})
-from vae_lightning import signals
+from vae_lightning.runs import signals
 signals.GRACE = 5.0
 from vae_lightning.__main__ import console
 console()

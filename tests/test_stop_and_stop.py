@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, read_csv
-from vae_lightning import signals
 from vae_lightning.__main__ import main
 from vae_lightning.models import VAE
+from vae_lightning.runs import signals
 
 FIT = (
     "fit",

@@ -17,15 +17,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from tests.helpers import read_csv
-from vae_lightning import signals
 from vae_lightning.callbacks import EMA, BestAndLast, ExactResume, FastNetworks, FiniteSteps
-from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.data import Digits
 from vae_lightning.distributions import ContinuousBernoulli
-from vae_lightning.loggers import MetricsCSV
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, LinearWarmup
+from vae_lightning.runs import signals
+from vae_lightning.runs.checkpoint_io import WholeFiles
+from vae_lightning.runs.loggers import MetricsCSV
 
 EPOCHS, BATCHES = 3, 4
 

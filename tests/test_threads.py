@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vae_lightning import __main__ as program
-from vae_lightning import cores
+from vae_lightning.runs import machine as cores
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ import torch
 
 from tests.helpers import DIGITS, REPOSITORY
 from vae_lightning.__main__ import main
-from vae_lightning.checkpoints import load_model
 from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
+from vae_lightning.models.loading import load_model
 from vae_lightning.networks import MLP
 from vae_lightning.types import UserError
 

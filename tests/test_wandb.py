@@ -15,7 +15,7 @@ import yaml
 
 from tests.helpers import DIGITS, REPOSITORY, SECRET, TrainedRun, only, read_csv, read_picture, run_cli, trained_run
 from vae_lightning.__main__ import main
-from vae_lightning.login import wandb_is_offline
+from vae_lightning.runs.login import wandb_is_offline
 from vae_lightning.types import UserError
 
 HEADER, BLOCK = 7, 32768
@@ -207,7 +207,7 @@ def test_what_the_user_says_wins_over_the_environment(
     def stop(_: Any, init_args: dict[str, Any]) -> None:
         raise UserError(str(init_args["project"]))
 
-    monkeypatch.setattr("vae_lightning.cli.start_wandb", stop)
+    monkeypatch.setattr("vae_lightning.cli.lightning.start_wandb", stop)
     monkeypatch.chdir(tmp_path)
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "own"}}
     Path("own.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))

@@ -1,3 +1,9 @@
 """A PyTorch Lightning template for variational autoencoders. Read `trace.py` first: it holds the vocabulary."""
 
+import sys
+
+from vae_lightning.runs.moved import MovedModules
+
 __version__ = "0.1.0"
+
+sys.meta_path.insert(0, MovedModules())  # before a folder that an older checkout has left

@@ -6,45 +6,19 @@ import os
 import sys
 import time
 
-from vae_lightning import container, signals
-from vae_lightning.cores import num_allowed, num_cores
+from vae_lightning.runs import container, signals
+from vae_lightning.runs.machine import num_allowed, num_cores
 
 _TICKS = "/proc/stat"
-
-HELP = """\
-vae-lightning: train, test and look at variational autoencoders.
-
-  vae-lightning train -c configs/vae/digits.yaml     fit, then test the best checkpoint, then say what came of it
-  vae-lightning fit -c CONFIG                        fit alone
-  vae-lightning validate|test|predict -c CONFIG --ckpt_path FILE
-                                                     predict: mean and scale of q(z|x) as npz; --split=all
-  vae-lightning check-data -c CONFIG                 prepare the data set, read all of it, list what is wrong
-  vae-lightning sample CHECKPOINT                    a picture of samples from the prior
-  vae-lightning fit-prior CHECKPOINT [--prior=CLASS] fit a density to the encoded training set; then
-  vae-lightning sample CHECKPOINT --prior=fitted     samples from it in the place of the prior
-  vae-lightning reconstruct CHECKPOINT               a picture of test images above their reconstructions
-  vae-lightning impute CHECKPOINT --missing=0.6      hide pixels of test images and fill them in; --steps, --corrected
-  vae-lightning doctor                               what this machine has: versions, devices, data, W&B, disk
-
-Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE
---model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). A config is code: it names the
-classes to build, so run none from a stranger.
-
-A run that was stopped goes on, in its folder, with --ckpt_path last (the experiment's newest run), --ckpt_path RUN, or,
-where it was begun with --run_id NAME, by the same command. SIGTERM and Ctrl-C save first.
-
-A model, network or data set of your own package works in every verb with --trust my_pkg, or with
-trust = ["my_pkg"] under [tool.vae_lightning] in the pyproject.toml of the present folder.
-
-  vae-lightning fit --help                           the flags of a verb;  --print_config  what a run would use
-"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit code: 0, 2 for bad input, 1 for what went wrong during a run, 128 + n for signal n."""
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        from vae_lightning.cli.help import help_text
+
+        print(help_text(), end="")
         return 0
     if args[0] == "--version":
         from vae_lightning import __version__
@@ -62,10 +36,10 @@ def _run(args: list[str]) -> int:
     keep_memory()
     container.give_home()
     if args[0] == "doctor":
-        from vae_lightning.doctor import main as doctor  # torch alone, and what is broken may not be imported
+        from vae_lightning.verbs.doctor import main as doctor  # torch alone, and what is broken may not be imported
 
         return doctor(args[1:])
-    from vae_lightning.commands import run  # torch, lightning: seconds
+    from vae_lightning.cli.dispatch import run  # torch, lightning: seconds
 
     return run(args)
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from vae_lightning.callbacks import EMA, BestAndLast, FiniteSteps
 from vae_lightning.callbacks.finite import _skip
-from vae_lightning.checkpoint_io import WholeFiles
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial, Family
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
+from vae_lightning.runs.checkpoint_io import WholeFiles
 from vae_lightning.types import Batch, UserError
 
 TINY = partial(MLP, hidden_sizes=(16,))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from vae_lightning.data import archive as module
-from vae_lightning.data.archive import ImageArchive
+from vae_lightning.storage.archive import ImageArchive
 from vae_lightning.types import UserError
 
 FILES = {f"faces/{i:06d}.jpg": np.random.default_rng(i).bytes(3000 + 97 * i) for i in range(40)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data import Digits, ImageLoader, Images
-from vae_lightning.data.transforms import Binarisation, Transform
+from vae_lightning.storage.transforms import Binarisation, Transform
 from vae_lightning.types import UserError
 
 N = 23

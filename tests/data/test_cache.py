@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from vae_lightning.data import ImageLoader, cache, loader
-from vae_lightning.data.cache import (
+from vae_lightning.storage.cache import (
     BrokenImagesError,
     Contents,
     Header,

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.helpers import REPOSITORY
 from vae_lightning.data import CelebA
 from vae_lightning.data.celeba import CROPS
-from vae_lightning.drawing import FACE_ATTRIBUTES, write_celeba_layout
+from vae_lightning.synthetic import FACE_ATTRIBUTES, write_celeba_layout
 from vae_lightning.types import UserError
 
 N = 40

@@ -17,11 +17,11 @@ from PIL import Image
 from tests.helpers import REPOSITORY
 from vae_lightning.__main__ import main
 from vae_lightning.data import ImageFolder, cache
-from vae_lightning.data.archive import ImageArchive
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
-from vae_lightning.data.cache import Contents, Header
-from vae_lightning.data.files import read_bytes, read_file
 from vae_lightning.metrics.classifier import grey
+from vae_lightning.storage.archive import ImageArchive
+from vae_lightning.storage.cache import Contents, Header
+from vae_lightning.storage.files import read_bytes, read_file
 from vae_lightning.types import UserError
 
 N = 500

@@ -16,7 +16,7 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 
 from vae_lightning.data import decode as module
-from vae_lightning.data.decode import (
+from vae_lightning.storage.decode import (
     FILTER,
     IMAGE_SUFFIXES,
     Fit,

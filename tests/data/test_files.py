@@ -18,7 +18,8 @@ import pytest
 
 from tests.helpers import idx_bytes
 from vae_lightning.data import files
-from vae_lightning.data.files import download, find, read_bytes, read_idx, write_whole
+from vae_lightning.runs.whole_files import write_whole
+from vae_lightning.storage.files import download, find, read_bytes, read_idx
 from vae_lightning.types import UserError
 
 CUBE = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)

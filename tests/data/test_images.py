@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from vae_lightning.data import ImageFolder
-from vae_lightning.data.cache import BrokenImagesError
+from vae_lightning.storage.cache import BrokenImagesError
 from vae_lightning.types import UserError
 
 
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_listed_is_named(folder: Path, monkeypatch: pyte
             raise PermissionError(errno.EACCES, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr("vae_lightning.data.files.os.scandir", scandir)
+    monkeypatch.setattr("vae_lightning.storage.files.os.scandir", scandir)
     with pytest.raises(UserError, match=r"locked: cannot be listed \(Permission denied\)"):
         prepared(folder)
 

@@ -12,8 +12,8 @@ import torch
 
 from vae_lightning.data import Digits, ImageLoader, Images, Transform
 from vae_lightning.data.base import CachedImages, Resident, Source
-from vae_lightning.data.cache import Contents
-from vae_lightning.data.loader import ahead
+from vae_lightning.storage.cache import Contents
+from vae_lightning.storage.loader import ahead
 from vae_lightning.types import UserError
 
 N = 60

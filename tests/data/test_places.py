@@ -10,7 +10,7 @@ import torch
 from tests.helpers import DIGITS, REPOSITORY, only, write_mnist
 from vae_lightning.__main__ import main
 from vae_lightning.data import MNIST, ImageFolder
-from vae_lightning.drawing import write_celeba_layout
+from vae_lightning.synthetic import write_celeba_layout
 
 
 @pytest.fixture(params=["mit Leerzeichen", "quote's & データ", "link"])

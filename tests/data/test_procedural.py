@@ -9,7 +9,7 @@ import torch
 
 from vae_lightning.data import procedural
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
-from vae_lightning.drawing import draw_faces, draw_sprites
+from vae_lightning.synthetic import draw_faces, draw_sprites
 from vae_lightning.types import UserError
 
 

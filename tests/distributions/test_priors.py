@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from vae_lightning import distributions
-from vae_lightning.checkpoints import load_model
 from vae_lightning.distributions import (
     IAF,
     Beta,
@@ -44,6 +43,7 @@ from vae_lightning.distributions import (
     share_support,
 )
 from vae_lightning.models import VAE
+from vae_lightning.models.loading import load_model
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO
 from vae_lightning.trace import kind

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vae_lightning.drawing import faces as drawn_faces
-from vae_lightning.drawing.attributes import FACE_ATTRIBUTES, face_attributes
-from vae_lightning.drawing.faces import draw_faces, render_faces, write_celeba_layout
-from vae_lightning.drawing.scene import FAR, STYLE
-from vae_lightning.drawing.sprites import NUM_SPRITES, SPRITE_FACTORS, draw_sprites, sprite_factors
+from vae_lightning.synthetic import faces as drawn_faces
+from vae_lightning.synthetic.attributes import FACE_ATTRIBUTES, face_attributes
+from vae_lightning.synthetic.faces import draw_faces, render_faces, write_celeba_layout
+from vae_lightning.synthetic.scene import FAR, STYLE
+from vae_lightning.synthetic.sprites import NUM_SPRITES, SPRITE_FACTORS, draw_sprites, sprite_factors
 
 # -- Sprites ----------------------------------------------------------------------------------------------------------
 

@@ -22,12 +22,12 @@ from vae_lightning.__main__ import main
 from vae_lightning.callbacks.run import _with_nulls
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial, StandardNormal
-from vae_lightning.fitting import Encoded, report
-from vae_lightning.formatting import with_error
 from vae_lightning.metrics import Evaluation, Information, LatentUnits, MeanAndError, RateDistortion
 from vae_lightning.metrics.disentanglement import factor_vae_score, mutual_information_gap, standard_error
 from vae_lightning.metrics.estimate import mean_and_error
+from vae_lightning.metrics.formatting import with_error
 from vae_lightning.models import VAE
+from vae_lightning.verbs.fit_prior import Encoded, report
 
 ONE_IMAGE = ("--trainer.limit_test_batches=1", "--data.eval_batch_size=1")
 SHORT = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=1")

@@ -18,17 +18,17 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vae_lightning.checkpoints import changes, differences, load_model
-from vae_lightning.compiler import find_compiler
 from vae_lightning.data import Digits, ImageDataModule
 from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal, Family
 from vae_lightning.models import VAE
+from vae_lightning.models.loading import changes, differences, load_model
+from vae_lightning.models.restoring import check_fits
 from vae_lightning.models.several import SeveralSteps
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
 from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
-from vae_lightning.restoring import check_fits
+from vae_lightning.runs.machine import find_compiler
+from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.trace import Trace
-from vae_lightning.trust import read_checkpoint
 from vae_lightning.types import Batch, UserError
 
 TINY = partial(MLP, hidden_sizes=(16,), activation=nn.Tanh)

@@ -15,10 +15,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from vae_lightning.callbacks import FastNetworks
-from vae_lightning.compiler import find_compiler
 from vae_lightning.distributions import DiagonalNormal
 from vae_lightning.models import CVAE, DLGM, HVAE, VAE, LatentVariableModel, base
 from vae_lightning.networks import MLP
+from vae_lightning.runs.machine import find_compiler
 from vae_lightning.types import UserError
 
 TINY = partial(MLP, hidden_sizes=(8,))

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.models.linear_hierarchy import IMAGE_SHAPE, SIGMA, SIZES, bottom_up, dlgm, exact_log_p, ladder
-from vae_lightning.checkpoints import load_model
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial, DiagonalNormal
 from vae_lightning.metrics import log_marginal_likelihood
 from vae_lightning.models import DLGM, HVAE, VAE, BottomUp, Ladder, LatentVariableModel
+from vae_lightning.models.loading import load_model
 from vae_lightning.networks import MLP, ResidualMLP
 from vae_lightning.objectives import ELBO, IWAE, log_mean_exp
 from vae_lightning.types import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from vae_lightning import signals
+from vae_lightning.runs import signals
 
 _SECONDS = 0.2  # between two questions
 _MOST = 100  # steps between two questions

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from torch import Tensor
 
-from vae_lightning import signals
 from vae_lightning.callbacks.agreement import Agreement
-from vae_lightning.checkpoint_io import BEST, LAST, PREVIOUS
-from vae_lightning.restoring import own_files
+from vae_lightning.models.restoring import own_files
+from vae_lightning.runs import signals
+from vae_lightning.runs.checkpoint_io import BEST, LAST, PREVIOUS
 from vae_lightning.types import UserError
 
 

@@ -15,14 +15,13 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from vae_lightning import __version__
-from vae_lightning.checkpoint_io import BEST, LAST, part_of
-from vae_lightning.cores import num_cores
 from vae_lightning.data import ImageDataModule
-from vae_lightning.data.files import write_whole
-from vae_lightning.formatting import number
 from vae_lightning.metrics import CollapseReport, Evaluation
 from vae_lightning.metrics.evaluator import objects_from_all_ranks
-from vae_lightning.ownership import own
+from vae_lightning.metrics.formatting import number
+from vae_lightning.runs.machine import num_cores
+from vae_lightning.runs.ownership import own
+from vae_lightning.runs.whole_files import remove_stale_parts, write_whole
 from vae_lightning.types import Batch
 
 _UNITS = {
@@ -84,8 +83,7 @@ class RunFolder(pl.Callback):
             return
         folder = Path(trainer.default_root_dir)
         self._lock = own(folder)
-        for name in (BEST, LAST):  # left by a process that was killed
-            part_of(folder / "checkpoints" / name).unlink(missing_ok=True)
+        remove_stale_parts(folder / "checkpoints")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Once a run that goes on has been found to fit its checkpoint."""

@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
-from vae_lightning.compiler import compiler_name, find_compiler
 from vae_lightning.data import ImageDataModule
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.several import SeveralSteps
+from vae_lightning.runs.machine import compiler_name, find_compiler
 from vae_lightning.types import Network, UserError
 
 

@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import lightning.pytorch as pl
 import torch
 
-from vae_lightning.data.cache import Contents, Header, broken_chunks, open_cache, prepare_cache, read_header
-from vae_lightning.data.files import MissingFileError
-from vae_lightning.data.loader import ImageLoader, Images, evaluation_batch_size
-from vae_lightning.data.transforms import Binarisation, Transform
+from vae_lightning.storage.cache import Contents, Header, broken_chunks, open_cache, prepare_cache, read_header
+from vae_lightning.storage.files import MissingFileError
+from vae_lightning.storage.loader import ImageLoader, Images, evaluation_batch_size
+from vae_lightning.storage.transforms import Binarisation, Transform
 from vae_lightning.types import Shape, UserError
 
 Split: TypeAlias = Literal["train", "val", "test"]

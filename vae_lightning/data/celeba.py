@@ -11,18 +11,17 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from vae_lightning.data.archive import ImageArchive
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
-from vae_lightning.data.cache import Contents, fill_from
-from vae_lightning.data.decode import CROP_FILTER, decode_crop
-from vae_lightning.data.files import (
+from vae_lightning.runs.whole_files import file_digest, one_at_a_time
+from vae_lightning.storage.archive import ImageArchive
+from vae_lightning.storage.cache import Contents, fill_from
+from vae_lightning.storage.decode import CROP_FILTER, decode_crop
+from vae_lightning.storage.files import (
     BYTE_ORDER_MARK,
     MissingFileError,
     check_digest,
-    file_digest,
     find,
     list_folder,
-    lock,
     read_bytes,
     read_file,
 )
@@ -130,7 +129,7 @@ class CelebA(CachedImages):
     def _open(self, path: Path, names: list[str]) -> _Members:
         archive = ImageArchive(path)  # says what a page of Google's is, or half a file
         if self.verify:
-            check_digest(path, self.digests[path.name], file_digest(path))
+            check_digest(path, self.digests[path.name], file_digest(path, "md5"))
         members = {Path(member).name: member for member in archive.names()}
         _require(path, names, set(members))
         return _Members(archive, members)
@@ -203,7 +202,7 @@ class CelebA(CachedImages):
         folder = self._folders()[0]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with lock(folder / ".download.lock"):  # who waited here finds the files
+            with one_at_a_time(folder / ".download.lock"):  # who waited here finds the files
                 for name in self.digests:  # the attributes last: the images do without them
                     if not self._has(name):
                         self._fetch(folder, name)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data.base import ImageDataModule, Split
-from vae_lightning.data.loader import Images
 from vae_lightning.noise import derive_seed
+from vae_lightning.storage.loader import Images
 
 
 class Digits(ImageDataModule):

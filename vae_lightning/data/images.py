@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from vae_lightning.cores import num_cores
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
-from vae_lightning.data.cache import Contents, fill_from, read_header
-from vae_lightning.data.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
-from vae_lightning.data.files import Listing, MissingFileError, list_folder, read_file, write_whole
 from vae_lightning.data.folders import Parts, Splits, classes_of, shown, split_folders
-from vae_lightning.data.loader import Images
-from vae_lightning.data.progress import Progress
-from vae_lightning.data.transforms import Binarisation
+from vae_lightning.runs.machine import num_cores
+from vae_lightning.runs.whole_files import write_whole
+from vae_lightning.storage.cache import Contents, fill_from, read_header
+from vae_lightning.storage.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
+from vae_lightning.storage.files import Listing, MissingFileError, list_folder, read_file
+from vae_lightning.storage.loader import Images
+from vae_lightning.storage.progress import Progress
+from vae_lightning.storage.transforms import Binarisation
 from vae_lightning.types import UserError
 
 # fmt: off

@@ -18,9 +18,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from vae_lightning.data.base import ImageDataModule, Resident, Split
-from vae_lightning.data.files import BYTE_ORDER_MARK, check_digest, download, find, read_bytes, read_idx, write_whole
-from vae_lightning.data.loader import Images
-from vae_lightning.data.transforms import Binarisation
+from vae_lightning.runs.whole_files import write_whole
+from vae_lightning.storage.files import BYTE_ORDER_MARK, check_digest, download, find, read_bytes, read_idx
+from vae_lightning.storage.loader import Images
+from vae_lightning.storage.transforms import Binarisation
 from vae_lightning.types import Shape, UserError
 
 

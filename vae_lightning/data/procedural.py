@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vae_lightning.cores import available_memory
 from vae_lightning.data.base import CachedImages, Resident, Source
-from vae_lightning.data.cache import Contents
-from vae_lightning.data.transforms import Binarisation
-from vae_lightning.drawing import (
+from vae_lightning.runs.machine import available_memory
+from vae_lightning.storage.cache import Contents
+from vae_lightning.storage.transforms import Binarisation
+from vae_lightning.synthetic import (
     DRAWING_VERSION,
     NUM_SPRITES,
     SPRITE_FACTORS,
@@ -60,7 +60,7 @@ class _Drawn(CachedImages):
 class ProceduralFaces(_Drawn):
     """Cartoon faces of 3 x 64 x 64 pixels with CelebA's 40 attributes (`label`, uint8 [B, 40]): drawings, not CelebA.
 
-    Face i is a function of i alone. In CelebA's own layout of files: `vae_lightning.drawing.write_celeba_layout`.
+    Face i is a function of i alone. In CelebA's own layout of files: `vae_lightning.synthetic.write_celeba_layout`.
     """
 
     image_shape = (3, 64, 64)

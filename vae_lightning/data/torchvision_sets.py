@@ -14,23 +14,22 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data.base import CachedImages, ImageDataModule, Resident, Source, Split
-from vae_lightning.data.cache import Contents, fill_from
-from vae_lightning.data.decode import FILTER, decode
-from vae_lightning.data.files import (
+from vae_lightning.data.mnist import MNIST, idx_names
+from vae_lightning.noise import derive_seed
+from vae_lightning.runs.whole_files import file_digest, one_at_a_time
+from vae_lightning.storage.cache import Contents, fill_from
+from vae_lightning.storage.decode import FILTER, decode
+from vae_lightning.storage.files import (
     MissingFileError,
     check_digest,
-    file_digest,
     find,
     list_folder,
-    lock,
     read_bytes,
     read_file,
     read_idx,
 )
-from vae_lightning.data.loader import Images
-from vae_lightning.data.mnist import MNIST, idx_names
-from vae_lightning.data.transforms import Binarisation
-from vae_lightning.noise import derive_seed
+from vae_lightning.storage.loader import Images
+from vae_lightning.storage.transforms import Binarisation
 from vae_lightning.types import UserError
 
 _NOT_FOUND = "Dataset not found or corrupted"
@@ -50,7 +49,7 @@ class _LookAlike(MNIST):
             return super()._read(name)
         path = self._path(name)
         if path.suffix == ".gz":
-            check_digest(path, self.digests[name][0], file_digest(path))
+            check_digest(path, self.digests[name][0], file_digest(path, "md5"))
         if hashlib.md5(read_bytes(path), usedforsecurity=False).hexdigest() == MNIST.digests[name][1]:
             raise UserError(f"{path}: a file of MNIST's, not of {type(self).__name__}; delete it and fetch it again")
         values, count = super()._read(name), 60_000 if name.startswith("train") else 10_000
@@ -158,7 +157,7 @@ def _alone(data_dir: str, name: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             Path(data_dir).mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock(Path(data_dir) / f".{name}.lock"))
+            stack.enter_context(one_at_a_time(Path(data_dir) / f".{name}.lock"))
         except OSError as error:
             raise UserError(f"{data_dir}: cannot be written ({error.strerror}); choose --data.data_dir") from error
         yield

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Transform
 from torch.distributions.transforms import _InverseTransform
 
-from vae_lightning.cores import available_memory
+from vae_lightning.runs.machine import available_memory
 from vae_lightning.types import UserError
 
 Conditional = Callable[[Tensor | None], Transform]

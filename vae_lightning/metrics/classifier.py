@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae_lightning.data import ImageDataModule, Images
-from vae_lightning.data.files import write_whole
 from vae_lightning.networks import ConvEncoder
+from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.types import Shape, UserError
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from vae_lightning.data import ImageDataModule
-from vae_lightning.data.loader import evaluation_batch_size, evaluation_batches
 from vae_lightning.metrics.classifier import grey, load_classifier, prepare_classifier
 from vae_lightning.metrics.evaluator import Evaluator, Finding, rank_and_world_size
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.noise import reseed
+from vae_lightning.storage.loader import evaluation_batch_size, evaluation_batches
 from vae_lightning.trace import Trace
 from vae_lightning.types import UserError
 

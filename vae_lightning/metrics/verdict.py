@@ -23,9 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae_lightning.formatting import with_error
 from vae_lightning.metrics.estimate import Estimate, mean_and_error
 from vae_lightning.metrics.evaluator import Finding
+from vae_lightning.metrics.formatting import with_error
 
 COLLAPSED = 0.1
 """Nats an image. A latent that costs or says less, or whose swap costs less, is as good as absent: one bit is 0.69

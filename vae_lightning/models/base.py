@@ -16,17 +16,17 @@ from torch.distributions import Distribution
 
 from vae_lightning.distributions import noise_scale, share_support
 from vae_lightning.models.batches import check_batch, range_note
+from vae_lightning.models.building import load
 from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
-from vae_lightning.models.loading import load
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
+from vae_lightning.models.restoring import check_restored
 from vae_lightning.models.weights import check_finite
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ObjectiveRecipe
 from vae_lightning.recipes import to_plain
-from vae_lightning.restoring import check_restored
+from vae_lightning.runs.trust import check_checkpoint, read_checkpoint, trust
 from vae_lightning.trace import Trace, has_mean, kind
-from vae_lightning.trust import check_checkpoint, read_checkpoint, trust
 from vae_lightning.types import Batch, UserError
 
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
+from vae_lightning.models.restoring import check_training_state
 from vae_lightning.models.several import SeveralSteps
-from vae_lightning.restoring import check_training_state
 from vae_lightning.types import UserError
 
 OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]

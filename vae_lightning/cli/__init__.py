@@ -1,0 +1,1 @@
+"""The command line: LightningCLI with our parser, the dispatch of the verbs, errors in one line."""

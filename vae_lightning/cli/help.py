@@ -1,0 +1,73 @@
+"""`vae-lightning --help`, made from Lightning's verbs and the first paragraph of each file in verbs/.
+
+The files are read and not imported, because the help has to come at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+_WIDTH = 40  # of the left column
+LIGHTNING_VERBS = {
+    "train": ("-c configs/vae/digits.yaml", "fit, then test the best checkpoint and print the results"),
+    "fit": ("-c CONFIG", "fit alone"),
+    "validate": ("-c CONFIG --ckpt_path FILE", "the validation numbers of a checkpoint"),
+    "test": ("-c CONFIG --ckpt_path FILE", "the test numbers of a checkpoint, into results.json"),
+    "predict": ("-c CONFIG --ckpt_path FILE", "mean and scale of q(z|x), into an npz file; --split=all"),
+}
+"""Usage and purpose of the verbs that Lightning's own command line runs."""
+
+_HEAD = "Train, test and look at variational autoencoders: vae-lightning COMMAND ..."
+_TAIL = """\
+Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE
+--model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). If a flag replaces a class, the
+options that you gave for the old class are kept if the new one has them, and its own defaults are taken for the others.
+A config is code, because it names the classes to build: run none from a stranger.
+
+A stopped run goes on in its folder by --ckpt_path last (the experiment's newest run), by --ckpt_path RUN, or, if it was
+begun with --run_id NAME, by the same command. SIGTERM and Ctrl-C save first.
+
+A model, network or data set of your own package works in every verb with --trust my_pkg, or with
+trust = ["my_pkg"] under [tool.vae_lightning] in the pyproject.toml of the present folder.
+
+  vae-lightning fit --help                      the flags of a verb
+  vae-lightning fit -c CONFIG --print_config    the configuration that a run would use
+"""
+
+
+class Verb(NamedTuple):
+    """How a verb is called, and its purpose."""
+
+    usage: str
+    text: str
+
+
+@cache
+def own_verbs() -> dict[str, Verb]:
+    """The verbs beyond Lightning's by name: one for each file in verbs/ whose name has no underscore in front."""
+    files = sorted((Path(__file__).parent.parent / "verbs").glob("[a-z]*.py"))
+    return {file.stem.replace("_", "-"): _read(file) for file in files}
+
+
+def _read(file: Path) -> Verb:
+    """From the first paragraph of the file's docstring: "`sample RUN`: draw samples ..."."""
+    doc = ast.get_docstring(ast.parse(file.read_text())) or ""
+    usage, _, text = " ".join(doc.partition("\n\n")[0].split()).partition("`: ")
+    return Verb(usage.lstrip("`"), text.rstrip("."))
+
+
+def help_text() -> str:
+    """All of `vae-lightning --help`."""
+    verbs = [Verb(f"{name} {usage}", text) for name, (usage, text) in LIGHTNING_VERBS.items()] + [*own_verbs().values()]
+    return "\n".join([_HEAD, "", *(_row(verb) for verb in verbs), "", _TAIL])
+
+
+def _row(verb: Verb) -> str:
+    lines = textwrap.wrap(verb.text, 120 - 2 - _WIDTH)
+    first = f"  {verb.usage}".ljust(_WIDTH)
+    lines = [f"{first}  {lines[0]}", *(f"{'':{_WIDTH}}  {line}" for line in lines[1:])]
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""A slot that gets another class on the command line gets that class's own defaults with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vae_lightning.cli.slots import slots, subclasses
+from vae_lightning.recipes import defaults
+
+_LINKED = {"data.seed"}  # computed from other settings: not to be given
+_PLAIN = (bool, int, float, str, tuple)  # not None: within a class jsonargparse reads null as a word
+
+
+def with_own_defaults(args: Sequence[str]) -> list[str]:
+    """`args`, with each `--model.objective=IWAE` followed by those defaults of IWAE that no flag and no file overrides.
+
+    jsonargparse hands the arguments of the class that stood there before on to the new one where they fit, those too
+    that were nothing but its defaults: an IWAE in the place of an ELBO that nobody configured would have K = 1. What a
+    file or a flag says is kept. Classes of other packages are left to jsonargparse.
+    """
+    flags = list(_flags(args))
+    said = {key for _, name, value in flags for key in _said(name, value)}
+    given: list[str] = []
+    for tokens, name, value in flags:
+        given += tokens
+        for argument, default in _defaults_of(name, value).items():
+            key = f"{name}.{argument}"
+            if key not in _LINKED and not any(one == key or one.startswith(f"{key}.") for one in said):
+                given.append(f"--{key}={default if isinstance(default, str) else json.dumps(default)}")
+    return given
+
+
+def _flags(args: Sequence[str]) -> Iterator[tuple[Sequence[str], str, str]]:
+    """Each argument, or flag with its value: its tokens, the name without `init_args` and `class_path`, the value."""
+    rest = list(args)
+    while rest:
+        token = rest.pop(0)
+        name, is_one, value = token.partition("=")
+        tokens = [token]
+        if token.startswith("-") and not is_one and rest and not rest[0].startswith("-"):
+            value = rest.pop(0)
+            tokens.append(value)
+        yield tokens, _plain_name(name.lstrip("-")), value
+
+
+def _plain_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in ("init_args", "class_path"))
+
+
+def _said(name: str, value: str) -> Iterator[str]:
+    """The keys that a flag says something of: its own, those of a file, or of a class that is spelled out."""
+    if name in ("c", "config"):
+        yield from _keys(yaml.safe_load(Path(value).read_text()) if Path(value).is_file() else None, "")
+    else:
+        yield name
+        with suppress(yaml.YAMLError):  # jsonargparse will say what is wrong with it
+            yield from _keys(yaml.safe_load(value) if value.lstrip().startswith("{") else None, name)
+
+
+def _keys(tree: Any, name: str) -> Iterator[str]:
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        inner = _plain_name(f"{name}.{key}".strip("."))
+        yield inner
+        yield from _keys(value, inner)
+
+
+def _defaults_of(name: str, value: str) -> dict[str, Any]:
+    """The plain defaults of the class that `value` names, where `name` is a slot."""
+    base = slots().get(name.rpartition(".")[2])
+    known = {cls.__name__: cls for cls in subclasses(base)} if base else {}
+    cls = known.get(value.rpartition(".")[2])
+    return {argument: d for argument, d in defaults(cls).items() if isinstance(d, _PLAIN)} if cls else {}

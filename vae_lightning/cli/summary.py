@@ -1,0 +1,116 @@
+"""The last lines of a run: where it is, what it found, what to type next."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+
+from vae_lightning.callbacks.checkpoint import own_checkpoints
+from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
+from vae_lightning.metrics.formatting import number, with_error
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.recipes import to_plain
+from vae_lightning.runs.checkpoint_io import BEST, LAST
+from vae_lightning.runs.trust import foreign_packages
+
+
+def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
+    """Folder, headline numbers in nats per image with what they are numbers of, the W&B line, the next command."""
+    rows = [
+        ("run", str(folder)),
+        *_numbers(trainer),
+        *_latents(trainer),
+        *_conditions(trainer, config),
+        *_wandb(trainer),
+    ]
+    checkpoints = (folder / "checkpoints" / name for name in (BEST, LAST))
+    kept = next((path for path in checkpoints if path.is_file()), None)
+    if kept is not None:
+        rows.append(("pictures", str(folder / "images")))
+        own = "".join(f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams)))
+        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}{own}"))
+    return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
+
+
+def program(name: str) -> str:
+    """How a shell finds a program of this environment: by its name, or by its path where .venv is not activated."""
+    path = Path(sys.executable).parent / name
+    if shutil.which(name) or not path.is_file():
+        return name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    rows = _validation(trainer)
+    metrics = trainer.callback_metrics
+    if "test/nll" in metrics:
+        nll = with_error(metrics["test/nll"], metrics.get("test/nll_stderr"))
+        rows.append(("test", f"nll {nll} nats/image (an upper bound, by importance sampling)"))
+    if "test/elbo" in metrics:
+        names = ("elbo", "log_likelihood", "kl")
+        rows.append(("", ", ".join(f"{name} {number(metrics[f'test/{name}'])}" for name in names)))
+    numbers = next((c.numbers for c in trainer.callbacks if isinstance(c, Evaluation)), {})  # type: ignore[attr-defined]
+    shown = [name for name in numbers if not name.endswith("_stderr") and name not in RateDistortion.units]
+    if shown:  # rate and distortion stand above, as kl and log_likelihood
+        rows.append(("", ", ".join(f"{name} {_short(numbers[name])}" for name in shown)))
+    return rows
+
+
+def _short(value: float | str) -> str:
+    """Three digits; a question mark where the number is not known."""
+    return value if isinstance(value, str) else "?" if math.isnan(value) else f"{value:.3g}"
+
+
+def _validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """The best value of the run's own checkpoint callback; or, after values of which none was finite, what is kept."""
+    kept = own_checkpoints(trainer)
+    if kept is None:
+        return []
+    if kept.best_model_score is not None and kept.best_model_score.isfinite():
+        return [("validation", f"{kept.monitor} {number(kept.best_model_score)} at best")]
+    if not kept.has_refused:
+        return []
+    last = f"last.ckpt has step {trainer.global_step}" if kept.last_model_path else "nor was last.ckpt written"
+    return [("validation", f"{kept.monitor} was never finite: there is no best.ckpt; {last}")]
+
+
+def _latents(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    """Whether the latents are used, by which numbers, and what is wrong with them, each with its remedy."""
+    report = next((c for c in trainer.callbacks if isinstance(c, CollapseReport)), None)  # type: ignore[attr-defined]
+    verdict = report.verdict if report else None
+    said = [line for line in (verdict.summary, *verdict.findings) if line] if verdict else []
+    return [("latents" if line is said[0] else "", line) for line in said]
+
+
+def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
+    """What a number in nats means nothing without."""
+    settings = yaml.safe_load(config)
+    model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(model, LatentVariableModel)
+    said = [f"likelihood {model.likelihood_name}"] if model.likelihood_name else []
+    said += [f"trained by {type(model.objective).__name__} with K = {model.objective.num_samples}"]
+    said += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(model.objective_step).items()]
+    sigma = next((v for k, v in trainer.callback_metrics.items() if k.endswith("/sigma")), None)
+    said += [] if sigma is None else [f"sigma {sigma.item():.4g}"]
+    said += [f"{type(data).__name__}, binarisation {data.binarisation}"]
+    said += [f"{settings['nll']['num_samples']} importance samples"]
+    ess = trainer.callback_metrics.get("test/nll_ess")
+    said += [] if ess is None else [f"{ess.item():.1f} of them effective"]
+    return [("given", ", ".join(said))]
+
+
+def _wandb(trainer: pl.Trainer) -> list[tuple[str, str]]:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            if logger._offline:
+                folder = shlex.quote(str(Path(logger.experiment.dir).parent))
+                return [("W&B", f"recorded offline; to upload it: {program('wandb')} sync {folder}")]
+            return [("W&B", str(logger.experiment.url))]
+    return []

@@ -1,0 +1,61 @@
+"""The data set that a run was trained on, built from the run's own config by the rules of trust."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from vae_lightning.data.base import ImageDataModule
+from vae_lightning.runs.trust import NOT_BUILT, TRUSTED, build, check_names, trust
+from vae_lightning.types import UserError
+
+
+def build_data(spec: dict[str, Any]) -> ImageDataModule:
+    """The data set of a `{class_path, init_args}` that the user has written."""
+    parser = _data_parser()
+    data: ImageDataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    return data
+
+
+def data_of(checkpoint: Path, trusted: list[str]) -> ImageDataModule:
+    """The data set that the checkpoint's run was trained on, prepared.
+
+    Args:
+        checkpoint: a file in the `checkpoints` folder of a run; the run's config.yaml names the data set.
+        trusted: packages of the user's own, whose classes the config may name.
+
+    Raises:
+        UserError: if the config is missing, or names a class that is not trusted or cannot be built.
+    """
+    config = checkpoint.absolute().parent.parent / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
+    try:
+        spec = yaml.safe_load(config.read_text())["data"]
+        names = ("vae_lightning.data.", *(name for name in trust(trusted, checkpoint) if name not in TRUSTED))
+        check_names(_without_folders(spec), config, names)
+        data: ImageDataModule | None = build(_data_parser(), {"data": spec}, config, names).data
+        if data is None:
+            raise ValueError("data is null")
+    except UserError:
+        raise
+    except (yaml.YAMLError, *NOT_BUILT) as error:
+        raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
+    data.prepare_data()
+    return data
+
+
+def _data_parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    return parser
+
+
+def _without_folders(spec: Any) -> Any:
+    """A data set's recipe without its folders, whose names may be anything."""
+    if isinstance(spec, dict):
+        return {name: _without_folders(value) for name, value in spec.items() if not str(name).endswith("_dir")}
+    return spec

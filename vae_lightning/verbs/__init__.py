@@ -1,0 +1,1 @@
+"""One file for each command beyond Lightning's: its help, its arguments, its work."""
