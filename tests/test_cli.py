@@ -472,7 +472,7 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "no-weights": ([*TEST, "--ckpt_path={0}/no_weights.ckpt"], 2, "no_weights.ckpt: not a checkpoint"),
     "sample-junk": (["sample", "{0}/junk.ckpt"], 2, "junk.ckpt: not a readable checkpoint"),
     "reconstruct-none": (["reconstruct", "{0}/none.ckpt"], 2, "none.ckpt: no such checkpoint"),
-    "sample-what": (["sample"], 2, "checkpoint"),
+    "sample-what": (["sample"], 2, "RUN"),
     "sample-key": (["sample", "{0}/junk.ckpt", "--nonsense=1"], 2, "--nonsense"),
     "sample-zero": (["sample", "{0}/junk.ckpt", "--num_images=0"], 2, "--num_images is 0"),
     # output

@@ -75,7 +75,7 @@ def test_the_images_are_spread_over_the_test_set(runs: dict[str, Path], monkeypa
     """The error is said of them, and a file may be sorted by class: not the first ones."""
     seen: list[Tensor] = []
     monkeypatch.setattr(
-        "vae_lightning.cli.dispatch.impute",
+        "vae_lightning.verbs.impute.impute",
         lambda model, batch, *args: seen.append(batch["x"]) or impute(model, batch, *args),
     )
     assert main(["impute", str(runs["DLGM"]), "--steps=1", "--num_images=40"]) == 0

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers import DIGITS, REPOSITORY
 from vae_lightning.__main__ import main
-from vae_lightning.data import files
+from vae_lightning.runs import whole_files
 from vae_lightning.runs.whole_files import write_whole
 
 
@@ -60,7 +60,7 @@ def test_one_that_is_taken_for_stale_before_it_is_locked_is_begun_again(
         locks.append(operation)
         if len(locks) == 1:
             monkeypatch.setattr(fcntl, "flock", lock)
-            files.remove_stale_parts(tmp_path)
+            whole_files.remove_stale_parts(tmp_path)
             assert not list(tmp_path.iterdir())
             monkeypatch.setattr(fcntl, "flock", flock)
         lock(file, operation)  # type: ignore[arg-type]
@@ -77,10 +77,8 @@ def test_a_run_that_goes_on_removes_what_it_left(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(REPOSITORY)
     folder = tmp_path / "vae" / "digits" / "x"
     left = [killed_while_writing(folder / name) for name in ("metrics.csv", "images/samples-0001.png")]
-    left += [folder / "checkpoints" / f".{name}.ckpt.part" for name in ("best", "last")]
-    left[-1].parent.mkdir()
-    for path in left[2:]:
-        path.write_bytes(b"half")
+    left.append(killed_while_writing(folder / "checkpoints" / "last.ckpt"))
+    assert all(path.is_file() for path in left)
     flags = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.max_steps=1", f"--runs_dir={tmp_path}")
     assert main(["fit", "-c", DIGITS, *flags, "--run_id=x", "--pictures.every_n_epochs=100"]) == 0
     assert not list(folder.rglob("*.part"))

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from tests.helpers import read_csv
 from vae_lightning.callbacks import EMA, BestAndLast, ExactResume, FiniteSteps, Pictures, pictures
-from vae_lightning.callbacks.pictures import sample_grid
 from vae_lightning.data import Digits
 from vae_lightning.distributions import ContinuousBernoulli
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, LinearWarmup
+from vae_lightning.pictures import sample_grid
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import WholeFiles
 from vae_lightning.runs.loggers import MetricsCSV

@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 
 from tests.helpers import DIGITS, REPOSITORY, only, read_csv
 from vae_lightning.__main__ import main
-from vae_lightning.cli.lightning import _experiment
+from vae_lightning.cli.run_settings import experiment_of
 from vae_lightning.runs import folder as runs
 from vae_lightning.runs.checkpoint_io import WholeFiles
 from vae_lightning.runs.ownership import own, owner
@@ -149,9 +149,7 @@ def write(folder: Path, step: int, job: str | None = None) -> Path:
 def given(tmp_path: Path, **settings: Any) -> Any:
     from jsonargparse import Namespace
 
-    return Namespace(
-        **{"runs_dir": str(tmp_path), "run_id": None, "allow_remote": False, "ckpt_path": None, **settings}
-    )
+    return Namespace(**{"runs_dir": str(tmp_path), "run_id": None, "ckpt_path": None, **settings})
 
 
 def test_a_process_that_its_launcher_started_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +268,6 @@ def test_an_experiment_lies_below_the_folder_of_all_runs(
 
 
 def test_an_experiment_is_named_by_the_path_that_its_config_really_has() -> None:
-    assert _experiment(["configs/vae/mnist.yaml"]) == "vae/mnist"
-    assert _experiment(["configs/vae/../mine.yaml"]) == "mine"
-    assert _experiment(["configs/../mine.yaml"]) == "mine"
+    assert experiment_of(["configs/vae/mnist.yaml"]) == "vae/mnist"
+    assert experiment_of(["configs/vae/../mine.yaml"]) == "mine"
+    assert experiment_of(["configs/../mine.yaml"]) == "mine"

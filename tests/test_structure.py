@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent / "vae_lightning"
 FILES = sorted(ROOT.rglob("*.py"))
-ALLOWED = {  # what each room may import of ours, besides itself
+ROOT_FILES = {"__init__", "__main__", "trace", "types", "noise", "recipes"}
+VOCABULARY = {"types", "noise", "trace", "recipes"}
+MATHEMATICS = {"distributions", "networks", "objectives"}
+ALLOWED = {  # what each room may import of ours, besides itself; every file is in a room that stands here
+    "__init__": {"runs"},
     "types": set(),
-    "signals": set(),
-    "cores": set(),
-    "formatting": set(),
-    "ownership": {"types"},
     "noise": set(),
     "recipes": {"types"},
-    "checkpoint_form": {"types"},
-    "checkpoint_io": {"checkpoint_form", "types"},
-    "restoring": {"checkpoint_form", "types"},
-    "trust": {"checkpoint_form", "checkpoint_io", "types"},
     "trace": {"types"},
-    "distributions": {"cores", "types"},
+    "runs": {"types"},
+    "synthetic": {"noise"},
     "networks": {"types"},
+    "distributions": {"runs", "types"},
     "objectives": {"trace", "types"},
-    "models": {"distributions", "networks", "noise", "objectives", "recipes", "restoring", "trace", "trust", "types"},
-    "data": {"cores", "drawing", "noise", "types"},
-    "drawing": {"noise", "types"},
-    "metrics": {"data", "distributions", "formatting", "models", "networks", "noise", "trace", "types"},
-    "callbacks": {
-        *("checkpoint_io", "compiler", "cores", "data", "formatting", "metrics", "models", "noise", "ownership"),
-        *("restoring", "signals", "types"),
-    },
+    "storage": {"noise", "runs", "types"},
+    "data": {"noise", "runs", "storage", "synthetic", "types"},
+    "models": {*VOCABULARY, *MATHEMATICS, "runs"},
+    "pictures": {*VOCABULARY, "models", "runs"},
+    "metrics": {*VOCABULARY, *MATHEMATICS, "data", "models", "runs", "storage"},
+    "callbacks": {*VOCABULARY, "data", "metrics", "models", "pictures", "runs", "storage"},
+    "verbs": {*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "pictures", "runs", "storage"},
+    "cli": {*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "runs", "verbs"},
+    "__main__": {"cli", "runs", "verbs"},
 }
 
 
@@ -40,21 +40,34 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
+    """The modules of ours that a file imports, wherever in the file: `runs.folder`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module == "vae_lightning":
-            names = [f"vae_lightning.{alias.name}" for alias in node.names if not alias.name.startswith("__")]
-        found |= {name.split(".")[1] for name in names if name.startswith("vae_lightning.")}
+        if isinstance(node, ast.ImportFrom) and (ROOT.parent / (node.module or "").replace(".", "/")).is_dir():
+            names = [f"{node.module}.{alias.name}" for alias in node.names if not alias.name.startswith("__")]
+        found |= {name.removeprefix("vae_lightning.") for name in names if name.startswith("vae_lightning.")}
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    if room(path) in ALLOWED:
-        assert imported_rooms(path) <= ALLOWED[room(path)] | {room(path)}
+    assert {module.split(".")[0] for module in imported_modules(path)} <= ALLOWED[room(path)] | {room(path)}
+
+
+def test_rooms_have_an_order() -> None:
+    """No room imports, by whatever way, from one that imports from it; the same of the files in them."""
+    rooms = {name: set(allowed) for name, allowed in ALLOWED.items()}
+    list(TopologicalSorter(rooms).static_order())
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): imported_modules(path) for path in FILES}
+    list(TopologicalSorter({name: files.keys() & found for name, found in files.items()}).static_order())
+
+
+def test_the_root_holds_the_vocabulary_alone() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == ROOT_FILES
+    assert max(len(path.relative_to(ROOT).parts) for path in FILES) == 2
 
 
 def functions() -> list[tuple[str, ast.FunctionDef]]:

@@ -16,11 +16,11 @@ from PIL import Image
 
 from tests.helpers import read_picture
 from vae_lightning.callbacks import Pictures
-from vae_lightning.callbacks.pictures import reconstruction_grid, sample_grid, save_png, to_grid
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
+from vae_lightning.pictures import reconstruction_grid, sample_grid, save_png, to_grid
 from vae_lightning.types import UserError
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from vae_lightning.callbacks import FastNetworks
-from vae_lightning.callbacks.pictures import reconstruction_grid
 from vae_lightning.data import Digits
 from vae_lightning.distributions import Binomial, DiagonalNormal
 from vae_lightning.metrics import log_marginal_likelihood
 from vae_lightning.models import CVAE, VAE, ClassLabel, ImageColumns
 from vae_lightning.models.loading import load_model
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
+from vae_lightning.pictures import reconstruction_grid
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
 

@@ -16,6 +16,7 @@ from vae_lightning.runs import container, folder
 from vae_lightning.runs.checkpoint_form import check_whole_fit
 from vae_lightning.runs.folder import Complete, Run
 from vae_lightning.runs.login import wandb_is_disabled, wandb_is_offline
+from vae_lightning.runs.trust import refuse_address
 from vae_lightning.types import UserError
 
 # -- which run ---------------------------------------------------------------------------------------------------------
@@ -33,7 +34,9 @@ def choose_run(given: Namespace, verb: str, then_test: bool) -> Run:
         Complete: if the run has ended already.
         UserError: if the checkpoint is missing, damaged, or holds less than a fit goes on from.
     """
-    given.experiment = given.experiment or _experiment(given.config)
+    if given.ckpt_path is not None:
+        refuse_address(given.ckpt_path)
+    given.experiment = given.experiment or experiment_of(given.config)
     if verb == "fit":
         run = folder.choose_run(given, given.experiment)
         if run.contents is not None:
@@ -65,7 +68,7 @@ def _end_if_complete(run: Run, given: Namespace, then_test: bool) -> None:
         )
 
 
-def _experiment(configs: list[Any] | None) -> str:
+def experiment_of(configs: list[Any] | None) -> str:
     """vae/mnist for configs/vae/mnist.yaml; the bare name for a file that lies elsewhere."""
     if not configs:
         return "unnamed"

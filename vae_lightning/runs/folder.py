@@ -24,7 +24,7 @@ from torch import distributed as dist
 
 from vae_lightning.runs.checkpoint_io import BEST, LAST, PREVIOUS
 from vae_lightning.runs.ownership import job, owner
-from vae_lightning.runs.trust import read_checkpoint
+from vae_lightning.runs.trust import read_checkpoint, refuse_address
 from vae_lightning.types import UserError
 
 RUN_ID = "VAE_LIGHTNING_RUN_ID"
@@ -115,8 +115,10 @@ def of_checkpoint(path: Path, new: Path) -> Run:
     return Run(folder if (folder / "config.yaml").is_file() else new, path, read_checkpoint(path))
 
 
-def best(path: Path) -> Path:
+def best(run: str | Path) -> Path:
     """A checkpoint as it is; of a run's folder the best one, or, aloud, the last one if no validation has chosen it."""
+    refuse_address(run)
+    path = Path(run)
     if not path.is_dir():
         return path
     found = [path / "checkpoints" / name for name in (BEST, LAST, PREVIOUS)]

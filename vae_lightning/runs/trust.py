@@ -39,9 +39,10 @@ _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # the one function t
 _PLAIN = re.compile(r"[\w .,+-]*")
 
 
-def is_remote(path: str | Path) -> bool:
-    """Whether a path is an address, such as `s3://bucket/last.ckpt`; `Path` makes one slash of its two."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:+/", str(path)) is not None
+def refuse_address(path: str | Path) -> None:
+    """Raise UserError if a path is an address, such as `s3://bucket/last.ckpt`: nothing is fetched."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:+/", str(path)):  # `Path` makes one slash of the two
+        raise UserError(f"{path}: an address, expected a file on this machine; fetch it first")
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -50,8 +51,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     Raises:
         UserError: if the file is missing, damaged, or not a checkpoint of a Lightning module with its class path.
     """
-    if is_remote(path):
-        raise UserError(f"{path}: an address, expected a file on this machine")
+    refuse_address(path)
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; a run keeps them in runs/<experiment>/<run id>/checkpoints/")

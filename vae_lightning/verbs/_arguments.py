@@ -33,9 +33,7 @@ class Parser(OneLineParser):
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """The argument RUN: a folder or a checkpoint."""
-    parser.add_argument(
-        "checkpoint", metavar="RUN", type=Path, help="a run's folder (its best checkpoint), or a checkpoint"
-    )
+    parser.add_argument("checkpoint", metavar="RUN", help="a run's folder (its best checkpoint), or a checkpoint")
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser, what: str) -> None:
