@@ -15,7 +15,7 @@ import torch
 
 from tests.forks import start_python
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, read_csv
-from tests.test_signals import LIMIT, ranks
+from tests.runs.test_signals import LIMIT, ranks
 
 FIT = ("fit", "-c", DIGITS, "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.logger=false")
 SHORT = ("--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--trainer.num_sanity_val_steps=0")

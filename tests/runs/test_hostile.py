@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 from tests.helpers import DIGITS
-from tests.test_trust import Pickled
+from tests.runs.test_trust import Pickled
 from vae_lightning.__main__ import main
 from vae_lightning.callbacks import EMA, BestAndLast, ExactResume, FiniteSteps
 from vae_lightning.data import Digits

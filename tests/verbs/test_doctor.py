@@ -47,7 +47,7 @@ def test_what_is_broken_is_not_imported_and_ends_in_one(tmp_path: Path) -> None:
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms is not there')"
     )
-    path = f"{tmp_path}{os.pathsep}{Path(__file__).parent.parent}"
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
     result = run(f"--data_dir={tmp_path}", f"--runs_dir={tmp_path}", PYTHONPATH=path)
     assert (result.returncode, result.stderr) == (1, "")
     assert "FAIL  torch " in result.stdout

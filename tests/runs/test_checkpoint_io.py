@@ -279,7 +279,7 @@ FORKS = """
 import os, random, sys, time
 from pathlib import Path
 import torch
-from tests.test_checkpoint_io import WholeFiles, contents, runs
+from tests.runs.test_checkpoint_io import WholeFiles, contents, runs
 folder, random_ = Path(sys.argv[1]), random.Random(0)
 for kill in range(int(sys.argv[2])):
     reader, writer = os.pipe()

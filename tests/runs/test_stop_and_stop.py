@@ -85,7 +85,7 @@ def test_two_stops_over_the_boundary_of_an_epoch(
 SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, {repository!r})
-from tests.test_stop_and_stop import planted
+from tests.runs.test_stop_and_stop import planted
 from vae_lightning.callbacks import agreement
 from vae_lightning.models import VAE
 agreement._MOST = 1  # the ranks compare at each step

@@ -29,7 +29,7 @@ def test_the_likelihood_is_that_of_the_trace(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     config = tmp_path / "fixed.yaml"
-    config.write_text("model: {class_path: tests.test_report.Fixed}\ndata: {class_path: Digits}\n")
+    config.write_text("model: {class_path: tests.cli.test_report.Fixed}\ndata: {class_path: Digits}\n")
     quick = ("--trainer.max_epochs=1", "--trainer.logger=false", f"--runs_dir={tmp_path}")
     assert main([verb, "-c", str(config), *EPOCHS, *quick]) == 0
     assert "given       likelihood Laplace, trained by ELBO with K = 1" in capsys.readouterr().out
