@@ -45,12 +45,8 @@ OLD_NAMES = {  # modules that may have moved since, and their public names
         *("EMA", "BestAndLast", "ExactResume", "FastNetworks", "FiniteSteps", "Pictures", "ProgressLines", "RunFolder"),
         *("StartNotes", "SteadyBar"),
     ),
-    "vae_lightning.callbacks.pictures": (
-        *("Pictures", "reconstruction_grid", "sample_grid", "save_png", "stack", "to_grid"),
-    ),
+    "vae_lightning.callbacks.pictures": (*("Pictures", "reconstruction_grid", "sample_grid", "save_png"),),
     "vae_lightning.metrics": ("CollapseReport", "Evaluation", "MarginalLikelihood", "log_marginal_likelihood"),
-    "vae_lightning.runs": ("Complete", "Run", "best", "choose_run", "newest", "of_checkpoint"),
-    "vae_lightning.cli": ("CLI", "DataCLI"),
     "vae_lightning.trace": ("Latent", "Trace"),
     "vae_lightning.types": ("Batch", "Shape", "UserError"),
     "vae_lightning.noise": ("derive_seed", "reseed"),

@@ -1,4 +1,4 @@
-"""Modules under the names that they had before they were moved into rooms: imports and class paths of before still resolve."""
+"""Modules under the names that they had before they moved into rooms, so that old imports still resolve."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 _PACKAGE = "vae_lightning."
 _MOVED = {
