@@ -22,8 +22,8 @@ from vae_lightning.models.optimization import Optimized, OptimizerRecipe, Schedu
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.weights import check_finite
 from vae_lightning.noise import reseed
-from vae_lightning.objectives import ObjectiveRecipe
-from vae_lightning.recipes import to_plain
+from vae_lightning.objectives import ELBO, ObjectiveRecipe
+from vae_lightning.recipes import arguments, defaults, to_plain
 from vae_lightning.restoring import check_restored
 from vae_lightning.trace import Trace, has_mean, kind
 from vae_lightning.trust import check_checkpoint, read_checkpoint, trust
@@ -44,8 +44,8 @@ class LatentVariableModel(Optimized):
 
     def __init__(
         self,
-        objective: ObjectiveRecipe,
-        optimizer: OptimizerRecipe,
+        objective: ObjectiveRecipe = ELBO,
+        optimizer: OptimizerRecipe = torch.optim.Adam,
         scheduler: SchedulerRecipe | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
@@ -305,9 +305,15 @@ class LatentVariableModel(Optimized):
         return model.to(device)
 
     def _set_hparams(self, hp: Any) -> None:
-        """Keep recipes as plain data, in the form that Lightning's own CLI keeps them, so that both load alike."""
+        """Keep recipes as plain data, in the form that Lightning's own CLI keeps them, so that both load alike.
+
+        Lightning finds no defaults behind `**kwargs`: those of this class are added.
+        """
         cls = type(self)
-        kept = {"_class_path": f"{cls.__module__}.{cls.__qualname__}", **to_plain(hp, "model")}
+        known = arguments(cls).keys() - hp.keys()
+        passed_on = {name: value for name, value in defaults(LatentVariableModel).items() if name in known}
+        hparams = to_plain({**hp, **passed_on}, "model")
+        kept = {"_class_path": f"{cls.__module__}.{cls.__qualname__}", **hparams}
         super()._set_hparams({**kept, "_instantiator": "lightning.pytorch.cli.instantiate_module"})
 
 

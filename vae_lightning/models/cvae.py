@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,9 @@ from vae_lightning.distributions import (
     PriorRecipe,
     StandardNormal,
 )
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count
 from vae_lightning.networks import MLP
-from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
@@ -132,12 +131,9 @@ class CVAE(LatentVariableModel):
         likelihood: FamilyRecipe = Bernoulli,
         prior: PriorRecipe = StandardNormal,
         prior_network: NetworkRecipe | None = None,
-        objective: ObjectiveRecipe = ELBO,
-        optimizer: OptimizerRecipe = torch.optim.Adam,
-        scheduler: SchedulerRecipe | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
         if latent_size < 0:
             raise UserError(

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lightning.distributions import Bernoulli, DiagonalNormal, FamilyRecipe, StandardNormal
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
+from vae_lightning.models.base import LatentVariableModel, layer_sizes
 from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
-from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape
 
@@ -38,12 +37,9 @@ class DLGM(LatentVariableModel):
         transition: NetworkRecipe = MLP,
         decoder: NetworkRecipe = MLP,
         likelihood: FamilyRecipe = Bernoulli,
-        objective: ObjectiveRecipe = ELBO,
-        optimizer: OptimizerRecipe = torch.optim.Adam,
-        scheduler: SchedulerRecipe | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
         sizes, image_shape = layer_sizes("DLGM", latent_sizes), tuple(image_shape)
         self.likelihood = likelihood(image_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,9 @@ from vae_lightning.distributions import (
     StandardNormal,
     normal_product,
 )
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
+from vae_lightning.models.base import LatentVariableModel, layer_sizes
 from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
-from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
@@ -136,12 +135,9 @@ class HVAE(LatentVariableModel):
         decoder: NetworkRecipe = MLP,
         likelihood: FamilyRecipe = Bernoulli,
         prior: PriorRecipe = StandardNormal,
-        objective: ObjectiveRecipe = ELBO,
-        optimizer: OptimizerRecipe = torch.optim.Adam,
-        scheduler: SchedulerRecipe | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
         sizes, image_shape = layer_sizes("HVAE", latent_sizes), tuple(image_shape)
         self.inference = inference(image_shape, sizes)  # phi

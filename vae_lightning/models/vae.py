@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,9 @@ from vae_lightning.distributions import (
     PriorRecipe,
     StandardNormal,
 )
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
-from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
@@ -42,12 +41,9 @@ class VAE(LatentVariableModel):
         decoder: NetworkRecipe = MLP,
         likelihood: FamilyRecipe = Bernoulli,
         prior: PriorRecipe = StandardNormal,
-        objective: ObjectiveRecipe = ELBO,
-        optimizer: OptimizerRecipe = torch.optim.Adam,
-        scheduler: SchedulerRecipe | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
         image_shape, latent_shape = tuple(image_shape), _latent_shape(latent_size)
         self.posterior = posterior(latent_shape)
