@@ -244,7 +244,7 @@ def codes_and_draws(model: LatentVariableModel, name: str) -> tuple[dict[str, to
     batch = {"x": Digits().images("test").pixels[:4].float() / 16}
     with torch.no_grad():
         trace = model.trace(batch)
-        codes = posterior_codes(model, batch, trace)
+        codes = posterior_codes(model.trace, batch, trace)
         draws = torch.cat([model.trace(batch, 1000).latents[name].z for _ in range(20)])
     return codes, draws, estimated(trace)
 

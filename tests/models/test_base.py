@@ -23,7 +23,7 @@ from vae_lightning.compiler import find_compiler
 from vae_lightning.data import Digits, ImageDataModule
 from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal, Family
 from vae_lightning.models import CVAE, DLGM, HVAE, VAE, LatentVariableModel
-from vae_lightning.models.several import SeveralSteps
+from vae_lightning.models.multi_step import MultiStepTraining
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
 from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
 from vae_lightning.recipes import arguments
@@ -151,7 +151,7 @@ def test_each_rank_trains_on_noise_of_its_own(
         loop = trainer(tmp_path, max_steps=1, log_every_n_steps=0)
         call: Any = [{"x": x}] if steps_per_call == 1 else [[{"x": x}]]
         if steps_per_call > 1:
-            model.automatic_optimization, model.several = False, SeveralSteps(model, loop, steps_per_call)
+            model.automatic_optimization, model.multi_step = False, MultiStepTraining(model, loop, steps_per_call)
         loop.fit(model, torch.utils.data.DataLoader(call, batch_size=None))
         return drawn[0]
 

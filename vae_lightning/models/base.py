@@ -14,18 +14,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lightning.distributions import noise_scale, share_support
+from vae_lightning.distributions import noise_scale
 from vae_lightning.models.batches import check_batch, range_note
 from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
 from vae_lightning.models.loading import load
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
-from vae_lightning.models.weights import check_finite
+from vae_lightning.models.trace_checks import check_trace
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.recipes import arguments, defaults, to_plain
 from vae_lightning.restoring import check_restored
-from vae_lightning.trace import Trace, has_mean, kind
+from vae_lightning.trace import Trace, kind
 from vae_lightning.trust import check_checkpoint, read_checkpoint, trust
 from vae_lightning.types import Batch, UserError
 
@@ -92,7 +92,7 @@ class LatentVariableModel(Optimized):
         return batch
 
     def _check_loader(self, batch: Any) -> None:
-        grouped = self.several is not None and self.trainer.training
+        grouped = self.multi_step is not None and self.trainer.training
         if grouped and not (isinstance(batch, list) and batch):
             raise UserError(
                 "speed.steps_per_call: the training loader yields single batches; leave steps_per_call at 1"
@@ -109,16 +109,22 @@ class LatentVariableModel(Optimized):
 
     def training_step(self, batch: Batch | list[Batch], batch_idx: int) -> Tensor | None:
         if isinstance(batch, list):
-            assert self.several is not None
-            return self.several(batch, batch_idx)
-        return self.loss_of(batch, batch_idx, self.trainer.is_last_batch)[0]
+            assert self.multi_step is not None
+            return self.multi_step(batch, batch_idx)
+        return self.training_loss(batch, batch_idx, self.trainer.is_last_batch)[0]
 
-    def loss_of(self, batch: Batch, index: int, is_last: bool) -> tuple[Tensor, bool]:
-        """The loss of the epoch's batch number `index`, with that batch's noise; and whether it was logged."""
+    def training_loss(self, batch: Batch, index: int, is_last: bool) -> tuple[Tensor, bool]:
+        """Return the loss of one training batch, and whether the step was logged.
+
+        Args:
+            batch: The batch, on the model's device.
+            index: The number of the batch in its epoch, from 0; the noise is a function of this number.
+            is_last: Whether the batch is the last one of its epoch.
+        """
         self._check_before_compiled(batch)
         self._reseed(self.global_rank, _TRAIN, self.current_epoch, index)
         loss, terms, scalars = (self.compiled or self.loss_and_terms)(batch, self.objective_step)
-        is_due = self._log_interval.is_due(self.trainer, self.several, index, is_last)
+        is_due = self._log_interval.is_due(self.trainer, self.multi_step, index, is_last)
         if is_due:
             rate = self._speed.read()
             speed = {} if rate is None else {"images_per_second": rate * self.trainer.world_size}
@@ -127,21 +133,32 @@ class LatentVariableModel(Optimized):
         return loss, is_due
 
     def loss_and_terms(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """The loss, the objective's terms [B] and what else is logged: all of a step's mathematics, in one function
-        that looks at nothing but the networks, so that it can be compiled as one."""
-        terms, trace = self._evaluate(batch, step)
+        """Return the loss, the objective's terms (each [B]) and other values to log; training and evaluation use this.
+
+        The function reads nothing but the networks and the objective, so that torch.compile can compile it whole.
+
+        Args:
+            batch: The batch, on the model's device.
+            step: The step that the objective's schedules see.
+        """
+        trace = self.trace(batch, self.objective.num_samples)
+        if not torch.compiler.is_compiling():
+            self._check_once(trace)
+        with torch.autocast(batch["x"].device.type, enabled=False):
+            terms = self.objective(trace, step)
         loss = terms["loss"].mean()
-        # times 1, or NaN: a loss that is not finite has a gradient that is not, and the mean over ranks tells them all
+        # Multiply by 1 + 0 * loss (1, or NaN if the loss is not finite). A bad loss then gives a bad gradient, which
+        # the all-reduce spreads to every rank.
         return loss * (1 + 0 * loss.detach()), terms, self._scalars(trace)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        terms, trace = self._evaluate(batch, self.objective_step)
-        self._log("val", terms, self._scalars(trace))
+        _, terms, scalars = self.loss_and_terms(batch, self.objective_step)
+        self._log("val", terms, scalars)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The objective's terms of every image [B], for whoever asks how far they spread."""
-        terms, trace = self._evaluate(batch, self.objective_step)
-        self._log("test", terms, self._scalars(trace))
+        """Return the objective's terms of every image, each [B]: callbacks compute standard errors from them."""
+        _, terms, scalars = self.loss_and_terms(batch, self.objective_step)
+        self._log("test", terms, scalars)
         return terms
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -153,14 +170,7 @@ class LatentVariableModel(Optimized):
         if batch_idx == dataloader_idx == 0 and (names := estimated(trace)):
             rank_zero_info(f"{', '.join(names)}: no closed form of q(z|x): mean and scale are those of {DRAWS} draws")
         labels = {name: batch[name] for name in ("label",) if name in batch}
-        return {**posterior_codes(self, batch, trace, self.predicts_samples), **labels}
-
-    def _evaluate(self, batch: Batch, step: int) -> tuple[dict[str, Tensor], Trace]:
-        trace = self.trace(batch, self.objective.num_samples)
-        if not torch.compiler.is_compiling():
-            self._check_once(trace)
-        with torch.autocast(batch["x"].device.type, enabled=False):
-            return self.objective(trace, step), trace
+        return {**posterior_codes(self.trace, batch, trace, self.predicts_samples), **labels}
 
     @torch.no_grad()
     def _check_before_compiled(self, batch: Batch) -> None:
@@ -190,21 +200,7 @@ class LatentVariableModel(Optimized):
         if stage in self._stages_checked:
             return
         self._stages_checked.add(stage)
-        check_finite(type(self).__name__, self.state_dict())
-        _check_likelihood(trace)
-        for name, latent in trace.latents.items():
-            if not torch.isfinite(latent.z).all():
-                raise UserError(
-                    f"latent {name}: a sample of its posterior {kind(latent.q)} is not finite, with weights that are; "
-                    "they are too large: train again with a smaller learning rate or --trainer.gradient_clip_val"
-                )
-            if not share_support(latent.q, latent.p, latent.z):
-                raise UserError(
-                    f"latent {name}: its posterior {kind(latent.q)} and its prior {kind(latent.p)} are not over the "
-                    "same space; give the posterior's own family as the prior (--model.prior=FamilyPrior "
-                    "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size; a "
-                    "latent whose prior has no such flag takes DiagonalNormal, or another posterior over R^D"
-                )
+        check_trace(type(self).__name__, self.state_dict(), trace)
         self.likelihood_name = kind(trace.p_x)
         if len(self._stages_checked) == 1:
             kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
@@ -238,7 +234,7 @@ class LatentVariableModel(Optimized):
 
     def _begin_epoch(self) -> None:
         self._speed.start()
-        self._log_interval.begin_epoch(self.trainer, self.several)
+        self._log_interval.begin_epoch(self.trainer, self.multi_step)
 
     def on_train_epoch_end(self) -> None:
         self._speed.stop()
@@ -249,8 +245,8 @@ class LatentVariableModel(Optimized):
     def on_validation_start(self) -> None:
         self._speed.stop()
         self._rng_state = torch.get_rng_state()
-        if self.several is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.several.count(self.global_step - 1)
+        if self.multi_step is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.multi_step.count(self.global_step - 1)
 
     def on_validation_end(self) -> None:
         """A user's own shuffling DataLoader draws its order from here: not from the one state validation ends in."""
@@ -315,27 +311,3 @@ class LatentVariableModel(Optimized):
         hparams = to_plain({**hp, **passed_on}, "model")
         kept = {"_class_path": f"{cls.__module__}.{cls.__qualname__}", **hparams}
         super()._set_hparams({**kept, "_instantiator": "lightning.pytorch.cli.instantiate_module"})
-
-
-def _check_likelihood(trace: Trace) -> None:
-    if not has_mean(trace.p_x):
-        raise UserError(
-            f"the likelihood {kind(trace.p_x)} does not know its mean, which reconstructions and samples are; choose "
-            "one that does (--model.likelihood=DiagonalNormal or ContinuousBernoulli, Bernoulli for binarised pixels)"
-        )
-    value = trace.outside_support()
-    if value is not None:
-        raise UserError(
-            f"the likelihood {kind(trace.p_x)} gives no probability to a pixel of value {value:.4g}, or an infinite "
-            "density; choose Bernoulli for pixels of 0 and 1 (--data.binarisation=dynamic or threshold makes them "
-            "such), or a likelihood for grey pixels (--model.likelihood=ContinuousBernoulli or DiagonalNormal, or "
-            "Binomial or DiscretizedLogistic where its number of levels fits)"
-        )
-
-
-def layer_sizes(owner: str, latent_sizes: Sequence[int]) -> list[int]:
-    """The sizes of the latents of a hierarchy, checked."""
-    sizes = list(latent_sizes)
-    if not sizes or min(sizes) < 1:
-        raise UserError(f"{owner}: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
-    return sizes

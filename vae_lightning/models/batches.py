@@ -78,5 +78,13 @@ def check_count(owner: str, n: int) -> None:
         raise UserError(f"{owner}.sample(n) draws n images: n is {n!r}; it must be a whole number of at least 1")
 
 
+def layer_sizes(owner: str, latent_sizes: Sequence[int]) -> list[int]:
+    """The sizes of the latents of a hierarchy, checked."""
+    sizes = list(latent_sizes)
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"{owner}: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
+    return sizes
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,14 +12,11 @@ from torch.distributions import Distribution
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch
 
-if TYPE_CHECKING:
-    from vae_lightning.models.base import LatentVariableModel
-
 DRAWS, _AT_ONCE = 64, 8
 
 
 def posterior_codes(
-    model: LatentVariableModel, batch: Batch, trace: Trace, with_sample: bool = False
+    trace_of: Callable[[Batch, int], Trace], batch: Batch, trace: Trace, with_sample: bool = False
 ) -> dict[str, Tensor]:
     """`<latent>_mean` and `<latent>_scale`, each [B, *event]: E[z|x] and the standard deviation of each dimension.
 
@@ -37,7 +34,7 @@ def posterior_codes(
         mean, scale = _closed_forms(latent.q)
         if mean is None or scale is None:
             if _is_conditional(latent.q):
-                traces = traces or [model.trace(batch, _AT_ONCE) for _ in range(DRAWS // _AT_ONCE)]
+                traces = traces or [trace_of(batch, _AT_ONCE) for _ in range(DRAWS // _AT_ONCE)]
                 draws = torch.cat([one.latents[name].z for one in traces])  # [64, B, *event]
             else:
                 draws = copy(latent.q).sample(torch.Size((DRAWS,)))  # a copy: some remember their last sample

@@ -18,8 +18,8 @@ from vae_lightning.distributions import (
     StandardNormal,
     normal_product,
 )
-from vae_lightning.models.base import LatentVariableModel, layer_sizes
-from vae_lightning.models.batches import check_count, named_latents
+from vae_lightning.models.base import LatentVariableModel
+from vae_lightning.models.batches import check_count, layer_sizes, named_latents
 from vae_lightning.networks import MLP
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError

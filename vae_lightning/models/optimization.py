@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-from vae_lightning.models.several import SeveralSteps
+from vae_lightning.models.multi_step import MultiStepTraining
 from vae_lightning.restoring import check_training_state
 from vae_lightning.types import UserError
 
@@ -32,7 +32,7 @@ class Optimized(pl.LightningModule):
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self._loaded_values: dict[str, float] = {}
         self._epochs_scheduled = 0
-        self.several: SeveralSteps | None = None  # set where `training_step` is given several batches at once
+        self.multi_step: MultiStepTraining | None = None  # set where `training_step` is given several batches at once
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None:  # a model that was never fitted may be saved, too
@@ -70,7 +70,7 @@ class Optimized(pl.LightningModule):
         values, epochs = self._monitored(), self.trainer.current_epoch
         is_new, self._epochs_scheduled = epochs > self._epochs_scheduled, epochs
         for config in self.trainer.lr_scheduler_configs:
-            by_epoch = config.interval == "epoch" or self.several is not None
+            by_epoch = config.interval == "epoch" or self.multi_step is not None
             due = is_new and epochs % config.frequency == 0
             if config.reduce_on_plateau and by_epoch and due and config.monitor in values:
                 config.scheduler.step(values[config.monitor])  # type: ignore[arg-type]
@@ -94,7 +94,7 @@ class Optimized(pl.LightningModule):
                 optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self.several is not None:  # else Lightning does
+        if self.multi_step is not None:  # else Lightning does
             clip = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
             self.configure_gradient_clipping(optimizer, *clip)
 

@@ -7,7 +7,7 @@ import time
 
 import lightning.pytorch as pl
 
-from vae_lightning.models.several import SeveralSteps
+from vae_lightning.models.multi_step import MultiStepTraining
 
 
 class LogInterval:
@@ -22,16 +22,16 @@ class LogInterval:
         # not the trainer itself: it would be copied with the model
         self.given: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
 
-    def begin_epoch(self, trainer: pl.Trainer, several: SeveralSteps | None) -> None:
+    def begin_epoch(self, trainer: pl.Trainer, multi_step: MultiStepTraining | None) -> None:
         """Lower the interval to the epoch's steps."""
-        batches = trainer.num_training_batches if several is None else several.batches_of_epoch()
-        steps = self.given if batches == math.inf else math.ceil(batches / _batches_per_step(trainer, several))
+        batches = trainer.num_training_batches if multi_step is None else multi_step.batches_of_epoch()
+        steps = self.given if batches == math.inf else math.ceil(batches / _batches_per_step(trainer, multi_step))
         _set_interval(trainer, min(self.given, max(1, steps)))
 
-    def is_due(self, trainer: pl.Trainer, several: SeveralSteps | None, index: int, is_last: bool) -> bool:
+    def is_due(self, trainer: pl.Trainer, multi_step: MultiStepTraining | None, index: int, is_last: bool) -> bool:
         """Whether to log the step that batch number `index` of the epoch, perhaps its last, is a part of."""
         interval, step = trainer.log_every_n_steps, trainer.global_step + 1  # type: ignore[attr-defined]
-        in_epoch = index // _batches_per_step(trainer, several) + 1
+        in_epoch = index // _batches_per_step(trainer, multi_step) + 1
         ends = is_last or step == trainer.max_steps
         if interval and ends and step // interval == (step - in_epoch) // interval:  # none was due in this epoch
             interval = 1
@@ -42,8 +42,8 @@ class LogInterval:
         _set_interval(trainer, self.given)
 
 
-def _batches_per_step(trainer: pl.Trainer, several: SeveralSteps | None) -> int:
-    return trainer.accumulate_grad_batches if several is None else several.accumulate
+def _batches_per_step(trainer: pl.Trainer, multi_step: MultiStepTraining | None) -> int:
+    return trainer.accumulate_grad_batches if multi_step is None else multi_step.accumulate
 
 
 def _set_interval(trainer: pl.Trainer, steps: int) -> None:

@@ -5,27 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
 
 from vae_lightning.types import Batch, UserError
-
-if TYPE_CHECKING:
-    from vae_lightning.models.base import LatentVariableModel
 
 _STEP_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 
 
-class SeveralSteps:
+class SteppedModel(Protocol):
+    """What `MultiStepTraining` uses of a model: any `LatentVariableModel` will do."""
+
+    @property
+    def global_step(self) -> int: ...
+
+    def optimizers(self) -> Any: ...
+
+    def training_loss(self, batch: Batch, index: int, is_last: bool) -> tuple[Tensor, bool]: ...
+
+    def manual_backward(self, loss: Tensor) -> None: ...
+
+
+class MultiStepTraining:
     """The training of `model` in calls of `steps_per_call` batches, by Lightning's manual optimization.
 
     Weights, noise, schedules, accumulation, clipping and the log's x-axis are those of one batch a call; checkpoints,
     validation and the progress bar come between calls. `accumulate`: batches whose gradients make one step.
     """
 
-    def __init__(self, model: LatentVariableModel, trainer: pl.Trainer, steps_per_call: int) -> None:
+    def __init__(self, model: SteppedModel, trainer: pl.Trainer, steps_per_call: int) -> None:
         for name in ("limit_train_batches", "val_check_interval"):
             setattr(trainer, name, _in_calls(name, getattr(trainer, name), steps_per_call))
         self.model, self.trainer, self.steps_per_call = model, trainer, steps_per_call
@@ -45,7 +56,7 @@ class SeveralSteps:
                     break
                 index = call * self.steps_per_call + i
                 step = self.model.global_step
-                loss, was_logged = self.model.loss_of(batch, index, last_call and i + 1 == len(batches))
+                loss, was_logged = self.model.training_loss(batch, index, last_call and i + 1 == len(batches))
                 logged = step if was_logged else logged
                 self.model.manual_backward(loss / self.accumulate if self.accumulate > 1 else loss)
                 if (index + 1) % self.accumulate == 0 or (last_call and i + 1 == len(batches)):
