@@ -37,7 +37,10 @@ class FastNetworks(pl.Callback):
         self._multi_step: MultiStepTraining | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_per_call": self.steps_per_call, "cut": self._multi_step is not None and self._multi_step.cut}
+        return {
+            "steps_per_call": self.steps_per_call,
+            "cut": self._multi_step is not None and self._multi_step.ended_in_call,
+        }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The thin base of every model: it owns the steps and the logging. A model says `trace` and `sample`."""
+"""The base class of every model: verbs, steps, logging and noise. A subclass defines `trace` and `sample`."""
 
 from __future__ import annotations
 
@@ -31,15 +31,22 @@ from vae_lightning.types import Batch, UserError
 
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
-_TRAIN, _EVALUATE = 0, 1  # streams of noise that never meet
+_TRAIN, _EVALUATE = 0, 1  # two streams of noise: training and evaluation never draw the same numbers
 
 
 class LatentVariableModel(Optimized):
-    """A model with latent variables: a subclass has two verbs, `trace` and `sample`, and never calls `self.log`.
+    """A model with latent variables. To add a model, subclass this and define `trace` and `sample`.
 
-    Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,kl/<latent>}`, and what the objective
-    adds. `train/` is the batch at each logging step; `val/` and `test/` are means over examples, whatever the batch
-    size and the number of devices. `sigma` is logged where the likelihood is Gaussian, `beta` in training.
+    A subclass never calls `self.log`. Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,
+    kl/<latent>}`, and the terms that the objective adds. `train/` metrics are those of the batch at each logging step;
+    `val/` and `test/` metrics are means over examples, independent of the batch size and of the number of devices.
+    `sigma` is logged if the likelihood is Gaussian, `beta` in training.
+
+    Args:
+        objective: The loss; `ELBO` unless given.
+        optimizer: The optimizer, called with the model's parameters.
+        scheduler: The schedule of the learning rate, called with the optimizer; None for a constant rate.
+        scheduler_interval: Whether the scheduler steps after each epoch or after each optimizer step.
     """
 
     def __init__(
@@ -52,37 +59,46 @@ class LatentVariableModel(Optimized):
         super().__init__(optimizer, scheduler, scheduler_interval)
         self.objective = objective()
         self._stages_checked: set[str] = set()
-        self.likelihood_name = ""  # what the run's last lines call p(x|z): known from the first trace on
+        self.likelihood_name = ""  # the name of p(x|z) in the run's last lines; set at the first trace
         self._loaders_checked: set[tuple[str | None, int]] = set()
         self._speed = Speedometer()
         self._loaded_step = 0
-        self.compiled: LossAndTerms | None = None  # set where `loss_and_terms` is compiled
+        self.compiled: LossAndTerms | None = None  # `loss_and_terms` after torch.compile; None if it is not compiled
 
     predicts_samples = False
-    """Whether `predict` keeps one sample of q(z|x) beside its mean and scale."""
+    """Whether `predict` returns one sample of q(z|x) beside the mean and the scale."""
 
     @abstractmethod
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
-        """Run the model on `batch["x"]` with K = `num_samples` samples of the latents."""
+        """Return the model's distributions at `batch["x"]`, with K = `num_samples` samples of the latents."""
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
-        """Means of p(x|z) with z ~ p(z): [n, C, H, W]. For the pixel noise, sample from p(x|z) itself."""
+        """Return means of p(x|z) with z ~ p(z): [n, C, H, W]. To add pixel noise, sample from p(x|z) itself."""
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        """p(x|z) at latents named as in a Trace, each [..., *event]; for a model whose p(x|z) needs nothing else."""
-        raise UserError(f"{type(self).__name__} has no decode(latents): its p(x|z) is no function of z alone")
+        """Return p(x|z) at given latents; only models whose p(x|z) is a function of z alone define this.
+
+        Args:
+            latents: Tensors [..., *event] by the names of the Trace's latents.
+
+        Raises:
+            UserError: if the model has no such function.
+        """
+        raise UserError(f"{type(self).__name__} has no decode(latents): its p(x|z) is not a function of z alone")
 
     # -- batches ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        self._loaders_checked.clear()  # another call of the trainer may bring other loaders
+        self._loaders_checked.clear()  # another call of the trainer may use other loaders
 
     def _apply_batch_transfer_handler(
         self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
     ) -> Any:
-        """As Lightning's, and the first batch of each loader is checked: after all hooks that may change it, whoever
-        has them, and before any callback sees it."""
+        """Move a batch as Lightning does, and check the first batch of each loader.
+
+        The check comes after every hook that may change the batch, and before any callback sees the batch.
+        """
         batch = super()._apply_batch_transfer_handler(batch, device, dataloader_idx)
         if self._trainer is not None:
             loader = (self._trainer.state.stage, dataloader_idx)
@@ -98,8 +114,10 @@ class LatentVariableModel(Optimized):
                 "speed.steps_per_call: the training loader yields single batches; leave steps_per_call at 1"
             )
         first, shape = batch[0] if grouped else batch, self.hparams.get("image_shape")
-        stage = getattr(self.trainer.state.stage, "value", "")  # str() of it would be the class's name, too
-        wanted = self.trainer.precision_plugin.convert_input(torch.empty(0).type(self.dtype))  # as x has been before
+        stage = getattr(self.trainer.state.stage, "value", "")  # str() of a stage contains the class's name
+        wanted = self.trainer.precision_plugin.convert_input(
+            torch.empty(0).type(self.dtype)
+        )  # x has had this conversion
         check_batch(first, None if shape is None else tuple(shape), wanted.dtype, stage)
         note = range_note(first["x"])
         if note and (self.trainer.training or self.trainer.state.fn != "fit"):
@@ -162,19 +180,18 @@ class LatentVariableModel(Optimized):
         return terms
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """The mean and the scale of q(z|x), as `posterior_codes` gives them, and the label where there is one.
-
-        A sample beside them where `predicts_samples` is set.
-        """
+        """Return `posterior_codes`: the mean and the scale of q(z|x), a sample if `predicts_samples`, and the label."""
         trace = self.trace(batch)
         if batch_idx == dataloader_idx == 0 and (names := estimated(trace)):
-            rank_zero_info(f"{', '.join(names)}: no closed form of q(z|x): mean and scale are those of {DRAWS} draws")
+            rank_zero_info(
+                f"{', '.join(names)}: q(z|x) has no closed form; mean and scale are estimated from {DRAWS} draws"
+            )
         labels = {name: batch[name] for name in ("label",) if name in batch}
         return {**posterior_codes(self.trace, batch, trace, self.predicts_samples), **labels}
 
     @torch.no_grad()
     def _check_before_compiled(self, batch: Batch) -> None:
-        """A compiled step checks nothing: once in a stage this does, and leaves the networks' statistics alone."""
+        """Check a stage's first trace before a compiled step, which has no checks; leave batch statistics unchanged."""
         if self.compiled is None or str(self.trainer.state.stage) in self._stages_checked:
             return
         training = [module for module in self.modules() if module.training]
@@ -185,7 +202,7 @@ class LatentVariableModel(Optimized):
 
     @property
     def objective_step(self) -> int:
-        """The step that schedules see: of the fit, or of the fit that the loaded checkpoint was saved in."""
+        """The step that the objective's schedules see: in a fit the present step, else the step of the checkpoint."""
         return self.global_step if self.trainer.state.fn == "fit" else self._loaded_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -195,7 +212,7 @@ class LatentVariableModel(Optimized):
         self._loaded_step = int(checkpoint.get("global_step", 0))
 
     def _check_once(self, trace: Trace) -> None:
-        """At the first batch of a stage: is x possible under p(x|z), z under p(z), and how is each KL computed?"""
+        """At the first batch of a stage, check the trace; at the first of all, print how each KL is computed."""
         stage = str(self.trainer.state.stage)
         if stage in self._stages_checked:
             return
@@ -209,7 +226,7 @@ class LatentVariableModel(Optimized):
     # -- logging ----------------------------------------------------------------------------------------------------
 
     def _log(self, stage: str, terms: dict[str, Tensor], scalars: Mapping[str, float | Tensor]) -> None:
-        # times world_size: Lightning averages this integer over the ranks, and rounds where they hold unequal counts
+        # Lightning averages this integer over the ranks and rounds; the factor world_size keeps unequal counts exact
         batch_size = len(terms["loss"]) * self.trainer.world_size
         values = {**{name: term.detach().mean() for name, term in terms.items()}, **scalars}
         for name, value in values.items():
@@ -220,13 +237,14 @@ class LatentVariableModel(Optimized):
         sigma = noise_scale(trace.p_x)
         return {} if sigma is None else {"sigma": sigma.detach()}
 
-    # -- noise: a function of (seed, epoch, batch, rank), so that ranks differ and a resumed run repeats; in evaluation
-    # of (seed, batch) alone, whichever rank has that batch (see `ImageLoader`) ----------------------------------------
+    # -- noise ------------------------------------------------------------------------------------------------------
+    # In training the noise is a function of (seed, epoch, batch, rank): ranks draw different numbers, and a resumed run
+    # draws the same numbers again. In evaluation it is a function of (seed, batch), on any rank (see `ImageLoader`).
 
     def on_train_start(self) -> None:
         self._log_interval = LogInterval(self.trainer)
-        self._begin_epoch()  # of a run that goes on in mid-epoch, the next hook does not
-        self._schedule_on_plateau()  # a run that goes on from an epoch's last step begins the next one without a word
+        self._begin_epoch()  # in a run resumed within an epoch, Lightning does not call on_train_epoch_start
+        self._schedule_on_plateau()  # nor in a run resumed at the last step of an epoch
 
     def on_train_epoch_start(self) -> None:
         self._begin_epoch()
@@ -249,7 +267,7 @@ class LatentVariableModel(Optimized):
             self.multi_step.count(self.global_step - 1)
 
     def on_validation_end(self) -> None:
-        """A user's own shuffling DataLoader draws its order from here: not from the one state validation ends in."""
+        """Restore the generator that validation has reseeded: a user's shuffling DataLoader draws its order from it."""
         torch.set_rng_state(self._rng_state)
         self._speed.start()
 
@@ -263,7 +281,7 @@ class LatentVariableModel(Optimized):
         self._reseed_evaluation(2, batch_idx)
 
     def _reseed_evaluation(self, stage: int, batch_idx: int) -> None:
-        batch = batch_idx * self.trainer.world_size + self.global_rank  # of those that one rank would have
+        batch = batch_idx * self.trainer.world_size + self.global_rank  # the number of the batch in a run on one rank
         self._reseed(0, _EVALUATE, stage, batch)
 
     def _reseed(self, rank: int, *counters: int) -> None:
@@ -283,13 +301,23 @@ class LatentVariableModel(Optimized):
         trusted: Sequence[str] = (),
         **kwargs: Any,
     ) -> Self:
-        """As Lightning's, for a file on this machine that holds plain data, and names classes of trusted modules alone.
+        """Load a model from a file of plain data that names classes of trusted packages only.
 
-        Nothing else in the file is looked up, and no pickle is opened, whatever is asked for. On `LatentVariableModel`
-        it loads a model of any class.
+        No other class is imported and no pickle is opened. `LatentVariableModel.load_from_checkpoint` loads a model of
+        any class.
 
         Args:
-            trusted: names of packages of one's own whose classes the checkpoint may name; that of `cls` is one of them.
+            checkpoint_path: The file, on this machine.
+            map_location: The device of the weights; None for the device that they were saved from.
+            hparams_file: Not supported; the hyper-parameters are in the checkpoint.
+            strict: Whether the names of the weights must match; None for the model's `strict_loading`.
+            weights_only: Ignored; the file is always read as plain data.
+            trusted: Names of your own packages whose classes the checkpoint may name; the package of the class that
+                this is called on is always trusted.
+            kwargs: Hyper-parameters that replace those of the checkpoint.
+
+        Raises:
+            UserError: if the file is not such a checkpoint, or if the model cannot be built.
         """
         if hparams_file is not None:
             raise UserError(f"{hparams_file}: not read; the hyper-parameters are in the checkpoint")
@@ -301,9 +329,9 @@ class LatentVariableModel(Optimized):
         return model.to(device)
 
     def _set_hparams(self, hp: Any) -> None:
-        """Keep recipes as plain data, in the form that Lightning's own CLI keeps them, so that both load alike.
+        """Store recipes as plain data, in the form of Lightning's command line, so that both kinds load alike.
 
-        Lightning finds no defaults behind `**kwargs`: those of this class are added.
+        Lightning does not find the defaults behind `**kwargs`; the defaults of this class are added here.
         """
         cls = type(self)
         known = arguments(cls).keys() - hp.keys()

@@ -26,10 +26,19 @@ from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 class VAE(LatentVariableModel):
     """p(x, z) = p(x|z) p(z), with q(z|x) beside it (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114).
 
-    Six slots, each a recipe (a class, or a `functools.partial` of one): `encoder`, `posterior`, `decoder`,
-    `likelihood`, `prior`, `objective`. Images are [B, *image_shape] with `image_shape` = (C, H, W); z is [K, B, D] with
-    D = `latent_size`, or maps [K, B, c, h, w] with `latent_size` = (c, h, w). Every width that joins two slots is
-    computed here.
+    Use this model for images with one latent variable z, with or without labels. Six slots are recipes (a class, or a
+    `functools.partial` of one): encoder, posterior, decoder, likelihood, prior, objective. The model computes the sizes
+    that two slots share.
+
+    Args:
+        image_shape: (C, H, W) of an image; x is [B, C, H, W].
+        latent_size: D for z of shape [K, B, D], or (c, h, w) for feature maps [K, B, c, h, w].
+        encoder: Network from x to the parameters of q(z|x).
+        posterior: Family of q(z|x).
+        decoder: Network from z to the parameters of p(x|z).
+        likelihood: Family of p(x|z); choose one that gives a probability to the data's pixel values.
+        prior: p(z).
+        kwargs: Arguments of `LatentVariableModel`.
     """
 
     def __init__(
@@ -54,7 +63,7 @@ class VAE(LatentVariableModel):
         self.prior.bind(self.encode, image_shape)
 
     def encode(self, x: Tensor) -> Distribution:
-        """q(z|x): batch [B], event [D], or [c, h, w] where the latent is of maps; so below."""
+        """Return q(z|x): batch [B], event [D], or event [c, h, w] if the latent is a set of feature maps."""
         return self.posterior(self.encoder(x))
 
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
@@ -76,11 +85,11 @@ class VAE(LatentVariableModel):
 
 
 def _latent_shape(latent_size: int | Shape) -> Shape:
-    """[D] or [c, h, w], checked."""
+    """Return (D,) or (c, h, w) after a check."""
     shape = (latent_size,) if isinstance(latent_size, int) else tuple(latent_size)
     if len(shape) not in (1, 3) or min(shape) < 1:
-        said = latent_size if isinstance(latent_size, int) else list(shape)
+        given = latent_size if isinstance(latent_size, int) else list(shape)
         raise UserError(
-            f"VAE: latent_size is {said}; it must be at least 1, or a shape [channels, height, width] of such"
+            f"VAE: latent_size is {given}; it must be at least 1, or [channels, height, width], each at least 1"
         )
     return shape
