@@ -49,5 +49,19 @@ def defaults(cls: type) -> dict[str, Any]:
     """Written out, for a checkpoint must not change with them; classes of other packages keep their own."""
     if not cls.__module__.startswith("vae_lightning."):
         return {}
-    parameters = inspect.signature(cls).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {p.name: p.default for p in arguments(cls).values() if p.default is not inspect.Parameter.empty}
+
+
+def arguments(cls: type) -> dict[str, inspect.Parameter]:
+    """The arguments of a class's constructor by name; `**kwargs` stand for those of the next class's constructor."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in cls.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        own = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+        for parameter in own:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(parameter.name, parameter)
+        if all(p.kind != p.VAR_KEYWORD for p in own):
+            break
+    return found

@@ -20,12 +20,13 @@ from torch.distributions import Distribution
 
 from vae_lightning.data import Digits, ImageDataModule
 from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal, Family
-from vae_lightning.models import VAE
+from vae_lightning.models import CVAE, DLGM, HVAE, VAE, LatentVariableModel
 from vae_lightning.models.loading import changes, differences, load_model
+from vae_lightning.models.multi_step import MultiStepTraining
 from vae_lightning.models.restoring import check_fits
-from vae_lightning.models.several import SeveralSteps
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
 from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
+from vae_lightning.recipes import arguments
 from vae_lightning.runs.machine import find_compiler
 from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.trace import Trace
@@ -150,7 +151,7 @@ def test_each_rank_trains_on_noise_of_its_own(
         loop = trainer(tmp_path, max_steps=1, log_every_n_steps=0)
         call: Any = [{"x": x}] if steps_per_call == 1 else [[{"x": x}]]
         if steps_per_call > 1:
-            model.automatic_optimization, model.several = False, SeveralSteps(model, loop, steps_per_call)
+            model.automatic_optimization, model.multi_step = False, MultiStepTraining(model, loop, steps_per_call)
         loop.fit(model, torch.utils.data.DataLoader(call, batch_size=None))
         return drawn[0]
 
@@ -232,6 +233,26 @@ def test_a_grey_pixel_is_impossible_under_a_bernoulli(stage: str, tmp_path: Path
     with pytest.raises(UserError, match=r"binarisation=dynamic.*ContinuousBernoulli"):
         getattr(trainer(tmp_path), stage)(model, datamodule=Digits())
     getattr(trainer(tmp_path), stage)(VAE((1, 8, 8), 4), datamodule=Digits(binarisation="threshold"))
+
+
+class PassesOn(VAE):
+    """A user's model that adds one argument, and whose objective is the VAE's."""
+
+    def __init__(self, width: int = 3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+
+
+@pytest.mark.parametrize("cls", [VAE, CVAE, DLGM, HVAE, PassesOn])
+def test_hyper_parameters_hold_every_argument_with_its_default(cls: type[LatentVariableModel]) -> None:
+    """A checkpoint must not change with the defaults, nor with what a constructor passes on to its base class."""
+    kept = cls(image_shape=(1, 8, 8), scheduler_interval="step").hparams  # type: ignore[call-arg]
+    assert kept.keys() == {*arguments(cls), "_class_path", "_instantiator"}
+    assert {"image_shape", "decoder", "objective", "optimizer", "scheduler", "scheduler_interval"} < kept.keys()
+    assert kept["objective"]["class_path"] == "vae_lightning.objectives.elbo.ELBO"
+    assert kept["objective"]["init_args"] == {"num_samples": 1, "beta": 1.0}
+    assert kept["optimizer"]["class_path"] == "torch.optim.adam.Adam"
+    assert (kept["scheduler"], kept["scheduler_interval"]) == (None, "step")
 
 
 def test_python_checkpoint_is_plain_data_and_rebuilds_everything(tmp_path: Path) -> None:

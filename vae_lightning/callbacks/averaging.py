@@ -31,11 +31,11 @@ class EMA(WeightAveraging):
         self._swapped = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        several = getattr(pl_module, "several", None)
-        if several is not None and self.update_every_n_steps % several.steps_per_call:
+        multi_step = getattr(pl_module, "multi_step", None)
+        if multi_step is not None and self.update_every_n_steps % multi_step.steps_per_call:
             raise UserError(
                 f"EMA: update_every_n_steps is {self.update_every_n_steps}; with --speed.steps_per_call="
-                f"{several.steps_per_call} it sees the weights after so many steps: choose a multiple"
+                f"{multi_step.steps_per_call} it sees the weights after so many steps: choose a multiple"
             )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -219,17 +219,17 @@ def _is_training(trainer: pl.Trainer) -> bool:
 
 def _has_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule, call: int) -> bool:
     """Do gradients wait for another call's (`speed.steps_per_call`)? No checkpoint has them."""
-    several = getattr(pl_module, "several", None)
-    if several is None or call + 1 == trainer.num_training_batches:
+    multi_step = getattr(pl_module, "multi_step", None)
+    if multi_step is None or call + 1 == trainer.num_training_batches:
         return False
-    return bool((call + 1) * several.steps_per_call % several.accumulate)
+    return bool((call + 1) * multi_step.steps_per_call % multi_step.accumulate)
 
 
 def _check_intervals(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     """Validation writes checkpoints, which have no gradients: none may wait there for the rest of their step."""
-    several = getattr(pl_module, "several", None)
+    multi_step = getattr(pl_module, "multi_step", None)
     per_call, accumulate = (
-        (several.steps_per_call, several.accumulate) if several else (1, trainer.accumulate_grad_batches)
+        (multi_step.steps_per_call, multi_step.accumulate) if multi_step else (1, trainer.accumulate_grad_batches)
     )
     batches = trainer.val_check_batch
     if not isinstance(batches, int) or batches >= trainer.num_training_batches:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from vae_lightning.data import ImageDataModule
 from vae_lightning.models import LatentVariableModel
-from vae_lightning.models.several import SeveralSteps
+from vae_lightning.models.multi_step import MultiStepTraining
 from vae_lightning.runs.machine import compiler_name, find_compiler
 from vae_lightning.types import Network, UserError
 
@@ -34,10 +34,13 @@ class FastNetworks(pl.Callback):
         if steps_per_call < 1:
             raise UserError(f"speed: steps_per_call is {steps_per_call}; it must be at least 1")
         self.compile, self.channels_last, self.steps_per_call = compile, channels_last, steps_per_call
-        self._several: SeveralSteps | None = None
+        self._multi_step: MultiStepTraining | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps_per_call": self.steps_per_call, "cut": self._several is not None and self._several.cut}
+        return {
+            "steps_per_call": self.steps_per_call,
+            "cut": self._multi_step is not None and self._multi_step.ended_in_call,
+        }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -63,7 +66,7 @@ class FastNetworks(pl.Callback):
             assert isinstance(pl_module, LatentVariableModel)
             if not isinstance(data, ImageDataModule):
                 raise UserError("speed.steps_per_call needs an ImageDataModule (trainer.fit(model, datamodule=...))")
-            pl_module.several = self._several = SeveralSteps(pl_module, trainer, self.steps_per_call)
+            pl_module.multi_step = self._multi_step = MultiStepTraining(pl_module, trainer, self.steps_per_call)
             data.batches_per_call = self.steps_per_call
         networks = [network for network in pl_module.modules() if isinstance(network, Network)]
         device = trainer.strategy.root_device
@@ -81,7 +84,7 @@ class FastNetworks(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Not before: Lightning reads the schedulers' settings where it believes that it will use them."""
-        pl_module.automatic_optimization = self._several is None
+        pl_module.automatic_optimization = self._multi_step is None
 
 
 def _compile(model: LatentVariableModel, networks: Sequence[Network], device: torch.device) -> None:

@@ -62,6 +62,6 @@ def _about_validation(trainer: pl.Trainer, model: pl.LightningModule) -> Iterato
 
 
 def _steps_per_epoch(trainer: pl.Trainer, model: pl.LightningModule) -> int:
-    several = model.several if isinstance(model, LatentVariableModel) else None
-    batches = trainer.num_training_batches * (several.steps_per_call if several else 1)
-    return math.ceil(batches / (several.accumulate if several else trainer.accumulate_grad_batches))
+    multi_step = model.multi_step if isinstance(model, LatentVariableModel) else None
+    batches = trainer.num_training_batches * (multi_step.steps_per_call if multi_step else 1)
+    return math.ceil(batches / (multi_step.accumulate if multi_step else trainer.accumulate_grad_batches))

@@ -146,7 +146,7 @@ class CheckedSettings(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a run that goes on has taken its schedulers' state from the checkpoint."""
-        if getattr(pl_module, "several", None) is not None:  # its accumulation is settled before the first step
+        if getattr(pl_module, "multi_step", None) is not None:  # its accumulation is settled before the first step
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, GradientAccumulationScheduler):
                     raise UserError(
@@ -205,13 +205,13 @@ def _length(interval: str, trainer: pl.Trainer) -> int | None:
 
 def _steps_of_epoch(epoch: int, trainer: pl.Trainer) -> int:
     """With several steps a call, whose last call may be short, the least that there can be."""
-    several = getattr(trainer.lightning_module, "several", None)
+    multi_step = getattr(trainer.lightning_module, "multi_step", None)
     accumulate, batches = trainer.accumulate_grad_batches, int(trainer.num_training_batches)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, GradientAccumulationScheduler):
             accumulate = callback.get_accumulate_grad_batches(epoch)
-    if several is not None:
-        accumulate, batches = several.accumulate, (batches - 1) * several.steps_per_call + 1
+    if multi_step is not None:
+        accumulate, batches = multi_step.accumulate, (batches - 1) * multi_step.steps_per_call + 1
     return -(-batches // accumulate)
 
 

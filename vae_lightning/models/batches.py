@@ -1,4 +1,4 @@
-"""What a model is given from Python: a loader's batch, latents to decode, a number of samples; checked in one line."""
+"""Checks of a model's inputs: a loader's batch, latents to decode, a number of samples, sizes of layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from vae_lightning.types import Shape, UserError
 
 
 def check_batch(batch: Any, shape: Shape | None, dtype: torch.dtype, stage: str) -> None:
-    """Raise where `batch` is no dict with an x of `dtype` and [B, *shape] (None: any), and, if any, B labels."""
+    """Check that a batch is a dict with images x and, optionally, one label for each image.
+
+    Args:
+        batch: A loader's first batch.
+        shape: (C, H, W) that x must have; None for any shape.
+        dtype: The dtype that x must have.
+        stage: The loader's name for the message, such as "train".
+
+    Raises:
+        UserError: with the batch's types and shapes, and a remedy.
+    """
     x: Any = batch.get("x") if isinstance(batch, Mapping) else None
     remedy = _remedy(x, shape, dtype)
     if remedy is None and not _is_label(batch.get("label"), len(x)):
@@ -43,7 +53,7 @@ def _remedy(x: Any, shape: Shape | None, dtype: torch.dtype) -> str | None:
 
 
 def range_note(x: Tensor) -> str | None:
-    """What to say of values outside [0, 1]; None where there are none. Synchronises with the device."""
+    """Return a note if x has values outside [0, 1], else None. Synchronises with the device."""
     low, high = (value.item() for value in x.aminmax()) if x.numel() else (0.0, 1.0)
     if low >= 0 and high <= 1:
         return None
@@ -51,7 +61,7 @@ def range_note(x: Tensor) -> str | None:
 
 
 def describe(value: Any) -> str:
-    """Types and shapes: `a list of float32 [16, 1, 8, 8], int64 [16]`."""
+    """Return types and shapes as text: `a list of float32 [16, 1, 8, 8], int64 [16]`."""
     if isinstance(value, Tensor):
         return f"{_name(value.dtype)} {list(value.shape)}"
     if isinstance(value, Mapping):
@@ -64,18 +74,27 @@ def describe(value: Any) -> str:
 
 
 def named_latents(owner: str, latents: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
-    """The latents of these names, in this order."""
+    """Return the latents called `names`, in this order; raise UserError if one is missing."""
     if isinstance(latents, Mapping) and all(isinstance(latents.get(name), Tensor) for name in names):
         return [latents[name] for name in names]
     wanted = ", ".join(f'"{name}": {name}' for name in names)
     raise UserError(
-        f"{owner}.decode takes the latents by name, as a Trace has them: {{{wanted}}}; found {describe(latents)}"
+        f"{owner}.decode takes a dict of latents, with the names of a Trace: {{{wanted}}}; found {describe(latents)}"
     )
 
 
 def check_count(owner: str, n: int) -> None:
+    """Raise UserError if `n` is not a whole number of at least 1."""
     if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
         raise UserError(f"{owner}.sample(n) draws n images: n is {n!r}; it must be a whole number of at least 1")
+
+
+def layer_sizes(owner: str, latent_sizes: Sequence[int]) -> list[int]:
+    """Return the sizes of a hierarchy's latents as a list; raise UserError if one is not positive or none is given."""
+    sizes = list(latent_sizes)
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"{owner}: latent_sizes {sizes}: needs one positive size or more, the layer next to x first")
+    return sizes
 
 
 def _name(dtype: torch.dtype) -> str:

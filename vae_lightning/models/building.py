@@ -1,4 +1,4 @@
-"""A model from a checkpoint that may be anyone's: of trusted classes, in memory in proportion to its weights."""
+"""Build a model from an untrusted checkpoint: trusted classes only, and memory in proportion to the weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from vae_lightning.runs.trust import NOT_BUILT, build
 from vae_lightning.types import UserError
 
-_BYTES, _BYTES_PER_BYTE = 2**29, 16  # what building a model may take: so much, and so much for each byte of weights
-_CALLS, _CALLS_PER_TENSOR = 5_000, 100  # operations, each of which makes or fills a tensor
+_BYTES, _BYTES_PER_BYTE = 2**29, 16  # the memory to build a model: a constant, and a factor of the weights' bytes
+_CALLS, _CALLS_PER_TENSOR = 5_000, 100  # the tensor operations to build a model, likewise
 
 
 def load(
@@ -29,10 +29,18 @@ def load(
     strict: bool | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The model of a checkpoint whose form and names have passed: of `cls`, or of the subclass that it names.
+    """Build the model of a checkpoint that has passed the checks of its form and its names.
+
+    Args:
+        cls: The class of the model, or a base class of the class that the checkpoint names.
+        checkpoint: The contents of the file.
+        path: The file, for messages.
+        trusted: Names of the packages whose classes the checkpoint may name.
+        strict: Whether the names of the weights must match; None for the model's `strict_loading`.
+        overrides: Hyper-parameters that replace those of the checkpoint.
 
     Raises:
-        UserError: if it cannot be built, or its weights do not fit it.
+        UserError: if the model cannot be built, or if the weights do not fit the model.
     """
     hparams = {**checkpoint["hyper_parameters"], **(overrides or {})}
     hparams.pop("_instantiator", None)
@@ -52,7 +60,7 @@ def load(
 
 
 def _refusal(error: Exception, path: str | Path) -> UserError:
-    """The one line; one of ours that lies beneath another's error stands for itself."""
+    """Return the UserError to raise: the one beneath `error` if there is one, else a line with the reason."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError) and str(cause).startswith(f"{path}: "):
@@ -63,10 +71,17 @@ def _refusal(error: Exception, path: str | Path) -> UserError:
 
 
 class Budget(TorchDispatchMode):
-    """While it is entered, tensors may take a multiple of what `state` takes, and no more.
+    """A context in which tensors may take a multiple of the memory of `state`, and no more.
 
-    A file's `latent_size: 1000000000` then ends in one line. Each result is measured on the meta device before it is
-    computed.
+    A file with `latent_size: 1000000000` then ends in a message and does not exhaust the memory. Each result
+    is measured on the meta device before the operation runs.
+
+    Args:
+        state: The weights of the checkpoint.
+        path: The file, for the message.
+
+    Raises:
+        UserError: when the memory or the number of operations is spent.
     """
 
     def __init__(self, state: Mapping[str, Any], path: str | Path) -> None:
@@ -92,7 +107,7 @@ def _result_bytes(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
     args, kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs))
     try:
         return _num_bytes(func(*args, **{**kwargs, **on_meta}))
-    except (NotImplementedError, RuntimeError):  # the result's size depends on values, or the call itself will fail
+    except (NotImplementedError, RuntimeError):  # the size depends on values, or the operation itself will fail
         return 0
 
 

@@ -1,9 +1,9 @@
-"""What a model says of an image: the mean and the scale of q(z|x), by latent."""
+"""The codes of an image: the mean and the scale of q(z|x), for each latent."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,22 +12,21 @@ from torch.distributions import Distribution
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch
 
-if TYPE_CHECKING:
-    from vae_lightning.models.base import LatentVariableModel
-
 DRAWS, _AT_ONCE = 64, 8
 
 
 def posterior_codes(
-    model: LatentVariableModel, batch: Batch, trace: Trace, with_sample: bool = False
+    trace_of: Callable[[Batch, int], Trace], batch: Batch, trace: Trace, with_sample: bool = False
 ) -> dict[str, Tensor]:
-    """`<latent>_mean` and `<latent>_scale`, each [B, *event]: E[z|x] and the standard deviation of each dimension.
+    """Return `<latent>_mean` and `<latent>_scale`, each [B, *event]: E[z|x] and each dimension's standard deviation.
 
-    They are exact where q(z|x) has closed forms. Elsewhere they are the mean and the standard deviation of 64 draws of
-    q(z|x), and the standard error of such a mean is an eighth of the scale: of a flow or a relaxed category, and of a
-    latent that is drawn given another one (a layer of a hierarchy). `estimated` names these latents.
+    Both are exact if q(z|x) has closed forms. Otherwise they are estimated from 64 draws of q(z|x), and the standard
+    error of the mean is an eighth of the scale. Flows, relaxed categories and latents that depend on another latent
+    (layers of a hierarchy) have no closed forms; `estimated` lists these latents.
 
     Args:
+        trace_of: The model's `trace`, called for the draws.
+        batch: The batch.
         trace: The model's trace of the batch.
         with_sample: Whether to add `<latent>_sample`, the first sample of the trace.
     """
@@ -37,10 +36,12 @@ def posterior_codes(
         mean, scale = _closed_forms(latent.q)
         if mean is None or scale is None:
             if _is_conditional(latent.q):
-                traces = traces or [model.trace(batch, _AT_ONCE) for _ in range(DRAWS // _AT_ONCE)]
-                draws = torch.cat([one.latents[name].z for one in traces])  # [64, B, *event]
+                traces = traces or [trace_of(batch, _AT_ONCE) for _ in range(DRAWS // _AT_ONCE)]
+                draws = torch.cat([drawn.latents[name].z for drawn in traces])  # [64, B, *event]
             else:
-                draws = copy(latent.q).sample(torch.Size((DRAWS,)))  # a copy: some remember their last sample
+                draws = copy(latent.q).sample(
+                    torch.Size((DRAWS,))
+                )  # a copy, because some distributions store their last sample
             mean = draws.mean(0) if mean is None else mean
             scale = draws.std(0) if scale is None else scale
         found |= {f"{name}_mean": mean, f"{name}_scale": scale}
@@ -50,13 +51,13 @@ def posterior_codes(
 
 
 def estimated(trace: Trace) -> list[str]:
-    """The latents whose mean or scale is that of draws."""
+    """Return the names of the latents whose mean or scale is estimated from draws."""
     forms = {name: _closed_forms(latent.q) for name, latent in trace.latents.items()}
     return [name for name, (mean, scale) in forms.items() if mean is None or scale is None]
 
 
 def _closed_forms(q: Distribution) -> tuple[Tensor | None, Tensor | None]:
-    """E[z|x] and the standard deviations; None for what q(z|x) does not know of itself."""
+    """Return E[z|x] and the standard deviations, each None if q(z|x) has no closed form."""
     if _is_conditional(q):
         return None, None
     return _or_none(q, "mean"), _or_none(q, "stddev")
@@ -71,5 +72,5 @@ def _or_none(q: Distribution, moment: str) -> Tensor | None:
 
 
 def _is_conditional(q: Distribution) -> bool:
-    """Does q depend on an earlier latent's sample? Then it is q(z|x, z'), one for each of the samples: batch [K, B]."""
+    """Return whether q depends on an earlier latent's sample: q(z|x, z') has batch [K, B], one for each sample."""
     return len(q.batch_shape) > 1

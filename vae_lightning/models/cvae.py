@@ -1,11 +1,11 @@
-"""The conditional variational autoencoder, and what it may be conditioned on."""
+"""The conditional variational autoencoder and its conditions: class labels and columns of the image."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,32 +20,35 @@ from vae_lightning.distributions import (
     PriorRecipe,
     StandardNormal,
 )
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count
 from vae_lightning.networks import MLP
-from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 
 class Condition(nn.Module):
-    """c = c(batch): float [B, *shape]. `examples` [M, *shape] are conditions to sample at."""
+    """c = c(batch), a float tensor [B, *shape]. Subclass this to condition on something else.
+
+    A subclass sets `shape`, the shape of one condition, and `examples` [M, *shape], the conditions of samples.
+    """
 
     shape: Shape
     examples: Tensor
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Tensor: ...
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the conditions c of a batch: [B, *shape]."""
 
-    def complete(self, p_x: Distribution, c: Tensor) -> Distribution:
-        """p(x|z, c) from what the decoder says of every pixel: the same, unless c is a part of x."""
+    def fix_known_pixels(self, p_x: Distribution, c: Tensor) -> Distribution:
+        """Return p(x|z, c): the decoder's p_x, with probability 1 on the pixels that c determines, if there are any."""
         return p_x
 
-    def remember(self, batch: Batch) -> None:
-        """Called with the first batch of a fit, for a condition that has to see some to know examples."""
+    def store_examples(self, batch: Batch) -> None:
+        """Fill `examples` from the first batch of a fit, if they are taken from the data."""
 
-    def spread(self, n: int) -> Tensor:
-        """n conditions, each example as often as the next, in order: [n, *shape]."""
+    def repeat_examples(self, n: int) -> Tensor:
+        """Return n conditions [n, *shape]: the examples in order, each equally often."""
         return self.examples[torch.arange(n, device=self.examples.device) * len(self.examples) // n]
 
 
@@ -54,7 +57,15 @@ ConditionRecipe: TypeAlias = Callable[[Shape], Condition]
 
 
 class ClassLabel(Condition):
-    """c = one-hot(label), for data with one label 0 .. `num_classes` - 1 an image."""
+    """c = one-hot(label): [B, num_classes]. Use this if the data have one label for each image, as MNIST does.
+
+    Args:
+        image_shape: (C, H, W) of an image; not used.
+        num_classes: The number of classes; labels are 0 .. num_classes - 1.
+
+    Raises:
+        UserError: if the data have no label, or a label that is too large (checked on the CPU only).
+    """
 
     def __init__(self, image_shape: Shape, num_classes: int = 10) -> None:
         super().__init__()
@@ -67,17 +78,23 @@ class ClassLabel(Condition):
         label, num_classes = batch.get("label"), self.shape[0]
         if label is None or label.dim() != 1:
             found = "none" if label is None else f"{list(label.shape[1:])} numbers an image"
-            raise UserError(f"ClassLabel: the data must have one label for each image, found {found}; MNIST has")
-        looks = label.device.type == "cpu" and not torch.compiler.is_compiling()  # on a GPU torch's own assertion
-        if looks and label.max() >= num_classes:
+            raise UserError(f"ClassLabel: the data must have one label for each image, found {found}; MNIST has one")
+        # on a GPU the comparison would make the host wait; there torch's own assertion fails
+        is_checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_checked and label.max() >= num_classes:
             raise UserError(f"ClassLabel: a label is {label.max()}; num_classes must be above it, and is {num_classes}")
         return F.one_hot(label.long(), num_classes).to(batch["x"].dtype)
 
 
 class ImageColumns(Condition):
-    """c = x[..., columns]: a part of the image, which p(x|z, c) then holds with certainty; z and c explain the rest.
+    """c = x[..., columns]: some columns of the image, to which p(x|z, c) gives probability 1.
 
-    Column 13 of MNIST is the task of Doersch 2016 (https://arxiv.org/abs/1606.05908).
+    Use this to complete images from known columns: z and c explain the other pixels. Column 13 of MNIST is the task of
+    Doersch 2016 (https://arxiv.org/abs/1606.05908).
+
+    Args:
+        image_shape: (C, H, W) of an image.
+        columns: The numbers of the known columns, from 0 at the left.
     """
 
     known: Tensor
@@ -90,7 +107,7 @@ class ImageColumns(Condition):
         if not self.columns or not 0 <= self.columns[0] <= self.columns[-1] < width:
             raise UserError(f"ImageColumns: columns {list(columns)}: needs one or more of 0 .. {width - 1}")
         if len(self.columns) == width:
-            raise UserError(f"ImageColumns: all {width} columns are given, and none is left to model")
+            raise UserError(f"ImageColumns: all {width} columns are known; leave at least one to the model")
         self.shape = (channels, height, len(self.columns))
         mask = torch.zeros(image_shape, dtype=torch.bool)
         mask[..., self.columns] = True
@@ -100,12 +117,12 @@ class ImageColumns(Condition):
     def forward(self, batch: Batch) -> Tensor:
         return batch["x"][..., self.columns]
 
-    def complete(self, p_x: Distribution, c: Tensor) -> Distribution:
+    def fix_known_pixels(self, p_x: Distribution, c: Tensor) -> Distribution:
         values = c.new_zeros(*c.shape[:-1], self.known.shape[-1])  # [B, C, H, W]
         values[..., self.columns] = c
         return Given(p_x, self.known, values)
 
-    def remember(self, batch: Batch) -> None:
+    def store_examples(self, batch: Batch) -> None:
         seen = self(batch)[: self.num_examples]
         self.examples.copy_(seen[torch.arange(self.num_examples) % len(seen)])
 
@@ -113,11 +130,21 @@ class ImageColumns(Condition):
 class CVAE(LatentVariableModel):
     """p(x, z|c) = p(x|z, c) p(z|c), with q(z|x, c) beside it (Sohn, Lee & Yan 2015, NeurIPS 28).
 
-    The slots of the VAE, and three more. `condition` takes c from the batch. `embedding` maps c to a plane that the
-    encoder reads beside x, so that any network for images will do; the decoder reads [z, c], flat. p(z|c) is `prior`,
-    the same for every c, unless `prior_network` is given: then p(z|c) = N(mu(c), diag sigma(c)^2).
-    With `latent_size=0` there is no z: p(x|c) is a regression with the same decoder, and every bound is exact.
-    All of a Trace is given c: its ELBO and its importance-weighted bound are bounds of log p(x|c).
+    Use this model to sample images at a given label, or to complete images from known columns. Every distribution of a
+    Trace is conditioned on c: the ELBO and the importance-weighted bound are bounds of log p(x|c).
+
+    Args:
+        image_shape: (C, H, W) of an image; x is [B, C, H, W].
+        latent_size: D for z of shape [K, B, D]; 0 for a regression p(x|c) without z, whose bounds are exact.
+        condition: Takes c from the batch.
+        embedding: Network from c to a plane [1, H, W]; the encoder reads it as one more channel of x.
+        encoder: Network from x and the plane to the parameters of q(z|x, c).
+        posterior: Family of q(z|x, c).
+        decoder: Network from [z, c], flattened and concatenated, to the parameters of p(x|z, c).
+        likelihood: Family of p(x|z, c); choose one that gives a probability to the data's pixel values.
+        prior: p(z), the same for every c; not used if there is a prior_network.
+        prior_network: Network from c to the parameters of p(z|c) = N(mu(c), diag sigma(c)^2).
+        kwargs: Arguments of `LatentVariableModel`.
     """
 
     def __init__(
@@ -132,17 +159,12 @@ class CVAE(LatentVariableModel):
         likelihood: FamilyRecipe = Bernoulli,
         prior: PriorRecipe = StandardNormal,
         prior_network: NetworkRecipe | None = None,
-        objective: ObjectiveRecipe = ELBO,
-        optimizer: OptimizerRecipe = torch.optim.Adam,
-        scheduler: SchedulerRecipe | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
         if latent_size < 0:
-            raise UserError(
-                f"CVAE: latent_size is {latent_size}; it must be at least 0, which is a regression without z"
-            )
+            raise UserError(f"CVAE: latent_size is {latent_size}; it must be at least 0 (0 is a regression without z)")
         channels, *size = image_shape
         self.latent_size, latent_shape = latent_size, (latent_size,)
         self.condition = condition(image_shape)
@@ -168,9 +190,14 @@ class CVAE(LatentVariableModel):
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
-        """Means of p(x|z, c) at the n conditions `c`; without them at examples: each class in turn, columns seen."""
+        """Return means of p(x|z, c): [n, C, H, W].
+
+        Args:
+            n: The number of images.
+            c: Conditions [n, *shape]; None for the condition's examples (each class in turn, or stored columns).
+        """
         check_count("CVAE", n)
-        c = self.condition.spread(n) if c is None else c
+        c = self.condition.repeat_examples(n) if c is None else c
         if c.shape != (n, *self.condition.shape):
             raise UserError(f"CVAE.sample: c is {list(c.shape)}; {n} conditions are {[n, *self.condition.shape]}")
         if not self.latent_size:
@@ -184,8 +211,8 @@ class CVAE(LatentVariableModel):
     def _p_x(self, z: Tensor, c: Tensor) -> Distribution:
         flat = c.flatten(1).expand(*z.shape[:-1], -1)  # [K, B, D'] or [n, D']
         p_x = self.likelihood(self.decoder(torch.cat([z, flat], dim=-1)))
-        return self.condition.complete(p_x, c)
+        return self.condition.fix_known_pixels(p_x, c)
 
     def on_train_batch_start(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         if self.global_step == 0:
-            self.condition.remember(batch[0] if isinstance(batch, list) else batch)
+            self.condition.store_examples(batch[0] if isinstance(batch, list) else batch)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lightning.distributions import Bernoulli, DiagonalNormal, FamilyRecipe, StandardNormal
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
-from vae_lightning.models.batches import check_count, named_latents
+from vae_lightning.models.base import LatentVariableModel
+from vae_lightning.models.batches import check_count, layer_sizes, named_latents
 from vae_lightning.networks import MLP
-from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape
 
@@ -22,11 +21,20 @@ from vae_lightning.types import Batch, NetworkRecipe, Shape
 class DLGM(LatentVariableModel):
     """h_L = G_L xi_L, h_l = T_l(h_(l+1)) + G_l xi_l, p(x|xi) = likelihood(T_0(h_1)), with xi_l ~ N(0, I).
 
-    Rezende, Mohamed & Wierstra 2014 (https://arxiv.org/abs/1401.4082). Recognition is over the noise variables, each
-    layer by itself: q(xi|x) = prod_l q_l(xi_l|x), so any `posterior` family serves. One `encoder` gives the features of
-    all layers; `transition` makes T_1 .. T_(L-1), `decoder` T_0. `latent_sizes` begins at the layer next to x; the
-    latents z1, z2, ... of a Trace are xi_1, xi_2, ..., each [K, B, D_l]. The paper's prior on the weights and its
-    corruption of the encoder's input are left out.
+    Use this model for a hierarchy whose latents are independent under the posterior: q(xi|x) = prod_l q_l(xi_l|x), so
+    any `posterior` family fits. The latents z1, z2, ... of a Trace are xi_1, xi_2, ..., each [K, B, D_l].
+    Rezende, Mohamed & Wierstra 2014 (https://arxiv.org/abs/1401.4082), without the paper's prior on the weights and its
+    corruption of the encoder's input.
+
+    Args:
+        image_shape: (C, H, W) of an image; x is [B, C, H, W].
+        latent_sizes: D_1 .. D_L, the sizes of the layers; the first is the layer next to x.
+        encoder: Network from x to the posterior parameters of all layers.
+        posterior: Family of each q_l(xi_l|x).
+        transition: Network of each T_1 .. T_(L-1), from one layer to the layer below.
+        decoder: Network T_0 from h_1 to the parameters of p(x|xi).
+        likelihood: Family of p(x|xi); choose one that gives a probability to the data's pixel values.
+        kwargs: Arguments of `LatentVariableModel`.
     """
 
     def __init__(
@@ -38,12 +46,9 @@ class DLGM(LatentVariableModel):
         transition: NetworkRecipe = MLP,
         decoder: NetworkRecipe = MLP,
         likelihood: FamilyRecipe = Bernoulli,
-        objective: ObjectiveRecipe = ELBO,
-        optimizer: OptimizerRecipe = torch.optim.Adam,
-        scheduler: SchedulerRecipe | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
         sizes, image_shape = layer_sizes("DLGM", latent_sizes), tuple(image_shape)
         self.likelihood = likelihood(image_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,28 @@ from vae_lightning.distributions import (
     StandardNormal,
     normal_product,
 )
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe, layer_sizes
-from vae_lightning.models.batches import check_count, named_latents
+from vae_lightning.models.base import LatentVariableModel
+from vae_lightning.models.batches import check_count, layer_sizes, named_latents
 from vae_lightning.networks import MLP
-from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 Conditional: TypeAlias = Callable[[int, Tensor | None], Distribution]
-"""p(z_l|z_(l+1)) as a function of l - 1 and z_(l+1), which is None at the top: there it is p(z_L)."""
+"""p(z_l|z_(l+1)) as a function of l - 1 and z_(l+1); at the top z_(l+1) is None, and the result is p(z_L)."""
 
 
 class Inference(nn.Module):
-    """q(z_1, ..., z_L|x): x [B, C, H, W] and the model's p(z_l|z_(l+1)) -> latents z1 .. zL, each z [K, B, D_l]."""
+    """q(z_1, ..., z_L|x). Subclass this for another way to infer a hierarchy."""
 
     @abstractmethod
-    def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]: ...
+    def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]:
+        """Return the latents z1 .. zL, each z [K, B, D_l].
+
+        Args:
+            x: Images [B, C, H, W].
+            p_z: The model's p(z_l|z_(l+1)).
+            num_samples: K.
+        """
 
 
 InferenceRecipe: TypeAlias = Callable[[Shape, Sequence[int]], Inference]
@@ -41,9 +47,17 @@ InferenceRecipe: TypeAlias = Callable[[Shape, Sequence[int]], Inference]
 
 
 class BottomUp(Inference):
-    """q(z|x) = q(z_1|x) q(z_2|z_1) ... q(z_L|z_(L-1)): `encoder` gives the first, `upward` makes each of the others.
+    """q(z|x) = q(z_1|x) q(z_2|z_1) ... q(z_L|z_(L-1)).
 
-    Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519).
+    Use this for the hierarchy of Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519), or for a
+    posterior other than a diagonal normal.
+
+    Args:
+        image_shape: (C, H, W) of an image.
+        latent_sizes: D_1 .. D_L, the sizes of the layers.
+        encoder: Network from x to the parameters of q(z_1|x).
+        upward: Network from each z_(l-1) to the parameters of q(z_l|z_(l-1)).
+        posterior: Family of each factor.
     """
 
     def __init__(
@@ -80,9 +94,18 @@ class BottomUp(Inference):
 class Ladder(Inference):
     """q(z|x) = q(z_L|x) prod_l q(z_l|z_(l+1), x), from the top down, after a deterministic pass from x upwards.
 
-    d_1 = a(encoder(x)), d_l = a(upward(d_(l-1))), and q(z_l|z_(l+1), x) is proportional to N(z_l|d_l) p(z_l|z_(l+1)):
-    what x says and what the layer above says, each weighted by its precision. Sønderby et al. 2016
-    (https://arxiv.org/abs/1602.02282), without their batch normalisation.
+    d_1 = a(encoder(x)), d_l = a(upward(d_(l-1))), and q(z_l|z_(l+1), x) is proportional to N(z_l|d_l) p(z_l|z_(l+1)).
+    The product weights the evidence from x and the evidence from the layer above by their precisions. Use this if the
+    upper layers of `BottomUp` stay unused. Sønderby et al. 2016 (https://arxiv.org/abs/1602.02282), without their batch
+    normalisation.
+
+    Args:
+        image_shape: (C, H, W) of an image.
+        latent_sizes: D_1 .. D_L, the sizes of the layers.
+        encoder: Network from x to d_1 before the activation.
+        upward: Network from each d_(l-1) to d_l before the activation.
+        feature_size: The size of each d_l.
+        activation: The activation a.
     """
 
     def __init__(
@@ -112,8 +135,8 @@ class Ladder(Inference):
         latents = {}
         for i in reversed(range(len(d))):
             p = p_z(i, z)  # batch [] at the top, else [K, B]; event [D_l]
-            said_by_x = self.normals[i](self.heads[i](d[i]))  # batch [B], event [D_l]
-            q = said_by_x if z is None else normal_product(said_by_x, p)
+            bottom_up = self.normals[i](self.heads[i](d[i]))  # batch [B], event [D_l]
+            q = bottom_up if z is None else normal_product(bottom_up, p)
             z = draw(q, num_samples) if z is None else draw(q)  # [K, B, D_l]
             latents[f"z{i + 1}"] = Latent(z, q, p)
         return dict(reversed(latents.items()))
@@ -122,9 +145,19 @@ class Ladder(Inference):
 class HVAE(LatentVariableModel):
     """p(x, z) = p(x|z_1) p(z_1|z_2) ... p(z_(L-1)|z_L) p(z_L), with q(z|x) by `inference`: `Ladder` or `BottomUp`.
 
-    p(z_l|z_(l+1)) = N(mu, diag sigma^2) of the features of a `transition` network; `prior` is p(z_L), `decoder` and
-    `likelihood` are p(x|z_1). `latent_sizes` begins at the layer next to x; the latents z1 .. zL are [K, B, D_l].
+    Use this model for a hierarchy of dependent latents. p(z_l|z_(l+1)) = N(mu, diag sigma^2), whose parameters a
+    `transition` network computes; the latents z1 .. zL of a Trace are [K, B, D_l].
     Burda et al. 2016 (https://arxiv.org/abs/1509.00519) and Sønderby et al. 2016 (https://arxiv.org/abs/1602.02282).
+
+    Args:
+        image_shape: (C, H, W) of an image; x is [B, C, H, W].
+        latent_sizes: D_1 .. D_L, the sizes of the layers; the first is the layer next to x.
+        inference: q(z|x): `Ladder` or `BottomUp`.
+        transition: Network from each z_(l+1) to the parameters of p(z_l|z_(l+1)).
+        decoder: Network from z_1 to the parameters of p(x|z_1).
+        likelihood: Family of p(x|z_1); choose one that gives a probability to the data's pixel values.
+        prior: p(z_L).
+        kwargs: Arguments of `LatentVariableModel`.
     """
 
     def __init__(
@@ -136,12 +169,9 @@ class HVAE(LatentVariableModel):
         decoder: NetworkRecipe = MLP,
         likelihood: FamilyRecipe = Bernoulli,
         prior: PriorRecipe = StandardNormal,
-        objective: ObjectiveRecipe = ELBO,
-        optimizer: OptimizerRecipe = torch.optim.Adam,
-        scheduler: SchedulerRecipe | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
         sizes, image_shape = layer_sizes("HVAE", latent_sizes), tuple(image_shape)
         self.inference = inference(image_shape, sizes)  # phi
@@ -159,7 +189,7 @@ class HVAE(LatentVariableModel):
         return Trace(batch["x"], self.decode({name: latent.z for name, latent in latents.items()}), latents)
 
     def p_z(self, i: int, above: Tensor | None) -> Distribution:
-        """p(z_l|z_(l+1)) at z_(l+1) = `above`, with l = i + 1; p(z_L) where nothing is above."""
+        """Return p(z_l|z_(l+1)) at z_(l+1) = `above`, with l = i + 1; p(z_L) if `above` is None."""
         return self.prior() if above is None else self.normals[i](self.transitions[i](above))
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:

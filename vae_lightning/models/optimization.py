@@ -1,4 +1,4 @@
-"""The optimizer and the scheduler of a model: how they are made, stepped, clipped, and gone on with."""
+"""The optimizer and the scheduler of a model: construction, steps, gradient clipping and resume."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
+from vae_lightning.models.multi_step import MultiStepTraining
 from vae_lightning.models.restoring import check_training_state
-from vae_lightning.models.several import SeveralSteps
 from vae_lightning.types import UserError
 
 OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]
@@ -24,7 +24,12 @@ SchedulerRecipe: TypeAlias = Callable[[Optimizer], LRScheduler | ReduceLROnPlate
 class Optimized(pl.LightningModule):
     """A module with one optimizer and at most one scheduler, made from recipes.
 
-    `scheduler_interval` is "epoch" or "step". A plateau of a validation metric is looked at as the next epoch begins.
+    A ReduceLROnPlateau scheduler with the interval "epoch" steps when the next epoch begins.
+
+    Args:
+        optimizer: The optimizer, called with the module's parameters.
+        scheduler: The schedule of the learning rate, called with the optimizer; None for a constant rate.
+        scheduler_interval: "epoch" or "step".
     """
 
     def __init__(self, optimizer: OptimizerRecipe, scheduler: SchedulerRecipe | None, scheduler_interval: str) -> None:
@@ -32,10 +37,10 @@ class Optimized(pl.LightningModule):
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self._loaded_values: dict[str, float] = {}
         self._epochs_scheduled = 0
-        self.several: SeveralSteps | None = None  # set where `training_step` is given several batches at once
+        self.multi_step: MultiStepTraining | None = None  # set by `speed.steps_per_call` > 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._trainer is not None:  # a model that was never fitted may be saved, too
+        if self._trainer is not None:  # a model without a trainer can be saved, too
             checkpoint["plateau"] = {"values": self._monitored(), "epochs": self._epochs_scheduled}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -46,45 +51,47 @@ class Optimized(pl.LightningModule):
         try:
             optimizer = fused(self.optimizer(self.parameters()))
             scheduler = None if self.scheduler is None else self.scheduler(optimizer)
-        except (TypeError, ValueError) as error:  # torch's word for a setting out of range
+        except (TypeError, ValueError) as error:  # torch raises these for a setting out of range
             raise UserError(f"optimizer or scheduler: {error}") from error
         if scheduler is None:
             return optimizer
         monitor = getattr(scheduler, "monitor", None)
         config = {"scheduler": scheduler, "interval": self.scheduler_interval, "monitor": monitor}
         if monitor and monitor.startswith("val/") and self.scheduler_interval == "epoch":
-            config["frequency"] = self.trainer.check_val_every_n_epoch or 1  # when there is a new value to read
+            config["frequency"] = self.trainer.check_val_every_n_epoch or 1  # the epochs between two new values
         return {"optimizer": optimizer, "lr_scheduler": config}  # type: ignore[return-value]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """As Lightning's, but for a plateau by epoch: see `_schedule_on_plateau`."""
+        """Step as Lightning does, except for a plateau by epoch: see `_schedule_on_plateau`."""
         if metric is None or self.scheduler_interval == "step":
             super().lr_scheduler_step(scheduler, metric)
 
     def _schedule_on_plateau(self) -> None:
-        """The step of ReduceLROnPlateau after an epoch, taken as the next one begins.
+        """Take ReduceLROnPlateau's step of the past epoch when the next epoch begins.
 
-        Lightning takes it after the epoch's last checkpoint is written, and takes none at the end of the epoch that a
-        run goes on in: both would lose it.
+        Lightning takes this step after the epoch's last checkpoint is written, and skips the step at the end of the
+        epoch in which a run was resumed. In both cases a resumed run would lose the step.
         """
         values, epochs = self._monitored(), self.trainer.current_epoch
         is_new, self._epochs_scheduled = epochs > self._epochs_scheduled, epochs
         for config in self.trainer.lr_scheduler_configs:
-            by_epoch = config.interval == "epoch" or self.several is not None
+            by_epoch = config.interval == "epoch" or self.multi_step is not None
             due = is_new and epochs % config.frequency == 0
             if config.reduce_on_plateau and by_epoch and due and config.monitor in values:
                 config.scheduler.step(values[config.monitor])  # type: ignore[arg-type]
 
     def _monitored(self) -> dict[str, float]:
-        """What schedulers look at, as it was last: from before the checkpoint, where it has not been logged since."""
+        """Return the last value of each metric that a scheduler monitors, from the checkpoint if not logged since."""
         monitors = {config.monitor for config in self.trainer.lr_scheduler_configs if config.monitor}
         metrics: dict[str, Any] = {**self._loaded_values, **(self.trainer.callback_metrics if monitors else {})}
         return {name: float(metrics[name]) for name in sorted(monitors & metrics.keys())}
 
     def on_fit_start(self) -> None:
-        """Under 16-mixed the scaler takes its scale out of the gradient before that is clipped or its norm logged, with
-        any optimizer: a fused one would do so in its step, too late, and Lightning refuses to clip then."""
-        # Lightning compares before `LogInterval` lowers the interval
+        """Let the scaler of 16-mixed unscale the gradient before clipping and logging, with any optimizer.
+
+        A fused optimizer would unscale the gradient in its own step, after clipping; Lightning refuses to clip then.
+        """
+        # Lightning warns before `LogInterval` lowers the interval
         warnings.filterwarnings("ignore", message="The number of training batches .* smaller than the logging")
         saved = self.trainer._checkpoint_connector._loaded_checkpoint
         if saved:
@@ -94,7 +101,7 @@ class Optimized(pl.LightningModule):
                 optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        if self.several is not None:  # else Lightning does
+        if self.multi_step is not None:  # without multi-step training Lightning clips
             clip = self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm
             self.configure_gradient_clipping(optimizer, *clip)
 
@@ -104,9 +111,9 @@ class Optimized(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning's, which refuses a fused optimizer under bf16-mixed though no scaler is in the way there."""
+        """Clip as Lightning does, and with a fused optimizer under bf16-mixed, too, which Lightning refuses."""
         if not gradient_clip_val:
-            return  # 0, too, means no clipping: it would take the whole gradient away
+            return  # 0 means no clipping: a norm of 0 would remove the whole gradient
         if self.trainer.precision == "16-mixed":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_algorithm == "value":
@@ -116,10 +123,12 @@ class Optimized(pl.LightningModule):
 
 
 def fused(optimizer: Optimizer) -> Optimizer:
-    """With a step of one kernel where that was left open (None) and PyTorch has it: by itself it takes one for each
-    operation on a GPU, and on a CPU one for each parameter too."""
+    """Set `fused=True` where the user left `fused` and `foreach` None and the parameters allow it.
+
+    PyTorch's default launches one kernel per operation on a GPU, and per operation and parameter on a CPU.
+    """
     for group in optimizer.param_groups if isinstance(optimizer, (torch.optim.Adam, torch.optim.SGD)) else ():
-        is_open = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
-        if is_open and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"]):
+        is_unset = group["fused"] is None and group["foreach"] is None and not group["differentiable"]
+        if is_unset and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"]):
             group["fused"] = True
     return optimizer

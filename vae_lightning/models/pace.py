@@ -1,4 +1,4 @@
-"""When a step of training is logged, and how many images a second a fit takes."""
+"""The training steps to log, and the number of images per second of a fit."""
 
 from __future__ import annotations
 
@@ -7,43 +7,54 @@ import time
 
 import lightning.pytorch as pl
 
-from vae_lightning.models.several import SeveralSteps
+from vae_lightning.models.multi_step import MultiStepTraining
 
 
 class LogInterval:
-    """A step is logged every `log_every_n_steps`, and at least once an epoch.
+    """Logs a step every `log_every_n_steps`, and at least once an epoch.
 
-    For the length of a fit the trainer's own setting is lowered to the steps of an epoch, so that Lightning's loggers
-    and callbacks log at the same steps as the model. Where the loader has no length, an epoch's last step is logged if
-    no other was.
+    During a fit the trainer's own setting is at most the number of steps in an epoch, so that Lightning's loggers and
+    callbacks log at the same steps as the model. If the loader has no length, the last step of an epoch is logged when
+    no other step of that epoch was.
+
+    Args:
+        trainer: The trainer at the start of the fit.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
-        # not the trainer itself: it would be copied with the model
-        self.given: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        # do not store the trainer: a copy of the model would copy it
+        self.configured: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
 
-    def begin_epoch(self, trainer: pl.Trainer, several: SeveralSteps | None) -> None:
-        """Lower the interval to the epoch's steps."""
-        batches = trainer.num_training_batches if several is None else several.batches_of_epoch()
-        steps = self.given if batches == math.inf else math.ceil(batches / _batches_per_step(trainer, several))
-        _set_interval(trainer, min(self.given, max(1, steps)))
+    def begin_epoch(self, trainer: pl.Trainer, multi_step: MultiStepTraining | None) -> None:
+        """Limit the trainer's interval to the number of steps in the epoch."""
+        batches = trainer.num_training_batches if multi_step is None else multi_step.batches_of_epoch()
+        steps = self.configured if batches == math.inf else math.ceil(batches / _batches_per_step(trainer, multi_step))
+        _set_interval(trainer, min(self.configured, max(1, steps)))
 
-    def is_due(self, trainer: pl.Trainer, several: SeveralSteps | None, index: int, is_last: bool) -> bool:
-        """Whether to log the step that batch number `index` of the epoch, perhaps its last, is a part of."""
+    def is_due(self, trainer: pl.Trainer, multi_step: MultiStepTraining | None, index: int, is_last: bool) -> bool:
+        """Return whether to log the step of a batch.
+
+        Args:
+            trainer: The trainer.
+            multi_step: The model's multi-step training, or None.
+            index: The number of the batch in its epoch, from 0.
+            is_last: Whether the batch is the last one of its epoch.
+        """
         interval, step = trainer.log_every_n_steps, trainer.global_step + 1  # type: ignore[attr-defined]
-        in_epoch = index // _batches_per_step(trainer, several) + 1
+        in_epoch = index // _batches_per_step(trainer, multi_step) + 1
         ends = is_last or step == trainer.max_steps
-        if interval and ends and step // interval == (step - in_epoch) // interval:  # none was due in this epoch
+        if interval and ends and step // interval == (step - in_epoch) // interval:  # no step of this epoch was logged
             interval = 1
             _set_interval(trainer, interval)
         return bool(interval) and step % interval == 0
 
     def end_fit(self, trainer: pl.Trainer) -> None:
-        _set_interval(trainer, self.given)
+        """Restore the trainer's interval."""
+        _set_interval(trainer, self.configured)
 
 
-def _batches_per_step(trainer: pl.Trainer, several: SeveralSteps | None) -> int:
-    return trainer.accumulate_grad_batches if several is None else several.accumulate
+def _batches_per_step(trainer: pl.Trainer, multi_step: MultiStepTraining | None) -> int:
+    return trainer.accumulate_grad_batches if multi_step is None else multi_step.accumulate
 
 
 def _set_interval(trainer: pl.Trainer, steps: int) -> None:
@@ -51,7 +62,7 @@ def _set_interval(trainer: pl.Trainer, steps: int) -> None:
 
 
 class Speedometer:
-    """Images a second since the last reading; the clock stands still between `stop` and `start`."""
+    """Images per second since the last reading, without the time between `stop` and `start`."""
 
     def __init__(self) -> None:
         self.images, self._seconds = 0, 0.0
@@ -66,7 +77,7 @@ class Speedometer:
             self._since = None
 
     def read(self) -> float | None:
-        """None where no image has been counted since the last reading."""
+        """Return images per second since the last reading; None if no image was counted."""
         self.stop()
         rate = self.images / self._seconds if self.images else None
         self.images, self._seconds = 0, 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,9 @@ from vae_lightning.distributions import (
     PriorRecipe,
     StandardNormal,
 )
-from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
+from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
-from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
@@ -27,10 +26,19 @@ from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 class VAE(LatentVariableModel):
     """p(x, z) = p(x|z) p(z), with q(z|x) beside it (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114).
 
-    Six slots, each a recipe (a class, or a `functools.partial` of one): `encoder`, `posterior`, `decoder`,
-    `likelihood`, `prior`, `objective`. Images are [B, *image_shape] with `image_shape` = (C, H, W); z is [K, B, D] with
-    D = `latent_size`, or maps [K, B, c, h, w] with `latent_size` = (c, h, w). Every width that joins two slots is
-    computed here.
+    Use this model for images with one latent variable z, with or without labels. Six slots are recipes (a class, or a
+    `functools.partial` of one): encoder, posterior, decoder, likelihood, prior, objective. The model computes the sizes
+    that two slots share.
+
+    Args:
+        image_shape: (C, H, W) of an image; x is [B, C, H, W].
+        latent_size: D for z of shape [K, B, D], or (c, h, w) for feature maps [K, B, c, h, w].
+        encoder: Network from x to the parameters of q(z|x).
+        posterior: Family of q(z|x).
+        decoder: Network from z to the parameters of p(x|z).
+        likelihood: Family of p(x|z); choose one that gives a probability to the data's pixel values.
+        prior: p(z).
+        kwargs: Arguments of `LatentVariableModel`.
     """
 
     def __init__(
@@ -42,12 +50,9 @@ class VAE(LatentVariableModel):
         decoder: NetworkRecipe = MLP,
         likelihood: FamilyRecipe = Bernoulli,
         prior: PriorRecipe = StandardNormal,
-        objective: ObjectiveRecipe = ELBO,
-        optimizer: OptimizerRecipe = torch.optim.Adam,
-        scheduler: SchedulerRecipe | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, scheduler_interval)
+        super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
         image_shape, latent_shape = tuple(image_shape), _latent_shape(latent_size)
         self.posterior = posterior(latent_shape)
@@ -58,7 +63,7 @@ class VAE(LatentVariableModel):
         self.prior.bind(self.encode, image_shape)
 
     def encode(self, x: Tensor) -> Distribution:
-        """q(z|x): batch [B], event [D], or [c, h, w] where the latent is of maps; so below."""
+        """Return q(z|x): batch [B], event [D], or event [c, h, w] if the latent is a set of feature maps."""
         return self.posterior(self.encoder(x))
 
     def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
@@ -80,11 +85,11 @@ class VAE(LatentVariableModel):
 
 
 def _latent_shape(latent_size: int | Shape) -> Shape:
-    """[D] or [c, h, w], checked."""
+    """Return (D,) or (c, h, w) after a check."""
     shape = (latent_size,) if isinstance(latent_size, int) else tuple(latent_size)
     if len(shape) not in (1, 3) or min(shape) < 1:
-        said = latent_size if isinstance(latent_size, int) else list(shape)
+        given = latent_size if isinstance(latent_size, int) else list(shape)
         raise UserError(
-            f"VAE: latent_size is {said}; it must be at least 1, or a shape [channels, height, width] of such"
+            f"VAE: latent_size is {given}; it must be at least 1, or [channels, height, width], each at least 1"
         )
     return shape

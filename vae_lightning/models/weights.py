@@ -1,4 +1,4 @@
-"""The weights of a model, as numbers."""
+"""A check of a model's weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from vae_lightning.types import UserError
 
 
 def check_finite(owner: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Raise where a weight or buffer is NaN or infinite: a model with one computes nothing, and draws pictures of it.
+    """Raise if a weight or buffer is NaN or infinite, because every result of such a model is wrong.
 
     Args:
-        owner: What the message begins with: the checkpoint's path, or the model's class.
+        owner: The beginning of the message: the checkpoint's path, or the model's class.
         state: The tensors by name, as in a `state_dict`.
 
     Raises:
@@ -26,5 +26,5 @@ def check_finite(owner: str | Path, state: Mapping[str, Tensor]) -> None:
         if bad:
             raise UserError(
                 f"{owner}: {name} is not finite ({bad} of its {value.numel()} values are NaN or infinite): the model "
-                "computes nothing. Take a checkpoint from before, or train again with a smaller learning rate"
+                "computes nothing. Use an earlier checkpoint, or train again with a smaller learning rate"
             )

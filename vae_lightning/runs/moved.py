@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 _PACKAGE = "vae_lightning."
 _MOVED = {
