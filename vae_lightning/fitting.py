@@ -35,7 +35,7 @@ from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.loading import Budget
 from vae_lightning.models.weights import check_finite
 from vae_lightning.recipes import to_plain
-from vae_lightning.trace import kind
+from vae_lightning.trace import distribution_name
 from vae_lightning.trust import NOT_BUILT, build, check_names, trust
 from vae_lightning.types import Batch, UserError
 
@@ -96,7 +96,8 @@ def check_space(own: Prior, recipe: PriorRecipe) -> None:
     if not _one_space(own, fitted):
         raise UserError(
             f"fit-prior: {type(fitted).__name__} is not over the space of the model's latents, whose prior is "
-            f"{kind(own())}; give the posterior's own family: --prior=FamilyPrior --prior.family=... --prior.learn=true"
+            f"{distribution_name(own())}; give the posterior's own family: --prior=FamilyPrior --prior.family=... "
+            "--prior.learn=true"
         )
 
 

@@ -46,7 +46,7 @@ from vae_lightning.distributions import (
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO
-from vae_lightning.trace import kind
+from vae_lightning.trace import distribution_name
 from vae_lightning.types import Shape, UserError
 
 PRIORS: dict[str, Callable[[Shape], Prior]] = {
@@ -91,7 +91,7 @@ def test_every_prior_has_a_row() -> None:
 def test_a_message_names_the_prior_that_was_chosen(name: str, event_shape: Shape) -> None:
     """But a FamilyPrior's family: two of that class may be over different spaces."""
     prior = make(name, event_shape)
-    assert kind(prior()) == type(prior.family if isinstance(prior, FamilyPrior) else prior).__name__
+    assert distribution_name(prior()) == type(prior.family if isinstance(prior, FamilyPrior) else prior).__name__
 
 
 @ROWS

@@ -32,7 +32,7 @@ from vae_lightning.distributions import (
     StandardNormal,
     VonMisesFisher,
 )
-from vae_lightning.trace import draw, kind
+from vae_lightning.trace import distribution_name, draw
 from vae_lightning.types import Shape, UserError
 
 
@@ -131,7 +131,7 @@ def test_a_message_names_the_family_that_was_chosen() -> None:
     rows = [(row[0], (1,)) for row in POINTWISE.values()] + [(row[0], (4,)) for row in FAMILIES.values()]
     for recipe, shape in rows + [(recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()]:
         family = recipe(shape)
-        assert kind(family(torch.zeros(5, *family.param_shape))) == type(family).__name__
+        assert distribution_name(family(torch.zeros(5, *family.param_shape))) == type(family).__name__
 
 
 @ROWS

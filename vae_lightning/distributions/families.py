@@ -50,7 +50,7 @@ class Family(nn.Module):
     def forward(self, features: Tensor) -> Distribution:
         with torch.autocast(features.device.type, enabled=False):
             full = features if features.dtype == torch.float64 else features.float()
-            return named(self.distribution(full), type(self).__name__)
+            return name_distribution(self.distribution(full), type(self).__name__)
 
     def distribution(self, features: Tensor) -> Distribution:
         """Of features in full precision: dimensions that are independent, each `pointwise`."""
@@ -66,16 +66,16 @@ FamilyRecipe: TypeAlias = Callable[[Shape], Family]
 """A `Family` class, or a `functools.partial` of one: called as `recipe(event_shape)`."""
 
 
-def named(p: Distribution, maker: str) -> Distribution:
-    """The same p, whose `made_by` is what messages call it: the class that a user chose, and not the one that it made.
+def name_distribution(p: Distribution, name: str) -> Distribution:
+    """Tag p with the name of the `Family` or `Prior` that built it; error messages use the tag (`distribution_name`).
 
-    Kept by what Independent wraps, for a part of an image that is given wraps it anew (`Given`). The first name stays.
+    The tag is set on the innermost base distribution because `Given` re-wraps it. A first tag is not overwritten.
     """
     inner = p
     while isinstance(inner, Independent):
         inner = inner.base_dist
-    if not hasattr(inner, "made_by"):
-        inner.made_by = maker  # type: ignore[attr-defined]
+    if not hasattr(inner, "distribution_name"):
+        inner.distribution_name = name  # type: ignore[attr-defined]
     return p
 
 

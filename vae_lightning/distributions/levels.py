@@ -13,7 +13,7 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 from torch.nn import functional as F
 
 from vae_lightning.distributions import pixels
-from vae_lightning.distributions.combined import Given
+from vae_lightning.distributions.combined import num_unknown
 from vae_lightning.distributions.families import Family
 from vae_lightning.types import Shape, UserError
 
@@ -106,8 +106,7 @@ def bits_per_dimension(nats: Tensor, p_x: Distribution, dequantised_levels: int 
     Raises:
         UserError: for a density of levels that were not dequantised, which has no bound: bits of it mean nothing.
     """
-    size = p_x.num_unknown if isinstance(p_x, Given) else math.prod(p_x.event_shape)
-    per_dimension = nats / size / math.log(2)
+    per_dimension = nats / num_unknown(p_x) / math.log(2)
     if is_mass(p_x):
         return per_dimension
     if dequantised_levels is None:

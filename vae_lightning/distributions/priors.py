@@ -25,7 +25,7 @@ from torch.distributions import (
 from torch.distributions.transforms import ReshapeTransform
 from torch.nn import functional as F
 
-from vae_lightning.distributions.families import Family, FamilyRecipe, named
+from vae_lightning.distributions.families import Family, FamilyRecipe, name_distribution
 from vae_lightning.distributions.flows import Flowed, check_sizes, load_zuko
 from vae_lightning.distributions.gaussians import FullPrecisionNormal, with_float64
 from vae_lightning.distributions.groups import Groups, checked_group_size
@@ -53,7 +53,7 @@ class Prior(nn.Module):
     def forward(self) -> Distribution: ...
 
     def __call__(self) -> Distribution:
-        return named(super().__call__(), type(self).__name__)
+        return name_distribution(super().__call__(), type(self).__name__)
 
     def bind(self, encode: Encode, image_shape: Shape) -> None:
         """Called once by the model that has this prior: for a prior that is made of q(z|x). Others need nothing."""

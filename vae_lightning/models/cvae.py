@@ -16,9 +16,9 @@ from vae_lightning.distributions import (
     Bernoulli,
     DiagonalNormal,
     FamilyRecipe,
-    Given,
     PriorRecipe,
     StandardNormal,
+    given,
 )
 from vae_lightning.models.base import LatentVariableModel, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.batches import check_count
@@ -103,7 +103,7 @@ class ImageColumns(Condition):
     def complete(self, p_x: Distribution, c: Tensor) -> Distribution:
         values = c.new_zeros(*c.shape[:-1], self.known.shape[-1])  # [B, C, H, W]
         values[..., self.columns] = c
-        return Given(p_x, self.known, values)
+        return given(p_x, self.known, values)
 
     def remember(self, batch: Batch) -> None:
         seen = self(batch)[: self.num_examples]

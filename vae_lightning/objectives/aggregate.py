@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vae_lightning.objectives.elbo import Objective, check_latents, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
-from vae_lightning.trace import Latent, Trace, factors, kind
+from vae_lightning.trace import Latent, Trace, distribution_name, factors
 from vae_lightning.types import UserError
 
 
@@ -76,7 +76,7 @@ class BetaTC(Objective):
         if q is None:
             raise UserError(
                 "BetaTC: needs a posterior that is a product over dimensions, such as DiagonalNormal; "
-                f"that of latent {name} is {kind(latent.q)}"
+                f"that of latent {name} is {distribution_name(latent.q)}"
             )
         if latent.q.batch_shape != (len(trace.x),):
             raise UserError(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vae_lightning.objectives.elbo import Objective, check_latents, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
-from vae_lightning.trace import Trace, kind
+from vae_lightning.trace import Trace, distribution_name
 from vae_lightning.types import UserError
 
 
@@ -40,8 +40,9 @@ class FreeBits(Objective):
         for name, latent in trace.latents.items():
             if latent.pointwise() is None:
                 raise UserError(
-                    f"FreeBits: per_dimension needs a posterior and a prior that are products over dimensions, such as "
-                    f"DiagonalNormal and StandardNormal; latent {name} has {kind(latent.q)} and {kind(latent.p)}"
+                    "FreeBits: per_dimension needs a posterior and a prior with independent dimensions, such as "
+                    f"DiagonalNormal and StandardNormal; latent {name} has {distribution_name(latent.q)} and "
+                    f"{distribution_name(latent.p)}"
                 )
         return trace.kl_by_dimension()
 
