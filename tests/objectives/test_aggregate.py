@@ -95,7 +95,7 @@ def test_the_estimate_of_q_z_has_the_right_mean() -> None:
 
 
 def test_a_batch_above_the_data_set_is_refused() -> None:
-    with pytest.raises(UserError, match="dataset_size is 5, and a batch has 6 images"):
+    with pytest.raises(UserError, match="dataset_size is 5, but a batch has 6 images"):
         BetaTC(5)(trace_of(torch.zeros(6, 2), 1.0), 0)
 
 
