@@ -401,12 +401,12 @@ def latent(q: Distribution, p: Distribution) -> Latent:
 
 
 def test_a_posterior_without_the_property_needed_is_refused_in_one_line() -> None:
-    """A full covariance has no KL by dimension, and no product over dimensions to be correlated in total."""
+    """A full covariance has no KL by dimension and no total correlation, because its dimensions are dependent."""
     full = torch.distributions.MultivariateNormal(torch.zeros(6, 2), torch.eye(2))
     one = latent(full, Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
     trace = Trace(torch.zeros(6, 1), Independent(Normal(torch.zeros(1, 6, 1), 1.0), 1), {"z": one})
     for objective in (FreeBits(per_dimension=True), BetaTC(100)):
-        with pytest.raises(UserError, match=r"products? over dimensions.*MultivariateNormal") as error:
+        with pytest.raises(UserError, match=r"independent dimensions.*MultivariateNormal") as error:
             objective(trace, 0)
         assert "\n" not in str(error.value)
     assert FreeBits()(trace, 0)["loss"].shape == (6,)

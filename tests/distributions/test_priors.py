@@ -354,7 +354,7 @@ def test_vamp_prior_wants_a_density_at_any_point_and_the_same_latents() -> None:
         vamp(_OwnSamplesOnly)
     with pytest.raises(UserError, match=r"shape \(2,\), the prior's \(3,\)"):
         VampPrior((3,), 4).bind(encoder(DiagonalNormal((2,))), IMAGE_SHAPE)
-    with pytest.raises(UserError, match="gives it none"):
+    with pytest.raises(UserError, match="gives none"):
         VampPrior((3,), 4)()
 
 
