@@ -415,7 +415,7 @@ def test_a_density_that_takes_more_memory_than_there_is_is_refused_before_it_is_
     monkeypatch.setattr(inversion, "available_memory", lambda: 200 * 2**30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
-        UserError, match=r"at 320,000 points .* takes 28\d GiB in a step, and 200.0 are free; choose"
+        UserError, match=r"at 320,000 points .* takes 28\d GiB in a step, but 200.0 are free; choose"
     ) as refusal:
         model.loss_and_terms({"x": torch.rand(128, 1, 4, 4).round()}, 0)
     assert "\n" not in str(refusal.value)
@@ -425,7 +425,7 @@ def test_a_density_that_takes_more_memory_than_there_is_is_refused_before_it_is_
 @pytest.mark.parametrize("name", ["IAF", "IAF of maps", "RealNVP", "neural spline"])
 def test_the_memory_that_is_foretold_is_what_autograd_keeps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one density at 5,000 points: to a tenth, by the tensors that the real pass saves for its way back."""
-    monkeypatch.setattr(inversion, "_IN_A_STEP", 1)
+    monkeypatch.setattr(inversion, "_DENSITIES_PER_STEP", 1)
     foretold: list[int] = []
     kept: dict[int, int] = {}
 

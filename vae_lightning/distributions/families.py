@@ -260,4 +260,4 @@ def noise_scale(p_x: Distribution) -> Tensor | None:
     some sigma.
     """
     base = p_x.base_dist if isinstance(p_x, Independent) else p_x
-    return pixels.once(base.scale).mean() if isinstance(base, TorchNormal) else None
+    return pixels.without_repeats(base.scale).mean() if isinstance(base, TorchNormal) else None

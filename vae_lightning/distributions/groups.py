@@ -44,7 +44,12 @@ def checked_group_size(owner: str, event_shape: Shape, group_size: int | None) -
 
 
 class GroupSupport(constraints.Constraint):
-    """The vectors whose groups all lie in `base`."""
+    """The vectors whose groups all lie in `base`.
+
+    Args:
+        base: The support of one group.
+        group_size: K.
+    """
 
     event_dim = 1
 
@@ -60,7 +65,11 @@ class GroupSupport(constraints.Constraint):
 
 
 class Groups(Distribution):
-    """p(z) = prod_g p(z_g): `base` has batch shape [..., G] and event shape [K], z is [..., G K]."""
+    """p(z) = prod_g p(z_g), of vectors z that are cut into groups.
+
+    Args:
+        base: The distribution of each group, with batch shape [..., G] and event shape [K]; z is [..., G K].
+    """
 
     arg_constraints: ClassVar = {}  # `base` checks its own arguments
 
