@@ -1,4 +1,4 @@
-"""Distributions made of others. What a `Given` image is: tests/models/test_cvae.py."""
+"""Distributions made from others. The laws of a `Given` image are in tests/models/test_cvae.py."""
 
 from __future__ import annotations
 
