@@ -18,7 +18,7 @@ def test_a_pure_function_of_the_index() -> None:
 
 
 def test_known_numbers() -> None:
-    """They fix the binarisation of every validation and test set, and so every likelihood that was ever reported."""
+    """Known bits: they fix the binarisation of validation and test sets, and so every reported likelihood."""
     found = uniform16(torch.tensor([0, 1, 65535, 2**20]), 5, 0).tolist()
     assert found == [
         [32059, 51270, 6617, 22600, 36855],
@@ -64,7 +64,7 @@ def test_derived_seeds_differ() -> None:
 
 
 def test_known_seeds() -> None:
-    """What a run's noise and the order of its images are made from."""
+    """Known seeds: the noise of a run and the order of its images are made from them."""
     seeds = [derive_seed(*counters) for counters in ((0,), (1, 2), (0, 1, 0, 0), (-1,))]
     assert seeds == [0x6C2E8EC11E8966F3, 0x2722BFE3346D5722, 0x4ECF5EACE85E5D3B, 0x3C1571DE8539D673]
 

@@ -44,7 +44,7 @@ COMMON = {"loss", "elbo", "log_likelihood", "kl", "kl/z"}
 
 @dataclass(frozen=True)
 class Row:
-    """An objective; whether minus its loss is a lower bound of log p(x); whether the examples of a batch meet in it."""
+    """An objective, whether minus its loss bounds log p(x) from below, and whether its examples interact."""
 
     make: Callable[[], Objective]
     bound: bool = True
@@ -89,7 +89,7 @@ def test_every_objective_has_a_row() -> None:
 @pytest.mark.parametrize("make", [FreeBits, Capacity, partial(BetaTC, dataset_size=6), InfoVAE])
 def test_what_weighs_latents_refuses_a_model_without_any(make: Callable[[], Objective]) -> None:
     p_x = Independent(Normal(torch.zeros(1, 6, 2), 1.0), 1)
-    with pytest.raises(UserError, match="the model has no latents to weigh; choose ELBO"):
+    with pytest.raises(UserError, match="the model has no latents; choose ELBO"):
         make()(Trace(torch.zeros(6, 2), p_x), 0)
 
 
@@ -130,7 +130,7 @@ def test_gradient_reaches_every_parameter(name: str) -> None:
 
 @ROWS
 def test_the_same_numbers_without_gradients(name: str) -> None:
-    """Validation runs in inference mode: what takes a gradient in training must not be missed there."""
+    """Validation runs in inference mode, in which an objective cannot take the gradients that it takes in training."""
     model = linear_gaussian(OBJECTIVES[name].make).eval()
     model.objective.num_samples = max(model.objective.num_samples, 1)
     torch.manual_seed(0)
@@ -144,13 +144,13 @@ def test_the_same_numbers_without_gradients(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @ROWS
 def test_one_compiled_graph_has_the_same_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At steps that a schedule tells apart; an objective of which this is not so has to say it."""
-    monkeypatch.setattr(Family, "validate_args", False)  # as it is outside of tests
+    """At steps with different scheduled weights; other objectives must set `in_one_graph = False`."""
+    monkeypatch.setattr(Family, "validate_args", False)  # the default outside of tests
     monkeypatch.setattr(Distribution, "_validate_args", False)
     model = linear_gaussian(OBJECTIVES[name].make)
     if not model.objective.in_one_graph:
         pytest.skip(f"{name} says that it has another gradient in one graph; its networks are compiled alone")
-    monkeypatch.setattr(model, "_check_once", id)  # it asks a Trainer for the stage
+    monkeypatch.setattr(model, "_check_once", id)  # needs a Trainer for the stage
     torch._dynamo.reset()
     compiled = torch.compile(model.loss_and_terms, backend="aot_eager", fullgraph=True)
     for step in (0, 3, 4):
@@ -164,7 +164,7 @@ def test_one_compiled_graph_has_the_same_gradient(name: str, monkeypatch: pytest
 
 
 def test_what_has_another_gradient_in_one_graph() -> None:
-    """Those that ask autograd for a slope, and the one that changes its multiplier."""
+    """These objectives ask autograd for a slope, or change their multiplier."""
     alone = {name.split(",")[0] for name, row in OBJECTIVES.items() if not row.make().in_one_graph}
     assert alone == {"STL", "DReG", "PIWAE", "GECO"}
 
@@ -180,7 +180,7 @@ def test_a_batch_of_one(name: str) -> None:
 
 @ROWS
 def test_examples_do_not_meet(name: str) -> None:
-    """The terms of an example do not depend on the batch it is in, given its noise; but for those that say so."""
+    """Given the noise, the terms of an example do not depend on its batch, unless the row says so."""
     model = linear_gaussian(OBJECTIVES[name].make)
     trace = model.trace({"x": X}, model.objective.num_samples)
     one = trace.latents["z"]
@@ -221,7 +221,7 @@ def test_the_gap_is_zero_at_the_exact_posterior() -> None:
     torch.testing.assert_close(log_w, exact_log_p(model, X).expand(3, -1), rtol=0, atol=1e-6)  # sigma is float32
 
 
-SAME = {  # two objectives that are one on the same noise
+SAME = {  # two objectives that are equal on the same noise
     "IWAE, K 1 = ELBO, KL sampled": (partial(IWAE, num_samples=1), lambda trace: trace.log_weight()[0]),
     "STL = ELBO, KL sampled": (partial(STL, num_samples=4), lambda trace: trace.log_weight().mean(0)),
     "DReG = IWAE": (partial(DReG, num_samples=4), lambda trace: -IWAE(4)(trace, 0)["loss"]),
@@ -323,7 +323,7 @@ SCHEDULED: dict[str, tuple[Callable[..., Objective], str]] = {
 @pytest.mark.parametrize("name", SCHEDULED)
 @pytest.mark.parametrize(("step", "value"), [(0, 0.0), (3, 0.3), (10, 1.0), (99, 1.0)])
 def test_a_loss_within_a_schedule_is_that_of_the_number_at_its_step(name: str, step: int, value: float) -> None:
-    """So is what the log calls the weight of that loss."""
+    """The logged weight of the loss is equal too."""
     make, setting = SCHEDULED[name]
     model = linear_gaussian(ELBO)
     trace = model.trace({"x": X})
@@ -401,12 +401,12 @@ def latent(q: Distribution, p: Distribution) -> Latent:
 
 
 def test_a_posterior_without_the_property_needed_is_refused_in_one_line() -> None:
-    """A full covariance has no KL by dimension, and no product over dimensions to be correlated in total."""
+    """A full covariance has no KL by dimension and no total correlation, because its dimensions are dependent."""
     full = torch.distributions.MultivariateNormal(torch.zeros(6, 2), torch.eye(2))
     one = latent(full, Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
     trace = Trace(torch.zeros(6, 1), Independent(Normal(torch.zeros(1, 6, 1), 1.0), 1), {"z": one})
     for objective in (FreeBits(per_dimension=True), BetaTC(100)):
-        with pytest.raises(UserError, match=r"products? over dimensions.*MultivariateNormal") as error:
+        with pytest.raises(UserError, match=r"independent dimensions.*MultivariateNormal") as error:
             objective(trace, 0)
         assert "\n" not in str(error.value)
     assert FreeBits()(trace, 0)["loss"].shape == (6,)

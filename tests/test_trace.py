@@ -81,7 +81,7 @@ def test_outside_support(value: float, found: float | None) -> None:
     ],
 )
 def test_a_density_that_is_0_or_infinite_at_a_pixel(p_x: Distribution, value: float) -> None:
-    """At the ends of the support, which torch counts to it; within it, and where a density is NaN, nothing is found."""
+    """Found at the ends of the support, which torch includes; not found inside, or if the density is NaN."""
     x = torch.full((2, 3), 0.5)
     whole = Independent(p_x.expand((4, 2, 3)), 1)
     assert Trace(x, whole).outside_support() is None
@@ -92,7 +92,7 @@ def test_a_density_that_is_0_or_infinite_at_a_pixel(p_x: Distribution, value: fl
 
 
 def test_a_kl_that_all_samples_share_is_that_of_each() -> None:
-    """[B], [1, B] and [K, B] from the same q are the same KL."""
+    """A q of batch shape [B], [1, B] or [K, B] has the same KL."""
     mu, x = torch.randn(3, 2, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64)
     p_x = Independent(Normal(torch.zeros(4, 3, 1, dtype=torch.float64), 1.0), 1)
     p = Independent(Normal(torch.zeros(2, dtype=torch.float64), 1.0), 1)

@@ -1,7 +1,7 @@
 """Stateless randomness: every random choice is a function of (seed, epoch, index or step, rank).
 
-Nothing here remembers how many numbers were drawn before, so a resumed run and a run on several devices see the same
-images and the same noise as an uninterrupted run on one.
+No function here counts the numbers drawn before. So a resumed run, or a run on several devices, sees the same images
+and the same noise as an uninterrupted run on one device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ _MASK64 = 2**64 - 1
 
 
 def derive_seed(*counters: int) -> int:
-    """A 63-bit seed from integers: SplitMix64's finaliser (Steele et al. 2014), chained over the counters."""
+    """A 63-bit seed from integers.
+
+    The finaliser of SplitMix64 (Steele et al. 2014) is applied to one counter after another.
+    """
     state = 0x9E3779B97F4A7C15
     for counter in counters:
         state = (state ^ (counter & _MASK64)) * 0xBF58476D1CE4E5B9 & _MASK64
@@ -25,7 +28,11 @@ def derive_seed(*counters: int) -> int:
 def reseed(device: torch.device, *counters: int) -> None:
     """Set the generators of the CPU and of `device` to `derive_seed(*counters)`.
 
-    Not `torch.manual_seed`: on a machine without CUDA that records a stack trace at every call.
+    `torch.manual_seed` is not used, because on a machine without CUDA it records a stack trace at every call.
+
+    Args:
+        device: The device that the model runs on; without an index, the current one of its type.
+        *counters: Integers that the noise depends on, such as (seed, epoch, step, rank).
     """
     seed = derive_seed(*counters)
     torch.default_generator.manual_seed(seed)
@@ -38,9 +45,15 @@ def reseed(device: torch.device, *counters: int) -> None:
 def uniform16(index: Tensor, size: int, *counters: int) -> Tensor:
     """u[i, j] ~ Uniform{0, ..., 65535}, a pure function of (counters, index[i], j): int32 [B, size].
 
-    Each 32-bit word is a bijective mix of its counter, keyed twice by `derive_seed`, and gives two 16-bit numbers:
-    some twenty integer operations for two pixels, on whatever device `index` lives. The mix is the multiply and
-    xor-shift form of C. Wellons' `lowbias32` (https://nullprogram.com/blog/2018/07/31/).
+    Use it for noise per image that must not depend on the order of the images. Each 32-bit word is a bijective mix of
+    its counter, keyed twice by `derive_seed`, and gives two 16-bit numbers: about twenty integer operations for two
+    pixels, on the device of `index`. The mix is the multiply and xor-shift form of C. Wellons' `lowbias32`
+    (https://nullprogram.com/blog/2018/07/31/).
+
+    Args:
+        index: The number of each image, [B].
+        size: How many numbers each image gets.
+        *counters: Further integers that the numbers depend on, such as (seed, epoch).
     """
     words = (size + 1) // 2
     key = derive_seed(*counters)
@@ -58,7 +71,7 @@ def _mix32(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch shifts int32 arithmetically, so the copies of the sign are masked away."""
+    """Logical right shift. torch shifts int32 arithmetically, so the copies of the sign bit are masked out."""
     return (x >> bits) & (0xFFFFFFFF >> bits)
 
 

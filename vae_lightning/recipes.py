@@ -1,4 +1,4 @@
-"""Recipes as plain data: what a checkpoint keeps of `functools.partial(MLP, hidden_sizes=(400,))`."""
+"""Recipes as plain data: the form in which a checkpoint stores `functools.partial(MLP, hidden_sizes=(400,))`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from vae_lightning.types import UserError
 def to_plain(value: Any, where: str = "") -> Any:
     """A class, a partial of a class or a dataclass as `{class_path, init_args}`, the form of the YAML files.
 
+    Args:
+        value: The recipe; plain values and containers of recipes are allowed too.
+        where: The argument's name, for messages.
+
     Raises:
-        UserError: for what no checkpoint could rebuild without running code, such as a lambda or a module instance.
+        UserError: if a checkpoint could rebuild `value` only by running code (a lambda, a module instance).
     """
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
@@ -46,7 +50,10 @@ def _spec(cls: type, init_args: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def defaults(cls: type) -> dict[str, Any]:
-    """Written out, for a checkpoint must not change with them; classes of other packages keep their own."""
+    """The default arguments of one of our classes, so that a checkpoint does not change if a default changes.
+
+    Empty for classes of other packages, which keep their own defaults.
+    """
     if not cls.__module__.startswith("vae_lightning."):
         return {}
     return {p.name: p.default for p in arguments(cls).values() if p.default is not inspect.Parameter.empty}

@@ -1,4 +1,4 @@
-"""The words that every room shares: shapes, batches, networks, and the error that a user can mend."""
+"""The types that the whole package shares: shapes, batches, networks, and the error that a user can correct."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from torch import Tensor, nn
 
 Shape: TypeAlias = tuple[int, ...]
 Batch: TypeAlias = dict[str, Tensor]
-"""`x`: float32 [B, C, H, W] in [0, 1]; `label`: int64 [B], where the data set has one."""
+"""`x`: float32 [B, C, H, W] in [0, 1]; `label`: int64 [B], if the data set has labels."""
 
 
 class UserError(ValueError):
-    """What the user can mend: one line that says what is wrong, where, and what would be right.
+    """An error that the user can correct. The message is one line: what is wrong, where, and what would be right.
 
-    `exit_code`: 2 where it is found before a run begins, 1 where it is found during the run.
+    `exit_code` is 2 if the error is found before a run begins, and 1 if it is found during the run.
     """
 
     exit_code = 2
 
 
 class Network(nn.Module):
-    """y = f(x): tensors [..., *in_shape] to tensors [..., *out_shape]; knows no probability.
+    """y = f(x), from tensors [..., *in_shape] to tensors [..., *out_shape]. Networks know nothing of probability.
 
-    A subclass takes `(in_shape, out_shape)` first, its own sizes after them, and sets `layers`, a module from
-    [N, *in_shape] to [N, *out_shape], or to as many elements in another shape. Leading dimensions are handled here.
+    A subclass takes `(in_shape, out_shape)` first and its own sizes after them. It sets `layers`, a module from
+    [N, *in_shape] to [N, *out_shape], or to as many elements in another shape. This class handles leading dimensions.
+
+    Args:
+        in_shape: Shape of one input; the model sets it.
+        out_shape: Shape of one output; the model sets it.
+
+    Raises:
+        UserError: if a size is below 1, or if an input does not end in `in_shape`.
     """
 
     layers: nn.Module

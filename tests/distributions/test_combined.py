@@ -1,4 +1,4 @@
-"""Distributions made of others. What a `Given` image is: tests/models/test_cvae.py."""
+"""Distributions made from others. The laws of a `Given` image are in tests/models/test_cvae.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Independent, MultivariateNormal, Normal, StudentT
 
 from vae_lightning.distributions import ConvIAF, Given, MixtureOfDiscretizedLogistics, normal_product
-from vae_lightning.trace import kind
+from vae_lightning.trace import distribution_name
 from vae_lightning.types import UserError
 
 
@@ -40,13 +40,16 @@ def test_a_product_with_another_distribution_is_refused() -> None:
 
 
 def test_pixels_that_depend_on_each_other_cannot_be_given_in_part() -> None:
-    with pytest.raises(UserError, match="only where pixels are independent"):
+    with pytest.raises(UserError, match="only if the likelihood's pixels are independent"):
         Given(MultivariateNormal(torch.zeros(3), torch.eye(3)), torch.ones(3, dtype=torch.bool), torch.zeros(3))
 
 
 def test_a_message_names_the_likelihood_of_an_image_given_in_part() -> None:
     pixels, flow = MixtureOfDiscretizedLogistics((1, 2, 2)), ConvIAF((1, 2, 2))
     none = torch.zeros(1, 2, 2, dtype=torch.bool)
-    assert kind(Given(pixels(torch.zeros(pixels.param_shape)), none, none.float())) == "MixtureOfDiscretizedLogistics"
+    assert (
+        distribution_name(Given(pixels(torch.zeros(pixels.param_shape)), none, none.float()))
+        == "MixtureOfDiscretizedLogistics"
+    )
     with pytest.raises(UserError, match="those of ConvIAF are not"):
         Given(flow(torch.zeros(flow.param_shape)), none, none.float())

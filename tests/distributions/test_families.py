@@ -34,7 +34,7 @@ from vae_lightning.types import Shape, UserError
 
 LINE = torch.linspace(-60, 60, 60_001, dtype=torch.float64)
 UNIT = torch.linspace(0, 1, 200_001, dtype=torch.float64)
-HALF_LINE = torch.logspace(-30, 2.5, 60_001, dtype=torch.float64)  # where a density may be infinite at 0
+HALF_LINE = torch.logspace(-30, 2.5, 60_001, dtype=torch.float64)  # dense near 0, where a density may be infinite
 NEAR_ZERO = torch.logspace(-6, math.log10(0.5), 40_001, dtype=torch.float64)
 OPEN_UNIT = torch.cat([NEAR_ZERO, 1 - NEAR_ZERO[:-1].flip(0)])
 
@@ -102,7 +102,7 @@ def test_mean_and_samples_agree_with_the_density(name: str) -> None:
 @ROWS
 @pytest.mark.parametrize("event_shape", [(3,), (1, 4, 4), (3, 5, 2)])
 def test_shapes(name: str, event_shape: Shape) -> None:
-    """Event-shaped: log_prob is [*sample, *batch], whatever the event."""
+    """log_prob has shape [*sample, *batch] for any event shape."""
     family = make(name, event_shape)
     p = family(features(family, 2, 7))
     assert isinstance(p, Independent)
@@ -140,7 +140,7 @@ def test_gradient_reaches_features_and_parameters(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
 def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) -> None:
-    """float32 throughout, from whatever dtype the network has; log_prob and its gradient finite at +-1e4."""
+    """float32 for any dtype of the network; log_prob and its gradient are finite at features of +-1e4."""
     family = FAMILIES[name][0]((4,))
     raw = (size * torch.tensor([-1.0, 1.0, -0.5, 0.0]).repeat(family.num_params)).to(dtype).requires_grad_()
     p = family(raw[None])
@@ -171,7 +171,7 @@ def test_continuous_bernoulli_against_its_own_formula(logit: float) -> None:
 
 @pytest.mark.parametrize("eta", [-9.9e-3, -1e-3, -1e-8, 0.0, 1e-8, 1e-3, 9.9e-3])
 def test_the_mean_of_a_continuous_bernoulli_near_zero(eta: float) -> None:
-    """E[x] = 1/2 + eta/12 - eta^3/720 + ..., where the formula is 0/0: to 1e-8, and its slope to 1e-5."""
+    """E[x] = 1/2 + eta/12 - eta^3/720 + ..., near 0, where the formula is 0/0: exact to 1e-8, and its slope to 1e-5."""
     raw = torch.tensor([eta], dtype=torch.float64, requires_grad=True)
     mean = ContinuousBernoulli((1,))(raw).mean
     (slope,) = torch.autograd.grad(mean.sum(), raw)
@@ -228,13 +228,13 @@ def test_the_sigma_of_a_predicted_scale_is_its_mean_over_pixels_and_examples() -
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 1), (2, 4, 3), (4, 0)])
 def test_log_p_of_a_normal_is_that_of_torch_however_its_sigma_is_repeated(shape: Shape) -> None:
-    """So are its gradients: sigma is one number, one of each pixel, of each image, of each of all; or there is none."""
+    """Values and gradients equal torch's, for one sigma, one a pixel, one an image, one for each number, or none."""
     size = 0 if shape == (4, 0) else 3
     mu, x = torch.randn(2, 4, size, dtype=torch.float64), torch.randn(4, size, dtype=torch.float64)
     sigma = torch.rand(shape, dtype=torch.float64) + 0.1
     parts = [part.requires_grad_() for part in (mu, sigma)]
     found, expected = (
-        kind(mu, sigma.expand(mu.shape)).log_prob(x) for kind in (pixels.Normal, torch.distributions.Normal)
+        normal(mu, sigma.expand(mu.shape)).log_prob(x) for normal in (pixels.Normal, torch.distributions.Normal)
     )
     torch.testing.assert_close(found, expected)
     weight = torch.randn(found.shape, dtype=torch.float64)

@@ -82,7 +82,7 @@ def test_normalised_in_two_dimensions(name: str) -> None:
 
 @ROWS
 def test_shapes(name: str) -> None:
-    """Event-shaped: log_prob is [*sample, *batch]; an expanded posterior is the same one."""
+    """log_prob has shape [*sample, *batch]; an expanded posterior has the same density."""
     family = make(name, 3)
     q = family(features(family, 2, 7))
     assert (q.batch_shape, q.event_shape) == ((2, 7), family.event_shape)
@@ -99,7 +99,7 @@ def test_shapes(name: str) -> None:
 
 @ROWS
 def test_a_sample_has_one_density_with_and_without_the_inverse(name: str) -> None:
-    """The kept density of own samples = the density of the same numbers as a foreign point; so are their gradients."""
+    """The stored density of own samples, and its gradient, equal those of a copy, which the flow does not recognise."""
     family, raws = make(name, 4), []
     for point in (lambda z: z, torch.clone):
         torch.manual_seed(1)
@@ -114,7 +114,7 @@ def test_a_sample_has_one_density_with_and_without_the_inverse(name: str) -> Non
 @ROWS
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 def test_the_same_density_in_evaluation(name: str, mode: Callable[[], AbstractContextManager]) -> None:
-    """A test runs in inference mode, where tensors have no version: own samples and other points all the same."""
+    """In inference mode tensors have no version; own samples and other points still have the right density."""
     family = make(name, 4)
     raw = features(family, 6)
     with mode():
@@ -142,7 +142,7 @@ def test_log_density_is_that_of_the_jacobian_by_autograd(name: str) -> None:
 
 @ROWS
 def test_gradient_reaches_features_and_weights(name: str) -> None:
-    """Of the density of a point that was drawn without a gradient, as of its own samples."""
+    """The density of a point trains features and weights, whether the point was drawn with a gradient or without."""
     family = make(name, 3)
     for draw in (lambda q: q.rsample(), lambda q: q.sample()):
         raw = features(family, 64).requires_grad_()
@@ -159,7 +159,7 @@ def test_gradient_reaches_features_and_weights(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4])
 def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) -> None:
-    """float32 from whatever the network has, autocast or not: its own samples have finite densities and gradients."""
+    """float32 for any dtype of the network, with autocast or not; own samples have finite densities and gradients."""
     family = FLOWS[name](shape_of(name, 4))
     pattern = torch.tensor([-1.0, 1.0, -0.5, 0.0, 0.5]).repeat(99)[: math.prod(family.param_shape)]
     raw = (size * pattern.reshape(family.param_shape)).to(dtype).requires_grad_()
@@ -223,13 +223,13 @@ def test_a_step_of_iaf_on_maps_is_autoregressive(step: int, kernel_size: int) ->
 
 
 def _blind_spot(height: int, width: int) -> int:
-    """Of how many pairs of pixels, the second before the first, it is further to the right than it is up."""
+    """Count the pairs of pixels whose second, earlier pixel is further to the right of the first than above it."""
     places = [divmod(i, width) for i in range(height * width)]
     return sum(b[1] - a[1] > a[0] - b[0] for i, a in enumerate(places) for b in places[:i])
 
 
 def test_the_context_of_maps_is_heard_at_its_own_place_whichever_way_a_step_goes() -> None:
-    """dm/dh is diagonal in places, where m looks at its own place alone."""
+    """dm/dh is diagonal in the pixels, because m depends on h at its own pixel only."""
     family = ConvIAF((2, 3, 4), hidden_channels=(8,), context_size=3).double()
     h, z = torch.randn(3, 3, 4, dtype=torch.float64), torch.zeros(2, 3, 4, dtype=torch.float64)
     for step in family.flow.transforms:
@@ -270,7 +270,7 @@ def test_linear_iaf_is_its_matrix_times_a_diagonal_gaussian() -> None:
     ("name", "estimator"), [("linear IAF", "closed form"), ("IAF", "sampled"), ("IAF of maps", "sampled")]
 )
 def test_kl_against_the_standard_normal(name: str, estimator: str) -> None:
-    """In closed form for the Gaussian, sampled for the flow, and of the same mean as the sampled log q - log p."""
+    """The KL is in closed form for the Gaussian and sampled for the flow; both have the mean of log q - log p."""
     family = make(name, 3)
     q = family(features(family, 2))
     one = Latent(q.rsample((20_000,)), q, StandardNormal(family.event_shape).double()())
@@ -308,33 +308,33 @@ def test_linear_iaf_closes_the_gap_of_the_mean_field(rho: float) -> None:
 
 
 class _OneWay(AffineTransform):
-    """2 e, with no inverse."""
+    """z = 2 e, declared without an inverse."""
 
     def _inverse(self, y: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 def test_a_flow_that_cannot_invert_says_so_and_has_the_density_of_its_own_samples() -> None:
-    """No inverse is taken of an own sample; of any other point, a changed sample among them, one line is said."""
+    """An own sample needs no inverse. Any other point, such as a changed sample, is refused in one line."""
     base = Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
-    IAF((2,))  # whatever flow has been built before
+    IAF((2,))  # a flow built before must not matter
     q = Flowed(base, lambda _: _OneWay(0.0, 2.0, event_dim=1))
     z = q.rsample((4,))
     torch.testing.assert_close(q.log_prob(z), Independent(Normal(torch.zeros(3), 2 * torch.ones(3)), 1).log_prob(z))
-    with pytest.raises(UserError, match="not its own sample") as refusal:
+    with pytest.raises(UserError, match="that the flow did not draw") as refusal:
         q.log_prob(z + 1)
     assert "\n" not in str(refusal.value)
-    with pytest.raises(UserError, match="not its own sample"):
+    with pytest.raises(UserError, match="that the flow did not draw"):
         q.log_prob(z.mul_(2))
 
 
 def test_an_iaf_beyond_float32_says_so() -> None:
-    """Gates of 1e-3, ten times in a row: what distinguishes two points is below float32's resolution."""
+    """Ten gates of 1e-3 in a row: float32 cannot resolve the difference of two points."""
     family = IAF((8,), num_steps=10, gate_bias=-30.0)
     q = family(torch.randn(3, *family.param_shape))
     z = q.rsample()
     assert torch.isfinite(q.log_prob(z)).all()
-    with pytest.raises(UserError, match="not its own sample"):
+    with pytest.raises(UserError, match="that the flow did not draw"):
         q.log_prob(z + 1)
 
 
@@ -350,7 +350,7 @@ STEEP: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", STEEP)
 def test_an_inverse_that_rounding_spoils_is_refused(name: str) -> None:
-    """With weights thirty times as large: of a posterior the density elsewhere, of a prior, which has that, samples."""
+    """With weights thirty times as large, rounding spoils a posterior's density elsewhere, and a prior's samples."""
     module = STEEP[name]()
     with torch.no_grad():
         for weight in module.flow.parameters():  # type: ignore[union-attr]
@@ -359,21 +359,21 @@ def test_an_inverse_that_rounding_spoils_is_refused(name: str) -> None:
         q = module(torch.randn(16, *module.param_shape))
         z = q.rsample()
         assert torch.isfinite(q.log_prob(z)).all()
-        with pytest.raises(UserError, match=r"not its own sample, and rounding spoils the inverse: off by") as refusal:
+        with pytest.raises(
+            UserError, match=r"the flow did not draw, and rounding spoils the inverse: the error is"
+        ) as refusal:
             q.log_prob(z + 1)
     else:
         p = module()
         assert torch.isfinite(p.log_prob(torch.randn(16, 8))).all()
-        with pytest.raises(
-            UserError, match=r"rounding spoils its samples, which are off by .*MixtureOfFull"
-        ) as refusal:
+        with pytest.raises(UserError, match=r"rounding spoils its samples: the error is .*MixtureOfFull") as refusal:
             p.sample((16,))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["RealNVP", "neural spline"])
 def test_a_coupling_takes_one_pass_to_sample_and_two_and_one_for_a_density(name: str) -> None:
-    """Of each step's network, however many dimensions: two halves, where an autoregressive step would take nine."""
+    """Each step's network runs twice for any number of dimensions; an autoregressive step would take nine passes."""
     q, passes = counted(make(name, 8))
     z = q.rsample()
     assert set(passes) == {1}
@@ -415,7 +415,7 @@ def test_a_density_that_takes_more_memory_than_there_is_is_refused_before_it_is_
     monkeypatch.setattr(inversion, "available_memory", lambda: 200 * 2**30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(
-        UserError, match=r"at 320,000 points .* takes 28\d GiB in a step, and 200.0 are free; choose"
+        UserError, match=r"at 320,000 points .* takes 28\d GiB in a step, but 200.0 are free; choose"
     ) as refusal:
         model.loss_and_terms({"x": torch.rand(128, 1, 4, 4).round()}, 0)
     assert "\n" not in str(refusal.value)
@@ -424,8 +424,8 @@ def test_a_density_that_takes_more_memory_than_there_is_is_refused_before_it_is_
 
 @pytest.mark.parametrize("name", ["IAF", "IAF of maps", "RealNVP", "neural spline"])
 def test_the_memory_that_is_foretold_is_what_autograd_keeps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one density at 5,000 points: to a tenth, by the tensors that the real pass saves for its way back."""
-    monkeypatch.setattr(inversion, "_IN_A_STEP", 1)
+    """The estimate for 5,000 points is within a tenth of the bytes that the real pass saves for its backward pass."""
+    monkeypatch.setattr(inversion, "_DENSITIES_PER_STEP", 1)
     foretold: list[int] = []
     kept: dict[int, int] = {}
 
@@ -446,14 +446,14 @@ def test_the_memory_that_is_foretold_is_what_autograd_keeps(name: str, monkeypat
         q.log_prob(z)
     monkeypatch.setattr(inversion, "available_memory", lambda: int(1.1 * sum(kept.values())))
     q.log_prob(z)
-    with torch.no_grad():  # nothing is kept, and nobody asks
+    with torch.no_grad():  # autograd keeps nothing, so the memory is not checked
         monkeypatch.setattr(inversion, "available_memory", lambda: -1)
         q.log_prob(z)
 
 
 @pytest.mark.parametrize("checks", [True, False])
 def test_building_a_flow_leaves_torchs_own_checks_as_they_are(monkeypatch: pytest.MonkeyPatch, checks: bool) -> None:
-    """The first import of zuko switches them off for everyone; ours puts them back."""
+    """The first import of zuko turns argument checks off for everyone; `load_zuko` turns them on again."""
     monkeypatch.setattr(Distribution, "_validate_args", checks)
     for name in [name for name in sys.modules if name.partition(".")[0] == "zuko"]:
         monkeypatch.delitem(sys.modules, name)

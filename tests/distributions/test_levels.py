@@ -1,4 +1,4 @@
-"""Likelihoods over grey levels: masses that add up to one, exact in every tail, and what bits per dimension are."""
+"""Likelihoods over grey levels: masses with sum one, exact in every tail, and bits per dimension."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_mixture_of_one_is_the_one() -> None:
 
 
 def test_components_differ_at_features_of_zero() -> None:
-    """Else every component would get the same gradient, for ever."""
+    """Otherwise every component would always have the same gradient."""
     family = MixtureOfDiscretizedLogistics((2,), num_components=4)
     raw = torch.zeros(1, *family.param_shape, requires_grad=True)
     family(raw).log_prob(torch.zeros(1, 2)).sum().backward()
@@ -110,7 +110,7 @@ def test_bits_of_an_image_given_in_part_are_of_the_rest() -> None:
 
 
 def test_bits_of_a_uniform_pixel_are_eight() -> None:
-    """By 256 equal levels, and by a dequantised uniform density on [0, 1]."""
+    """Both for 256 equal levels and for a dequantised uniform density on [0, 1]."""
     x = torch.randint(256, (4, 1, 3, 3)) / 255
     equal = CategoricalLevels((1, 3, 3))(torch.zeros(4, 256, 3, 3))
     torch.testing.assert_close(bits_per_dimension(-equal.log_prob(x), equal), torch.full((4,), 8.0))

@@ -46,7 +46,7 @@ from vae_lightning.models import VAE
 from vae_lightning.models.loading import load_model
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO
-from vae_lightning.trace import kind
+from vae_lightning.trace import distribution_name
 from vae_lightning.types import Shape, UserError
 
 PRIORS: dict[str, Callable[[Shape], Prior]] = {
@@ -65,13 +65,13 @@ IMAGE_SHAPE = (1, 4, 4)
 
 
 def encoder(family: Family) -> Callable[[Tensor], Distribution]:
-    """q(z|x) of an affine map, as a model would give it to its prior."""
+    """q(z|x) of an affine map, in the form that a model gives to its prior."""
     network = MLP(IMAGE_SHAPE, family.param_shape, hidden_sizes=())
     return lambda x: family(network.to(x.dtype)(x))
 
 
 def make(name: str, event_shape: Shape) -> Prior:
-    """A prior away from where it starts, bound to a q(z|x)."""
+    """A prior moved away from its start, and bound to a q(z|x)."""
     prior = PRIORS[name](event_shape)
     prior.bind(encoder(DiagonalNormal(event_shape)), IMAGE_SHAPE)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def make(name: str, event_shape: Shape) -> Prior:
 
 
 def test_every_prior_has_a_row() -> None:
-    """But the uniform one on the sphere, which has no density in R^D to integrate: its laws are by themselves."""
+    """The uniform prior on the sphere has no density in R^D to integrate, so it has tests of its own."""
     exported = {cls for cls in vars(distributions).values() if isinstance(cls, type) and issubclass(cls, Prior)}
     assert exported - {Prior, UniformSphere} == {type(recipe((2,))) for recipe in PRIORS.values()}
 
@@ -89,9 +89,9 @@ def test_every_prior_has_a_row() -> None:
 @ROWS
 @pytest.mark.parametrize("event_shape", [(3,), (2, 2, 2)])
 def test_a_message_names_the_prior_that_was_chosen(name: str, event_shape: Shape) -> None:
-    """But a FamilyPrior's family: two of that class may be over different spaces."""
+    """A FamilyPrior is named by its family, because two FamilyPriors may be over different spaces."""
     prior = make(name, event_shape)
-    assert kind(prior()) == type(prior.family if isinstance(prior, FamilyPrior) else prior).__name__
+    assert distribution_name(prior()) == type(prior.family if isinstance(prior, FamilyPrior) else prior).__name__
 
 
 @ROWS
@@ -123,7 +123,7 @@ def test_samples_are_of_the_density(name: str) -> None:
 @ROWS
 @pytest.mark.parametrize("event_shape", [(3,), (2, 4, 4)])
 def test_shapes_and_dtype_follow_the_module(name: str, event_shape: Shape) -> None:
-    """Batch shape [], event shaped; a move of the module moves the distribution."""
+    """Batch shape [] and the event's shape; moving the module moves the distribution."""
     p = make(name, event_shape)()
     assert (p.batch_shape, p.event_shape) == ((), event_shape)
     z = p.sample((5, 2))
@@ -230,7 +230,7 @@ class PseudoInputsOnASphere(VampPrior):
     ],
 )
 def test_which_prior_fits_which_posterior(posterior: FamilyRecipe, prior: Callable[[Shape], Prior], fits: bool) -> None:
-    """Over one space, and with z possible: a Normal's density and one on a sphere have no ratio."""
+    """True if q and p are over one space and z is possible; a Normal and a density on a sphere have no ratio."""
     family = posterior((4,))
     q, p = family(torch.randn(50, *family.param_shape)), prior((4,))()
     assert share_support(q, p, q.rsample()) == fits
@@ -250,7 +250,7 @@ def test_learned_normals_start_at_the_standard_one(min_sigma: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("sigma", [1.0, 1e-3])
 def test_a_diagonal_mixture_equals_the_sum_over_its_components(dtype: torch.dtype, sigma: float) -> None:
-    """log sum_k pi_k prod_d N(z_d; mu_kd, sigma_kd^2) in float64; in float32 too, where sigma is at its floor."""
+    """log sum_k pi_k prod_d N(z_d; mu_kd, sigma_kd^2) in float64, and in float32 with sigma at its floor."""
     prior = MixtureOfNormals((6,), 20, min_sigma=0.0).to(dtype)
     with torch.no_grad():
         prior.logits.copy_(torch.randn(20))
@@ -330,7 +330,7 @@ def test_vamp_prior_trains_through_the_encoder_and_loads(tmp_path: Path) -> None
     torch.testing.assert_close(loaded.prior().log_prob(z), model.prior().log_prob(z))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own look at an input that is no leaf
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo reads .grad of an input that is no leaf
 def test_vamp_prior_and_a_compiled_encoder() -> None:
     model, z = vamp(), torch.randn(4, 3)
     eager = model.prior().log_prob(z)
@@ -354,7 +354,7 @@ def test_vamp_prior_wants_a_density_at_any_point_and_the_same_latents() -> None:
         vamp(_OwnSamplesOnly)
     with pytest.raises(UserError, match=r"shape \(2,\), the prior's \(3,\)"):
         VampPrior((3,), 4).bind(encoder(DiagonalNormal((2,))), IMAGE_SHAPE)
-    with pytest.raises(UserError, match="gives it none"):
+    with pytest.raises(UserError, match="gives none"):
         VampPrior((3,), 4)()
 
 
@@ -383,7 +383,7 @@ def test_a_fitted_mixture_has_scikit_learns_density_and_finds_the_truth() -> Non
     [LearnedNormal, partial(MixtureOfNormals, num_components=2), partial(FlowPrior, num_steps=1, hidden_sizes=(8,))],
 )
 def test_a_prior_is_fitted_by_its_likelihood(monkeypatch: pytest.MonkeyPatch, recipe: Callable[[Shape], Prior]) -> None:
-    """Latents around (2, -1): the density of held-out ones rises above N(0, I)'s towards the truth's."""
+    """Latents around (2, -1): the density of held-out latents rises from that of N(0, I) towards the true one."""
     monkeypatch.setattr(Prior, "fit_steps", 300)
     truth = Independent(Normal(torch.tensor([0.7, -0.5]), torch.tensor([0.5, 1.5])), 1)
     prior, held_out = recipe((2,)), truth.sample((2000,))

@@ -1,4 +1,4 @@
-"""Laws of the families over vectors whose numbers hang together. To add one: a row in FAMILIES."""
+"""Laws of the families over vectors with dependent dimensions. To add one: a row in FAMILIES."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vae_lightning.distributions import (
     StandardNormal,
     VonMisesFisher,
 )
-from vae_lightning.trace import draw, kind
+from vae_lightning.trace import distribution_name, draw
 from vae_lightning.types import Shape, UserError
 
 
@@ -100,7 +100,7 @@ FAMILIES: dict[str, tuple[Callable[[Shape], Family], Callable[[], Grid]]] = {
 }
 ROWS = pytest.mark.parametrize("name", FAMILIES)
 PATHWISE = pytest.mark.parametrize("name", [name for name in FAMILIES if name != "categorical"])
-GROUPED = pytest.mark.parametrize("kind", [Dirichlet, Categorical, RelaxedCategorical, VonMisesFisher])
+GROUPED = pytest.mark.parametrize("family_class", [Dirichlet, Categorical, RelaxedCategorical, VonMisesFisher])
 
 
 def make(name: str) -> tuple[Family, Grid]:
@@ -120,7 +120,7 @@ def z_score(samples: Tensor, expected: Tensor) -> float:
 
 
 def test_every_family_has_a_row() -> None:
-    """In this table, or in those of independent dimensions and of flows."""
+    """Every family is in this table, or in that of independent dimensions or of flows."""
     exported = {cls for cls in vars(distributions).values() if isinstance(cls, type) and issubclass(cls, Family)}
     rows = [(row[0], (1,)) for row in POINTWISE.values()] + [(row[0], (4,)) for row in FAMILIES.values()]
     rows += [(recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()]
@@ -131,7 +131,7 @@ def test_a_message_names_the_family_that_was_chosen() -> None:
     rows = [(row[0], (1,)) for row in POINTWISE.values()] + [(row[0], (4,)) for row in FAMILIES.values()]
     for recipe, shape in rows + [(recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()]:
         family = recipe(shape)
-        assert kind(family(torch.zeros(5, *family.param_shape))) == type(family).__name__
+        assert distribution_name(family(torch.zeros(5, *family.param_shape))) == type(family).__name__
 
 
 @ROWS
@@ -352,16 +352,16 @@ def determinant(m: list[list[Fraction]]) -> Fraction:
 
 
 @GROUPED
-def test_groups_are_independent(kind: type[Family]) -> None:
+def test_groups_are_independent(family_class: type[Family]) -> None:
     """log p(z) of 3 groups of 2 is the sum of those of each; mean, samples and entropy are side by side."""
-    whole, single = kind((6,), group_size=2), kind((2,))
+    whole, single = family_class((6,), group_size=2), family_class((2,))
     raw = features(whole, 5)
     parts = raw.chunk(3, dim=-1)
     p, each = whole(raw), [single(part) for part in parts]
     z = p.sample()
     expected = sum(q.log_prob(part) for q, part in zip(each, z.chunk(3, dim=-1), strict=True))
     torch.testing.assert_close(p.log_prob(z), expected)
-    if kind is not RelaxedCategorical:
+    if family_class is not RelaxedCategorical:
         torch.testing.assert_close(p.mean, torch.cat([q.mean for q in each], dim=-1))
         torch.testing.assert_close(p.entropy(), sum(q.entropy() for q in each))
 
@@ -372,7 +372,7 @@ def test_a_one_hot_sample_has_no_pathwise_gradient() -> None:
 
 
 def test_a_sampled_kl_of_one_hot_vectors_has_the_gradient_of_the_exact_one() -> None:
-    """On average, through straight-through samples: else an encoder would pay nothing for it."""
+    """On average, through straight-through samples; otherwise the KL would not train the encoder."""
     family = Categorical((3,), straight_through=True)
     raw, p = torch.tensor([1.0, 0.0, -0.5], dtype=torch.float64), family(torch.tensor([0.3, -0.2, 0.0]).double())
     of_each = raw.expand(200_000, 3).clone().requires_grad_()
@@ -426,13 +426,13 @@ def test_a_full_covariance_is_made_of_sigma_and_w_by_rows() -> None:
 
 
 @pytest.mark.parametrize("size", [10, 100])
-@pytest.mark.parametrize("kind", [FullNormal, LinearIAF])
+@pytest.mark.parametrize("family_class", [FullNormal, LinearIAF])
 def test_the_gradient_through_a_full_covariance_is_no_louder_than_through_the_mean(
-    kind: Callable[[Shape], Family], size: int
+    family_class: Callable[[Shape], Family], size: int
 ) -> None:
-    """However many dimensions: the encoder's features share their weights, and D^2 / 2 of them drown the others'."""
-    raw = torch.zeros(1000, *kind((size,)).param_shape, requires_grad=True)
-    draw(kind((size,))(raw)).sum().backward()
+    """For any D: the features share the encoder's weights, and the noise of D^2 / 2 of them could drown the rest."""
+    raw = torch.zeros(1000, *family_class((size,)).param_shape, requires_grad=True)
+    draw(family_class((size,))(raw)).sum().backward()
     assert raw.grad is not None
     of_mean, of_sigma, of_w = raw.grad.square().split([size, size, raw.shape[1] - 2 * size], dim=1)
     assert of_w.sum() < of_mean.sum()

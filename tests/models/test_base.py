@@ -21,12 +21,13 @@ from torch.distributions import Distribution
 from vae_lightning.data import Digits, ImageDataModule
 from vae_lightning.distributions import Binomial, ContinuousBernoulli, DiagonalNormal, Family
 from vae_lightning.models import CVAE, DLGM, HVAE, VAE, LatentVariableModel
-from vae_lightning.models.loading import changes, differences, load_model
+from vae_lightning.models.loading import differences, load_model
 from vae_lightning.models.multi_step import MultiStepTraining
 from vae_lightning.models.restoring import check_fits
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
 from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
 from vae_lightning.recipes import arguments
+from vae_lightning.runs.differences import changes
 from vae_lightning.runs.machine import find_compiler
 from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.trace import Trace

@@ -108,7 +108,7 @@ def test_a_convolution_of_a_vector_is_refused(encoder: NetworkRecipe) -> None:
 
 @pytest.mark.parametrize("num_blocks", [1, 8])
 def test_a_deep_residual_network_starts_with_a_signal(num_blocks: int) -> None:
-    """Whatever its depth: an output of order one for an input of order one, and gradients of one size at both ends."""
+    """At any depth, input and output are of order one, and gradients have one size at both ends."""
     network = ResidualMLP((32,), (32,), hidden_size=64, num_blocks=num_blocks)
     y = network(torch.randn(256, 32))
     assert 0.05 < y.std() < 5

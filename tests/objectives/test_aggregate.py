@@ -31,7 +31,7 @@ def trace_of(loc: Tensor, scale: float, num_samples: int = 1) -> Trace:
 @pytest.mark.parametrize("dataset_size", [6, 100, 10**6])
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_the_three_terms_add_up_to_the_sampled_kl(dataset_size: int, num_samples: int) -> None:
-    """log q(z|x) - log p(z), sample by sample, whatever q(z) is estimated to be."""
+    """log q(z|x) - log p(z), sample by sample, for any estimate of q(z)."""
     model = linear_gaussian(ELBO)
     trace = model.trace({"x": X}, num_samples)
     parts = BetaTC(dataset_size).parts(trace)
@@ -95,7 +95,7 @@ def test_the_estimate_of_q_z_has_the_right_mean() -> None:
 
 
 def test_a_batch_above_the_data_set_is_refused() -> None:
-    with pytest.raises(UserError, match="dataset_size is 5, and a batch has 6 images"):
+    with pytest.raises(UserError, match="dataset_size is 5, but a batch has 6 images"):
         BetaTC(5)(trace_of(torch.zeros(6, 2), 1.0), 0)
 
 
@@ -145,7 +145,7 @@ def test_the_kl_has_its_weight_in_the_loss(kl_weight: float) -> None:
 
 
 def test_a_learned_prior_has_the_gradient_of_its_mmd() -> None:
-    """Without a weight on the KL that is all that moves the prior: towards where the aggregate posterior lies."""
+    """Without a weight on the KL only the MMD moves the prior, towards the aggregate posterior."""
     z = 3 + torch.randn(50, 40, 2)
     prior = LearnedNormal((2,))
     q = Independent(Normal(z[0], torch.ones_like(z[0])), 1)
@@ -157,7 +157,7 @@ def test_a_learned_prior_has_the_gradient_of_its_mmd() -> None:
 
 
 def test_the_prior_is_drawn_for_each_example_where_it_differs() -> None:
-    """A conditional prior N(c, 1) with c far apart, and q = p: no distance, where one prior for all would see one."""
+    """A conditional prior N(c, 1) with c far apart, and q = p: the MMD is zero, unlike with one prior for all."""
     c = torch.linspace(-50, 50, 40, dtype=torch.float64)[:, None]
     q = Independent(Normal(c, torch.ones_like(c)), 1)
     x = torch.zeros(40, 1, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Free bits, capacity and GECO: what each holds, and at what value."""
+"""Free bits, capacity and GECO hold the KL or the likelihood at the wanted value."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_geco_weighs_the_shortfall_by_its_multiplier() -> None:
 
 @pytest.mark.parametrize(("miss", "direction"), [(2.0, 1), (-2.0, -1), (0.0, 0)])
 def test_geco_moves_towards_its_goal(miss: float, direction: int) -> None:
-    """Short of the goal the multiplier rises, past it it falls, at it it rests; ln multiplier by the stated rule."""
+    """The multiplier rises below the goal, falls above the goal and rests at the goal, by the stated rule."""
     objective = GECO(goal=log_likelihood(0.5) + miss, rate=0.2, smoothing=0.5)
     for _ in range(3):
         objective(trace_of({"z": nats([0.5])}, x=0.5), 0)
@@ -94,7 +94,7 @@ def test_geco_moves_towards_its_goal(miss: float, direction: int) -> None:
 
 
 def test_a_training_loss_has_the_multiplier_from_before_its_batch() -> None:
-    """The multiplier moves once the loss is made: the batch that moves it is weighed by what was known before."""
+    """The multiplier is updated after the loss, so the batch that changes it is weighed by the multiplier before."""
     objective, trace = GECO(goal=100.0, smoothing=0.0), trace_of({"z": nats([0.5])}, x=1.0)
     for _ in range(2):
         before = objective.multiplier.item()
@@ -168,7 +168,7 @@ def test_geco_is_the_same_on_every_rank(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_is_not_finite_leaves_the_multiplier_alone() -> None:
-    """The step is skipped elsewhere; a buffer that was NaN once would be so for the rest of the run."""
+    """A NaN loss must not reach the buffers, because they would stay NaN for the rest of the run."""
     objective = GECO(goal=100.0)
     objective._update(torch.tensor(math.nan))
     assert (objective.multiplier.item(), objective.average.item()) == (1.0, 0.0)

@@ -51,7 +51,7 @@ def same_mean(one: Tensor, other: Tensor) -> bool:
     [(partial(DReG, num_samples=6), partial(IWAE, num_samples=6)), (STL, ELBO), (partial(DReG, num_samples=1), ELBO)],
 )
 def test_the_mean_gradient_is_that_of_the_bound(drops: ObjectiveRecipe, keeps: ObjectiveRecipe) -> None:
-    """E of the gradient of phi is the bound's own; and it is not zero, so that this can fail."""
+    """The mean gradient of phi is that of the bound, and is not zero, so the test can fail."""
     one, other = phi_gradients(drops, REPEATS), phi_gradients(keeps, REPEATS)
     assert same_mean(one, other)
     assert not same_mean(one, torch.zeros_like(other))
@@ -59,7 +59,7 @@ def test_the_mean_gradient_is_that_of_the_bound(drops: ObjectiveRecipe, keeps: O
 
 
 def test_the_score_cannot_be_dropped_from_the_iwae_without_its_mend() -> None:
-    """What STL does to the ELBO biases the IWAE: v in the place of v^2 is seen by these draws."""
+    """STL's method would bias the IWAE: these draws can tell v from v^2."""
 
     class Biased(IWAE):
         def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ def test_the_score_cannot_be_dropped_from_the_iwae_without_its_mend() -> None:
 
 
 def test_dreg_has_less_variance_than_iwae() -> None:
-    """By far, where q is near the posterior: the score's noise stays, a path's goes."""
+    """Far less noise if q is near the posterior: the noise of the score stays, that of the path goes to zero."""
     model = linear_gaussian(IWAE)
     set_exact_posterior(model)
     with torch.no_grad():
@@ -167,7 +167,7 @@ def flow_that_remembers(loc: Tensor, raw: Tensor) -> Distribution:
 
 @pytest.mark.parametrize("family", [full_covariance, flow_that_remembers])
 def test_paths_of_other_families(family) -> None:  # type: ignore[no-untyped-def]
-    """A full covariance; and a flow that keeps what it drew, through which no slope would reach z."""
+    """A full covariance, and a flow, whose stored density of its own sample has no slope in z."""
     loc, raw = (torch.randn(5, 2, dtype=torch.float64).mul(0.3).requires_grad_() for _ in range(2))
     q = family(loc, raw)
     z = q.rsample((4,))

@@ -1,7 +1,7 @@
 """From features to distributions: families (posteriors and likelihoods) and priors."""
 
 from vae_lightning.distributions import kl as kl  # registers the closed forms
-from vae_lightning.distributions.combined import Given, normal_product
+from vae_lightning.distributions.combined import Given, given, known_pixels, normal_product, num_unknown
 from vae_lightning.distributions.families import (
     Bernoulli,
     Binomial,
@@ -77,8 +77,11 @@ __all__ = [
     "VampPrior",
     "VonMisesFisher",
     "bits_per_dimension",
+    "given",
     "is_mass",
+    "known_pixels",
     "noise_scale",
     "normal_product",
+    "num_unknown",
     "share_support",
 ]

@@ -1,10 +1,11 @@
 """Families: modules that turn raw features into a distribution. Posteriors and likelihoods are both families.
 
-To add one: subclass `Family`, say how many numbers it wants for each dimension (`num_params`) and build the
-distribution of one dimension from them (`pointwise`); or, where dimensions depend on each other, override `param_shape`
-and `distribution`. Add a row to the table in `tests/distributions/`: every law is checked.
+To add a family, subclass `Family`, state how many numbers each dimension needs (`num_params`), and build the
+distribution of one dimension from these numbers (`pointwise`). If the dimensions depend on each other, override
+`param_shape` and `distribution` instead. Add a row to the table in `tests/distributions/`, so that every law is
+checked.
 
-A density whose docstring names no source is a textbook's (Bishop, "Pattern Recognition and Machine Learning", 2006).
+A density without a source in its docstring is in textbooks (Bishop, "Pattern Recognition and Machine Learning", 2006).
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ from vae_lightning.types import Shape, UserError
 class Family(nn.Module):
     """features [..., *param_shape] -> a distribution with batch shape [...] and event shape `event_shape`.
 
-    `param_shape` is `event_shape` with its first dimension (features, or channels) repeated `num_params` times.
-    Features are cast to float32 at the door, with autocast off: the density is never computed in half precision
-    (float64 stays float64). `log_prob` is in nats, summed over the event.
+    `param_shape` is `event_shape` with its first dimension (features or channels) repeated `num_params` times. Features
+    are cast to float32 with autocast off, so no density is computed in half precision (float64 stays float64).
+    `log_prob` is in nats, summed over the event.
+
+    Args:
+        event_shape: Shape of one variable (of z for a posterior, of x for a likelihood); the model sets it.
     """
 
     num_params: int = 1
     validate_args: ClassVar[bool] = False
-    """Off: the check of every argument waits for the device at each step. The test suite turns it on."""
+    """Off, because checking arguments synchronises with the device at each step. The test suite turns it on."""
 
     def __init__(self, event_shape: Shape) -> None:
         super().__init__()
@@ -44,53 +48,59 @@ class Family(nn.Module):
 
     @property
     def param_shape(self) -> Shape:
-        """The shape of the features that one distribution is made of."""
+        """The shape of the features of one distribution."""
         return (self.num_params * self.event_shape[0], *self.event_shape[1:])
 
     def forward(self, features: Tensor) -> Distribution:
         with torch.autocast(features.device.type, enabled=False):
             full = features if features.dtype == torch.float64 else features.float()
-            return named(self.distribution(full), type(self).__name__)
+            return name_distribution(self.distribution(full), type(self).__name__)
 
     def distribution(self, features: Tensor) -> Distribution:
-        """Of features in full precision: dimensions that are independent, each `pointwise`."""
+        """The distribution of features in full precision.
+
+        Here the dimensions are independent, each from `pointwise`.
+        """
         params = features.chunk(self.num_params, dim=-len(self.event_shape))  # num_params x [..., *event_shape]
         return Independent(self.pointwise(*params), len(self.event_shape), validate_args=self.validate_args)
 
     @abstractmethod
     def pointwise(self, *params: Tensor) -> Distribution:
-        """The distribution of each dimension alone, batch shape [..., *event_shape]."""
+        """The distribution of each dimension alone, with batch shape [..., *event_shape]."""
 
 
 FamilyRecipe: TypeAlias = Callable[[Shape], Family]
 """A `Family` class, or a `functools.partial` of one: called as `recipe(event_shape)`."""
 
 
-def named(p: Distribution, maker: str) -> Distribution:
-    """The same p, whose `made_by` is what messages call it: the class that a user chose, and not the one that it made.
+def name_distribution(p: Distribution, name: str) -> Distribution:
+    """Tag p with the name of the `Family` or `Prior` that built it; error messages use the tag (`distribution_name`).
 
-    Kept by what Independent wraps, for a part of an image that is given wraps it anew (`Given`). The first name stays.
+    The tag is set on the innermost base distribution because `Given` re-wraps it. A first tag is not overwritten.
     """
     inner = p
     while isinstance(inner, Independent):
         inner = inner.base_dist
-    if not hasattr(inner, "made_by"):
-        inner.made_by = maker  # type: ignore[attr-defined]
+    if not hasattr(inner, "distribution_name"):
+        inner.distribution_name = name  # type: ignore[attr-defined]
     return p
 
 
 def positive(raw: Tensor, floor: float) -> Tensor:
-    """floor + softplus(raw + c) with the c that makes it 1 at raw = 0: features of 0 are the plainest member."""
+    """floor + softplus(raw + c), with the c that makes the result 1 at raw = 0.
+
+    So features of 0 give the simplest member.
+    """
     return floor + F.softplus(raw + inverse_softplus(1 - floor))
 
 
 def inverse_softplus(value: float) -> float:
-    """The raw number whose softplus is `value`."""
+    """The raw number with softplus(raw) = `value`."""
     return value + math.log(-math.expm1(-value))
 
 
 class _LocationScale(Family):
-    """mu + s eps in each dimension: the features hold mu, and a raw s where it is not one fixed or learned number."""
+    """mu + s eps in each dimension. The features hold mu, and also a raw s unless s is one fixed or learned number."""
 
     raw_sigma: Tensor
     scale_name: ClassVar[str] = "scale"
@@ -99,7 +109,7 @@ class _LocationScale(Family):
         super().__init__(event_shape)
         owner, name = type(self).__name__, self.scale_name
         if min_scale < 0 or (scale is not None and scale <= min_scale):
-            raise UserError(f"{owner}: {name} {scale} must be above min_{name} {min_scale}, and that at least 0")
+            raise UserError(f"{owner}: {name} {scale} must be above min_{name} {min_scale}, which must be at least 0")
         if learn_scale and scale is None:
             raise UserError(f"{owner}: learn_{name} needs a {name} to start from, such as 0.1")
         self.num_params = 2 if scale is None else 1
@@ -119,11 +129,19 @@ class _LocationScale(Family):
 class DiagonalNormal(_LocationScale):
     """N(mu, diag sigma^2), with sigma predicted, fixed, or learned as one number.
 
-    `sigma=None`: the features hold mu and a raw scale for every dimension, sigma = min_sigma + softplus(raw).
-    `sigma=0.1`: the features are mu, sigma is that number. With `learn_sigma` it is where one shared parameter starts
-    (the sigma-VAE of Rybkin et al. 2021, https://arxiv.org/abs/2006.13202).
-    `min_sigma` is a floor: without one, a likelihood that can fit a pixel exactly has no upper bound. It is in the
-    units of the variable, so a likelihood of pixels in [0, 1] wants no more than about 1/255.
+    The usual posterior. As a likelihood it is a squared error with a stated weight; `learn_sigma` then gives the
+    sigma-VAE of Rybkin et al. 2021 (https://arxiv.org/abs/2006.13202).
+
+    Args:
+        event_shape: Shape of one variable (of z for a posterior, of x for a likelihood); the model sets it.
+        sigma: The standard deviation, in the units of the variable. None: the features hold a raw sigma for every
+            dimension, sigma = min_sigma + softplus(raw).
+        learn_sigma: Whether `sigma` is the start of one learned parameter that all dimensions share.
+        min_sigma: Floor of sigma, in the units of the variable. Without a floor, a likelihood that fits a pixel exactly
+            has no upper bound; for pixels in [0, 1] choose at most about 1/255.
+
+    Raises:
+        UserError: if sigma is not above min_sigma, or learn_sigma has no sigma to start from.
     """
 
     scale_name = "sigma"
@@ -138,10 +156,17 @@ class DiagonalNormal(_LocationScale):
 
 
 class Laplace(_LocationScale):
-    """p(x) = e^(-|x - mu| / b) / 2b in each dimension: as a likelihood, the absolute error with its weight stated.
+    """p(x) = e^(-|x - mu| / b) / 2b in each dimension.
 
-    `scale` is b: predicted, fixed or learned as `DiagonalNormal`'s sigma is, with the same floor. As a posterior it has
-    a closed-form KL against `StandardNormal` and against itself (`FamilyPrior`).
+    As a likelihood it is the absolute error with a stated weight. As a posterior it has a closed-form KL against
+    `StandardNormal` and against itself (`FamilyPrior`).
+
+    Args:
+        event_shape: Shape of one variable (of z for a posterior, of x for a likelihood); the model sets it.
+        scale: b, in the units of the variable. None: the features hold a raw b for every dimension,
+            b = min_scale + softplus(raw).
+        learn_scale: Whether `scale` is the start of one learned parameter that all dimensions share.
+        min_scale: Floor of b, in the units of the variable.
     """
 
     def __init__(
@@ -154,10 +179,17 @@ class Laplace(_LocationScale):
 
 
 class StudentT(_LocationScale):
-    """p(x) ~ (1 + ((x - mu) / s)^2 / df)^(-(df + 1) / 2): a Gaussian's shape, with tails that forgive a pixel far off.
+    """p(x) ~ (1 + ((x - mu) / s)^2 / df)^(-(df + 1) / 2) in each dimension: heavier tails than a Gaussian's.
 
-    `df` degrees of freedom, fixed and above 1, so that there is a mean; `scale` is s, as in `Laplace`. As a posterior
-    its KL is sampled.
+    Choose it as a likelihood if a few pixels lie far from their mean. As a posterior its KL is sampled.
+
+    Args:
+        event_shape: Shape of one variable (of z for a posterior, of x for a likelihood); the model sets it.
+        df: Degrees of freedom, fixed; above 1, because the mean exists only there.
+        scale: s, in the units of the variable. None: the features hold a raw s for every dimension,
+            s = min_scale + softplus(raw).
+        learn_scale: Whether `scale` is the start of one learned parameter that all dimensions share.
+        min_scale: Floor of s, in the units of the variable.
     """
 
     def __init__(
@@ -170,7 +202,7 @@ class StudentT(_LocationScale):
     ) -> None:
         super().__init__(event_shape, scale, learn_scale, min_scale)
         if not df > 1:
-            raise UserError(f"StudentT: df is {df}; it must be above 1, for at 1 and below there is no mean")
+            raise UserError(f"StudentT: df is {df}; it must be above 1, because the mean exists only there")
         self.df = df
 
     def pointwise(self, *params: Tensor) -> TorchStudentT:
@@ -179,16 +211,24 @@ class StudentT(_LocationScale):
 
 
 class Bernoulli(Family):
-    """Bern(x; sigmoid(logit)), for pixels that are 0 or 1: a grey pixel has no probability under it."""
+    """Bern(x; sigmoid(logit)), for pixels that are 0 or 1. A grey pixel has no probability under it.
+
+    Args:
+        event_shape: Shape of one x; the model sets it.
+    """
 
     def pointwise(self, *params: Tensor) -> pixels.Bernoulli:
         return pixels.Bernoulli(logits=params[0], validate_args=self.validate_args)
 
 
 class ContinuousBernoulli(Family):
-    """CB(x; logit), a density of grey values in [0, 1] that a Bernoulli's cross-entropy is often mistaken for.
+    """CB(x; logit), a density of grey values in [0, 1].
 
-    Loaiza-Ganem & Cunningham 2019 (https://arxiv.org/abs/1907.06845); formula in `pixels.ContinuousBernoulli`.
+    Choose it where a Bernoulli's cross-entropy is used for grey pixels, which is not a likelihood. Loaiza-Ganem &
+    Cunningham 2019 (https://arxiv.org/abs/1907.06845); the formula is in `pixels.ContinuousBernoulli`.
+
+    Args:
+        event_shape: Shape of one x; the model sets it.
     """
 
     def pointwise(self, *params: Tensor) -> pixels.ContinuousBernoulli:
@@ -196,7 +236,12 @@ class ContinuousBernoulli(Family):
 
 
 class Binomial(Family):
-    """Bin(n x; n, sigmoid(logit)), for pixels with n + 1 grey levels 0, 1/n, ..., 1."""
+    """Bin(n x; n, sigmoid(logit)), for pixels with n + 1 grey levels 0, 1/n, ..., 1.
+
+    Args:
+        event_shape: Shape of one x; the model sets it.
+        num_steps: n, the number of grey levels minus 1; at least 1.
+    """
 
     def __init__(self, event_shape: Shape, num_steps: int) -> None:
         super().__init__(event_shape)
@@ -211,7 +256,8 @@ class Binomial(Family):
 def noise_scale(p_x: Distribution) -> Tensor | None:
     """The standard deviation of a Gaussian p(x|z), averaged over pixels and examples; None for any other likelihood.
 
-    Logged as `sigma`: a squared error with a weight is a Gaussian with some sigma, and this says which.
+    Logged as `sigma`, because the likelihood in nats depends on the sigma: a weighted squared error is a Gaussian with
+    some sigma.
     """
     base = p_x.base_dist if isinstance(p_x, Independent) else p_x
-    return pixels.once(base.scale).mean() if isinstance(base, TorchNormal) else None
+    return pixels.without_repeats(base.scale).mean() if isinstance(base, TorchNormal) else None

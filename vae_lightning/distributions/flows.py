@@ -1,7 +1,7 @@
 """Flows: an invertible map f carries a simple density to another, log p(f(e)) = log p(e) - log |det df/de|.
 
-Here are posteriors q(z|x) with a flow of vectors; one of maps is in `map_flows.py`, a flow as the prior in `priors.py`.
-The maps f are zuko's (https://zuko.readthedocs.io), save for the gated step of IAF, which it lacks.
+This file has posteriors q(z|x) with a flow of vectors. A flow of maps is in `map_flows.py`, a flow as the prior in
+`priors.py`. The maps f are zuko's (https://zuko.readthedocs.io), except the gated step of IAF, which zuko lacks.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from vae_lightning.types import Shape, UserError
 
 
 def load_zuko() -> ModuleType:
-    """zuko, imported where a flow is built, without what its import does to all of torch.
+    """Import zuko when a flow is built, and undo what its import does to all of torch.
 
-    It switches the argument checks of every distribution off; whoever wants that says so to torch.
+    The import of zuko turns off the argument checks of every distribution. A user who wants this can tell torch.
     """
     checks = Distribution._validate_args
     zuko = importlib.import_module("zuko")
@@ -35,8 +35,8 @@ def load_zuko() -> ModuleType:
     return zuko
 
 
-_FOREIGN = "flow: the density of a point was asked for that is not its own sample"
-_REMEDY = "choose a posterior with a density everywhere (DiagonalNormal, LinearIAF), or what needs none of other points"
+_FOREIGN = "flow: the density was asked for at a point that the flow did not draw"
+_REMEDY = "choose a posterior with a density everywhere (DiagonalNormal, LinearIAF), or an objective that needs none"
 _STEEP = "choose a prior of fewer steps (--model.prior.num_steps), or another, such as MixtureOfFullNormals"
 
 
@@ -48,22 +48,25 @@ class _Sample(NamedTuple):
 
 
 def _version(z: Tensor) -> int | None:
-    """How often `z` was changed in place; in inference mode torch does not count."""
+    """How often `z` was changed in place; None in inference mode, in which torch does not count."""
     return None if z.is_inference() else z._version
 
 
 class Flowed(Distribution):
     """log q(z) = log q_0(e) - log |det df/de| with z = f(e), e ~ q_0.
 
-    `flow(context)` is f, a `Transform` of vectors or maps, with `context` (or None) as its condition: [*batch, C], for
-    maps [*batch, C, H, W].
-    The density of the last sample drawn by `rsample` is kept, so that a posterior's own samples cost no inversion;
-    any other point is inverted, which an autoregressive f does one dimension after the other: D times the work. An
-    inverse is checked by the way back. Float32 at least, whatever autocast says.
+    `rsample` stores the density of its last sample, so the density at that sample needs no inversion. At any other
+    point f is inverted; an autoregressive f is inverted one dimension after another, which is D times the work. Every
+    inverse is checked by mapping back. The computation is in float32 at least, also under autocast.
+
+    Args:
+        q_0: The distribution of e.
+        flow: f as a function of `context`: a `Transform` of vectors or maps.
+        context: What f depends on, [*batch, C], or [*batch, C, H, W] for maps; None for nothing.
 
     Raises:
-        UserError: by `log_prob` of a point that is not its own sample, where f has no inverse, rounding spoils it, or
-            it takes more memory than there is.
+        UserError: by `log_prob` at a point that is not its own sample, if f has no inverse, rounding spoils the
+            inverse, or the inverse takes more memory than there is.
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
@@ -86,7 +89,7 @@ class Flowed(Distribution):
             try:
                 z, log_det = call_and_log_det(self.flow(self.context), e)
             except InexactError as error:
-                raise UserError(f"flow: rounding spoils its samples, which are off by {error}; {_STEEP}") from error
+                raise UserError(f"flow: rounding spoils its samples: the error is {error}; {_STEEP}") from error
             log_prob = self.q_0.log_prob(e) - log_det
         self._last = _Sample(z, _version(z), log_prob, torch.is_grad_enabled())
         return z
@@ -97,7 +100,9 @@ class Flowed(Distribution):
             last is not None
             and value is last.z
             and _version(value) == last.version
-            and (last.with_grad or not torch.is_grad_enabled())  # a sample drawn without a gradient has none to give
+            and (
+                last.with_grad or not torch.is_grad_enabled()
+            )  # the stored density has no gradient if the sample had none
         ):
             return last.log_prob
         value = value.expand(torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
@@ -110,7 +115,9 @@ class Flowed(Distribution):
             except NotImplementedError as error:
                 raise UserError(f"{_FOREIGN}, and its transform has no inverse; {_REMEDY}") from error
             except InexactError as error:
-                raise UserError(f"{_FOREIGN}, and rounding spoils the inverse: off by {error}; {_REMEDY}") from error
+                raise UserError(
+                    f"{_FOREIGN}, and rounding spoils the inverse: the error is {error}; {_REMEDY}"
+                ) from error
             return self.q_0.log_prob(e) + log_det
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
@@ -124,8 +131,13 @@ class Flowed(Distribution):
 class Flow(Family):
     """z = f(e; h(x)), e ~ N(mu(x), diag sigma(x)^2): features hold mu, the raw scale, and the context h.
 
-    Of vectors [D] the features are [..., 2 D + S], S = `context_size`; of maps [C, H, W], `event_dims` 3, they are
-    [..., 2 C + S, H, W]. A subclass sets `flow`, a module from h to a `Transform` of events.
+    With S = `context_size`, the features are [..., 2 D + S] for vectors [D], and [..., 2 C + S, H, W] for maps [C, H,
+    W] (`event_dims` 3). A subclass sets `flow`, a module from h to a `Transform` of events.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        context_size: S, the number of features or maps in h.
+        min_sigma: Floor of sigma, in the units of z.
     """
 
     flow: Callable[[Tensor | None], Transform]
@@ -134,17 +146,17 @@ class Flow(Family):
     def __init__(self, event_shape: Shape, context_size: int, min_sigma: float) -> None:
         super().__init__(event_shape)
         if len(self.event_shape) != self.event_dims:
-            raise UserError(self._misfit())
+            raise UserError(self._wrong_shape_message())
         if context_size < 1:
             raise UserError(f"{type(self).__name__}: context_size is {context_size}; it must be at least 1")
         self.context_size = context_size
         self.base = DiagonalNormal(event_shape, min_sigma=min_sigma)
 
-    def _misfit(self) -> str:
+    def _wrong_shape_message(self) -> str:
         name, shape = type(self).__name__, self.event_shape
         return (
-            f"{name}: is a flow of vectors; of shape {shape} are maps; choose ConvIAF for a latent of maps, and for a "
-            "likelihood one of independent pixels, such as DiagonalNormal"
+            f"{name}: is a flow of vectors, but shape {shape} is that of maps; choose ConvIAF for a latent of maps, "
+            "and a likelihood of independent pixels, such as DiagonalNormal"
         )
 
     @property
@@ -159,10 +171,20 @@ class Flow(Family):
 class IAF(Flow):
     """z <- g z + (1 - g) m with (m_i, s_i) = MADE(z_1 .. z_(i-1), h), g = sigmoid(s): inverse autoregressive flow.
 
-    Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), algorithm 1, from z ~ N(mu(x), diag sigma(x)^2), `num_steps`
-    times, in reversed order each time: log q falls by sum log g. `hidden_sizes` are those of each step's MADE (Germain
-    et al. 2015), `gate_bias` is added to s, so that a step starts near the identity. Deviation: g has the floor
-    `min_gate`, so that each step can be inverted. Sampling takes one pass, the density elsewhere one a dimension.
+    Choose it for a flexible q(z|x) over vectors. Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), algorithm 1.
+    From z ~ N(mu(x), diag sigma(x)^2) the step is applied `num_steps` times, each time in reversed order: log q falls
+    by sum log g. Deviation: g has a floor, so that each step can be inverted. Sampling takes one pass; the density at
+    another point takes one pass for each dimension.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        num_steps: The number of steps, at least 1.
+        hidden_sizes: Units of the hidden layers of each step's MADE (Germain et al. 2015).
+        context_size: The number of features in h.
+        gate_bias: Added to s, so that a step starts near the identity.
+        min_gate: Floor of g, between 0 and 1.
+        min_sigma: Floor of sigma, in the units of z.
+        activation: Class of the activation function of the MADE.
     """
 
     def __init__(
@@ -188,9 +210,9 @@ class IAF(Flow):
 
 
 class GatedStep(nn.Module):
-    """h -> the transform z_i <- g_i z_i + (1 - g_i) m_i, of which (m_i, g_i) see h and what comes before i in an order.
+    """h -> the transform z_i <- g_i z_i + (1 - g_i) m_i, where (m_i, g_i) depend on h and on the z before i.
 
-    g = sigmoid(s + `gate_bias`), with the floor `min_gate`. A subclass says (m, s).
+    g = sigmoid(s + `gate_bias`), with the floor `min_gate`. A subclass defines (m, s), and the order of z.
     """
 
     def __init__(self, event_shape: Shape, gate_bias: float, min_gate: float) -> None:
@@ -212,7 +234,7 @@ class GatedStep(nn.Module):
 
 
 class _MadeStep(GatedStep):
-    """In the order of the vector's dimensions, or with `reverse` in the opposite one."""
+    """A step in the order of the vector's dimensions, or in the opposite order with `reverse`."""
 
     def __init__(
         self,
@@ -236,9 +258,9 @@ class _MadeStep(GatedStep):
 
 
 class _Autoregressive(Transform):
-    """y_i = f_i(x_i; x_1 .. x_(i-1)): `step(x)` is the elementwise transform f of all dimensions, given x.
+    """y_i = f_i(x_i; x_1 .. x_(i-1)); `step(x)` is the elementwise transform f of all dimensions, given x.
 
-    Inverted by as many sweeps as there are dimensions, each of which makes one more of them right.
+    The inverse takes as many sweeps as there are dimensions, because each sweep makes one more dimension right.
     """
 
     bijective = True
@@ -261,7 +283,7 @@ class _Autoregressive(Transform):
         return self.step(x).log_abs_det_jacobian(x, y)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both by one pass."""
+        """y and log |det dy/dx|, by one pass of the networks."""
         transform = self.step(x)
         y = transform(x)
         return y, transform.log_abs_det_jacobian(x, y)
@@ -270,9 +292,14 @@ class _Autoregressive(Transform):
 class LinearIAF(TriangularNormal):
     """z = L(x) y, y ~ N(mu(x), diag sigma(x)^2), L unit lower triangular: q(z|x) = N(L mu, L diag sigma^2 L^T).
 
-    Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), section 4: one linear autoregressive step makes any Gaussian
-    of full covariance. Features [..., 2 D + D (D - 1) / 2] hold mu, the raw scale, and by rows W of L = I + W / D^1/2,
-    whose factor is that of `FullNormal`.
+    Choose it to compare with the IAF's paper; otherwise `FullNormal` has the same densities. Kingma et al. 2016
+    (https://arxiv.org/abs/1606.04934), section 4: one linear autoregressive step makes any Gaussian of full covariance.
+    The features [..., 2 D + D (D - 1) / 2] hold mu, the raw scale, and by rows W of L = I + W / D^1/2; the factor D^1/2
+    is that of `FullNormal`.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        min_sigma: Floor of sigma, in the units of z.
     """
 
     def gaussian(self, features: Tensor) -> FullPrecisionNormal:
@@ -284,11 +311,18 @@ class LinearIAF(TriangularNormal):
 
 
 class RealNVP(Flow):
-    """z_b <- z_b e^(s(z_a, h)) + t(z_a, h), z_a and z_b the halves of z by turns: affine coupling.
+    """z_b <- z_b e^(s(z_a, h)) + t(z_a, h), with z_a and z_b the halves of z in turn: affine coupling.
 
-    Dinh et al. 2017 (https://arxiv.org/abs/1605.08803), here as a posterior, from z ~ N(mu(x), diag sigma(x)^2); |s| is
-    bounded by log 1000. Deviation: z_a too is scaled and shifted, by functions of h alone. Sampling takes one pass, the
-    density of another point two for the inverse and one for its determinant.
+    Choose it over `IAF` if the density is needed at other points than its samples: two passes for the inverse and one
+    for its determinant. Dinh et al. 2017 (https://arxiv.org/abs/1605.08803), here as a posterior, from z ~ N(mu(x),
+    diag sigma(x)^2); |s| is bounded by log 1000. Deviation: z_a is scaled and shifted too, by functions of h.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        num_steps: The number of steps, at least 1.
+        hidden_sizes: Units of the hidden layers of s and t.
+        context_size: The number of features in h.
+        min_sigma: Floor of sigma, in the units of z.
     """
 
     def __init__(
@@ -306,9 +340,18 @@ class RealNVP(Flow):
 
 
 class NeuralSplineFlow(Flow):
-    """As `RealNVP`, with a monotone rational-quadratic spline of `num_bins` pieces on [-5, 5] for the affine map.
+    """`RealNVP` with a monotone rational-quadratic spline on [-5, 5] in the place of the affine map.
 
-    Durkan et al. 2019 (https://arxiv.org/abs/1906.04032). Outside of [-5, 5] a dimension is left as it is.
+    Choose it if `RealNVP` is not flexible enough. Durkan et al. 2019 (https://arxiv.org/abs/1906.04032). Outside [-5,
+    5] a dimension is not changed.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        num_steps: The number of steps, at least 1.
+        hidden_sizes: Units of the hidden layers of each step.
+        num_bins: The number of pieces of each spline, at least 2.
+        context_size: The number of features in h.
+        min_sigma: Floor of sigma, in the units of z.
     """
 
     def __init__(
@@ -332,14 +375,16 @@ def check_sizes(owner: str, num_steps: int, hidden_sizes: Sequence[int]) -> None
     if num_steps < 1:
         raise UserError(f"{owner}: num_steps is {num_steps}; it must be at least 1")
     if not hidden_sizes or min(hidden_sizes) < 1:
-        raise UserError(f"{owner}: hidden_sizes {list(hidden_sizes)}: needs one positive size or more, such as (320,)")
+        raise UserError(
+            f"{owner}: hidden_sizes {list(hidden_sizes)}: must be one or more positive sizes, such as (320,)"
+        )
 
 
 def check_gate(owner: str, min_gate: float) -> None:
     if not 0 < min_gate < 1:
-        raise UserError(f"{owner}: min_gate is {min_gate}; it is a floor of the gate, between 0 and 1")
+        raise UserError(f"{owner}: min_gate is {min_gate}; it is the floor of a gate, and must be between 0 and 1")
 
 
 def reals(event_dims: int) -> constraints.Constraint:
-    """R^D, as vectors or as maps."""
+    """R^D, for vectors (1 dimension) or maps (3)."""
     return constraints.independent(constraints.real, event_dims)

@@ -1,7 +1,8 @@
-"""Gaussians whose dimensions are correlated: full, low-rank, and rank-one in the precision.
+"""Gaussians with correlated dimensions: full, low-rank, and rank-one in the precision.
 
-Samples are float32, as the features are. Densities are made of the same features in float64: |z - mu| / sigma is the
-small difference of large numbers where z varies a thousand times more in one direction than in another.
+Samples are float32, as the features are. Densities are computed from the same features in float64, because
+|z - mu| / sigma is the small difference of large numbers if z varies a thousand times more in one direction than in
+another.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from vae_lightning.types import Shape, UserError
 
 
 class Exact(Distribution):
-    """Densities by `in_float64()`, the same distribution made of the same features in float64; None: as they are.
+    """A distribution whose densities come from `in_float64()`, the same distribution from the same features in float64.
 
-    Without autocast, which would round a sample's products of matrices: z is drawn where the model runs.
+    If `in_float64` is None, densities are computed in the features' type. Autocast is off for densities and samples,
+    because it would round the matrix products.
     """
 
     in_float64: Callable[[], Distribution] | None = None
 
     def exact(self) -> Distribution:
-        """This distribution in float64, where there is one. Made anew at each call: it belongs to the present graph."""
+        """This distribution in float64 if there is one.
+
+        Built anew at each call, because it belongs to the present autograd graph.
+        """
         return self if self.in_float64 is None else self.in_float64().expand(self.batch_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
@@ -54,7 +59,7 @@ _Gaussian = TypeVar("_Gaussian", bound=Exact)
 
 
 def with_float64(make: Callable[..., _Gaussian], *features: Tensor) -> _Gaussian:
-    """make(*features), its densities in float64 (but where the device has none)."""
+    """make(*features), with its densities in float64 unless the device has no float64."""
     q = make(*features)
     if features[0].dtype != torch.float64 and features[0].device.type != "mps":
         q.in_float64 = lambda: make(*(part.double() for part in features))
@@ -62,14 +67,19 @@ def with_float64(make: Callable[..., _Gaussian], *features: Tensor) -> _Gaussian
 
 
 class VectorNormal(Family):
-    """A Gaussian over vectors [D]; `min_sigma` is a floor, in the units of z."""
+    """A Gaussian over vectors [D].
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        min_sigma: Floor of sigma, in the units of z.
+    """
 
     def __init__(self, event_shape: Shape, min_sigma: float = 1e-3) -> None:
         super().__init__(event_shape)
         if len(self.event_shape) != 1:
             raise UserError(
-                f"{type(self).__name__}: its covariance is over vectors [D], event_shape is {self.event_shape}; "
-                "DiagonalNormal takes any shape"
+                f"{type(self).__name__}: its covariance is over vectors [D], but event_shape is "
+                f"{self.event_shape}; DiagonalNormal takes any shape"
             )
         if min_sigma < 0:
             raise UserError(f"{type(self).__name__}: min_sigma is {min_sigma}; it must be at least 0")
@@ -88,11 +98,11 @@ class VectorNormal(Family):
 
     @abstractmethod
     def gaussian(self, features: Tensor) -> Exact:
-        """In the features' own type."""
+        """The Gaussian, in the features' own type."""
 
 
 class TriangularNormal(VectorNormal):
-    """What `FullNormal` and `LinearIAF` are made of: mu [D], sigma [D] and I + W / D^1/2, W strictly lower triangular.
+    """The base of `FullNormal` and `LinearIAF`: mu [D], sigma [D] and I + W / D^1/2, W strictly lower triangular.
 
     The features are mu, the raw sigma and W, row by row [D (D - 1) / 2].
     """
@@ -113,12 +123,15 @@ class TriangularNormal(VectorNormal):
 class FullNormal(TriangularNormal):
     """N(mu, L L^T), with L = diag(sigma) (I + W / D^1/2), W strictly lower triangular: any covariance.
 
-    The features are mu [D], the raw sigma [D] and W, row by row [D (D - 1) / 2]; sigma is at least `min_sigma`.
-    Closed-form KL against `StandardNormal` and every other Gaussian. O(D^2) in memory and in time.
-    Kingma & Welling 2019 (https://arxiv.org/abs/1906.02691), section 2.5.1, but for the scale of W.
+    Choose it if the dimensions of z are correlated given x, and D is at most a few hundred. The features are mu [D],
+    the raw sigma [D] and W, row by row [D (D - 1) / 2]. Closed-form KL against `StandardNormal` and every other
+    Gaussian. O(D^2) in memory and in time. Kingma & Welling 2019 (https://arxiv.org/abs/1906.02691), section 2.5.1,
+    except for the scale of W: W has D^2/2 noisy entries. Dividing by sqrt(D) and scaling by sigma keeps the encoder's
+    gradient as quiet as that of a diagonal sigma.
 
-    The encoder's gradient passes through D^2 / 2 numbers in W, each with its own noise: by D^1/2 and sigma it is as
-    noisy as through the D of sigma, and trains as well.
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        min_sigma: Floor of sigma, in the units of z.
     """
 
     def gaussian(self, features: Tensor) -> FullPrecisionNormal:
@@ -127,11 +140,17 @@ class FullNormal(TriangularNormal):
 
 
 class LowRankNormal(VectorNormal):
-    """N(mu, diag sigma^2 + W W^T), with W [D, rank]: the `rank` directions in which z varies beyond sigma.
+    """N(mu, diag sigma^2 + W W^T), with W [D, rank]: in `rank` directions z varies more than by sigma.
 
-    The features are mu [D], the raw sigma [D] and W, row by row [D rank]. No direction is narrower than `min_sigma`.
-    Closed-form KL against `StandardNormal` and every other Gaussian. O(D rank^2). At W = 0 its gradient is 0, so a
-    layer that starts there stays there; u of `RankOneNormal` likewise.
+    Choose it for a large D with few correlated directions. The features are mu [D], the raw sigma [D] and W, row by row
+    [D rank]. No direction is narrower than `min_sigma`. Closed-form KL against `StandardNormal` and every other
+    Gaussian. O(D rank^2). At W = 0 the gradient of W is 0, so a layer that starts at 0 stays there; so does u of
+    `RankOneNormal`.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        rank: The number of directions, from 1 to D.
+        min_sigma: Floor of sigma, in the units of z.
     """
 
     def __init__(self, event_shape: Shape, rank: int = 1, min_sigma: float = 1e-3) -> None:
@@ -148,12 +167,16 @@ class LowRankNormal(VectorNormal):
 
 
 class RankOneNormal(VectorNormal):
-    """N(mu, C) with C^-1 = diag(1 / sigma^2) + u u^T: one direction u in which z is narrower than sigma.
+    """N(mu, C) with C^-1 = diag(1 / sigma^2) + u u^T: in one direction u, z is narrower than sigma.
 
-    The features are mu, the raw sigma and u, each [D]. Rezende, Mohamed & Wierstra 2014
-    (https://arxiv.org/abs/1401.4082), section 4.3, appendix B. sigma is at least `min_sigma`; along u the standard
-    deviation is smaller, and has no floor. Closed-form KL against `StandardNormal` and every other
-    Gaussian. O(D), but for a KL against a full or a low-rank one.
+    The posterior of the DLGM's paper, and the cheapest correlated one. Rezende, Mohamed & Wierstra 2014
+    (https://arxiv.org/abs/1401.4082), section 4.3, appendix B. The features are mu, the raw sigma and u, each [D].
+    Closed-form KL against `StandardNormal` and every other Gaussian. O(D), except a KL against a full or a low-rank
+    one.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        min_sigma: Floor of sigma, in the units of z. Along u the standard deviation is smaller, and has no floor.
     """
 
     num_params = 3
@@ -169,9 +192,9 @@ class FullPrecisionNormal(Exact, MultivariateNormal): ...
 class _LowRank(Distribution):
     """N(mu, C) with C = diag(sigma^2) + W W^T; mu and sigma are [..., D], W is [..., D, R].
 
-    With S = diag(sigma) and the QR decomposition [S^-1 W; I] = [A; B] T: C^-1 = S^-1 (I - A A^T) S^-1 and log |C| =
-    2 log |S| + 2 log |T|. With y = S^-1 (z - mu) the distance y^T (I - A A^T) y is |y - A A^T y|^2 + |B A^T y|^2, a sum
-    of squares, where Woodbury's identity takes one large number from another.
+    With S = diag(sigma) and the QR decomposition [S^-1 W; I] = [A; B] T: C^-1 = S^-1 (I - A A^T) S^-1 and log |C| = 2
+    log |S| + 2 log |T|. With y = S^-1 (z - mu) the distance y^T (I - A A^T) y is |y - A A^T y|^2 + |B A^T y|^2. This is
+    a sum of squares; Woodbury's identity would subtract one large number from another.
     """
 
     arg_constraints: ClassVar = {
@@ -188,7 +211,7 @@ class _LowRank(Distribution):
         super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
-        """Of mu alone: the rest is broadcast, and worked out once for all copies."""
+        """Expand mu only. The other parameters are broadcast, so they are decomposed once for all copies."""
         loc = self.loc.expand(*batch_shape, *self.event_shape)
         return type(self)(loc, self.sigma, self.factor, validate_args=self._validate_args)
 
@@ -202,12 +225,12 @@ class _LowRank(Distribution):
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """C, for what is dense beside it: [..., D, D]."""
+        """C, for a KL against a dense Gaussian: [..., D, D]."""
         return self.factor @ self.factor.mT + torch.diag_embed(self.sigma.square())
 
     @property
     def precision_matrix(self) -> Tensor:
-        """C^-1, for what is dense beside it: [..., D, D]."""
+        """C^-1, for a KL against a dense Gaussian: [..., D, D]."""
         a, _, _ = self._orthonormal()
         scaled = a / self.sigma[..., None]
         return torch.diag_embed(self.sigma**-2) - scaled @ scaled.mT
@@ -224,7 +247,7 @@ class _LowRank(Distribution):
             self._validate_sample(value)
         a, b, log_det = self._orthonormal()
         y = (value - self.loc) / self.sigma
-        along = torch.einsum("...d,...dr->...r", y, a)  # no copies of A for each sample
+        along = torch.einsum("...d,...dr->...r", y, a)  # einsum does not copy A for each sample
         across = y - torch.einsum("...r,...dr->...d", along, a)
         rest = torch.einsum("...r,...sr->...s", along, b)
         distance = across.square().sum(-1) + rest.square().sum(-1)
@@ -247,7 +270,7 @@ class _LowRank(Distribution):
 
 class LowRankMultivariateNormal(Exact, _LowRank):
     def entropy(self) -> Tensor:
-        """In float64 as the density: the columns of W may be nearly one."""
+        """In float64, as the density is, because the columns of W may be nearly parallel."""
         return super().entropy() if self.in_float64 is None else self.exact().entropy().to(self.loc.dtype)
 
 
@@ -255,8 +278,8 @@ class _RankOne(Distribution):
     """N(mu, C) with C^-1 = diag(d) + u u^T, d > 0; mu, d and u are [..., D].
 
     With a = u^T diag(1/d) u and eta = 1 / (1 + a): C = diag(1/d) - eta (u/d)(u/d)^T, log |C| = log eta - sum log d, and
-    C = R R^T for R = diag(d^-1/2) - b (u/d)(u/d^(1/2))^T. The paper's b = (1 - eta^(1/2)) / a is 0/0 at a = 0; since
-    1 - eta = a eta it equals eta / (1 + eta^(1/2)), which has nothing to guard and no digits to lose.
+    C = R R^T for R = diag(d^-1/2) - b (u/d)(u/d^(1/2))^T. The paper's b = (1 - eta^(1/2)) / a is 0/0 at a = 0; because
+    1 - eta = a eta, b equals eta / (1 + eta^(1/2)), which needs no guard and loses no digits.
     """
 
     arg_constraints: ClassVar = {
@@ -282,7 +305,7 @@ class _RankOne(Distribution):
 
     @property
     def _w(self) -> Tensor:
-        """u / d^(1/2): u in the units of the uncorrelated part. [..., D]"""
+        """u / d^(1/2): u in units of the uncorrelated scale d^(-1/2). [..., D]"""
         return self.precision_factor * self.precision_diag.rsqrt()
 
     @property
@@ -298,7 +321,7 @@ class _RankOne(Distribution):
     def variance(self) -> Tensor:
         """diag C = (1 + a - w^2) eta / d."""
         w2 = self._w.square()
-        others = (w2.sum(-1, keepdim=True) - w2).clamp(min=0)  # rounding alone could make it negative
+        others = (w2.sum(-1, keepdim=True) - w2).clamp(min=0)  # rounding could make the difference negative
         return (1 + others) * self._eta / self.precision_diag
 
     @property
@@ -308,13 +331,13 @@ class _RankOne(Distribution):
 
     @property
     def precision_matrix(self) -> Tensor:
-        """diag(d) + u u^T, for what is dense beside it: [..., D, D]."""
+        """diag(d) + u u^T, for a KL against a dense Gaussian: [..., D, D]."""
         u = self.precision_factor
         return torch.diag_embed(self.precision_diag) + u[..., :, None] * u[..., None, :]
 
     @property
     def covariance_matrix(self) -> Tensor:
-        """C, for what is dense beside it: [..., D, D]."""
+        """C, for a KL against a dense Gaussian: [..., D, D]."""
         u_d = self.precision_factor / self.precision_diag
         outer = self._eta[..., None] * u_d[..., :, None] * u_d[..., None, :]
         return torch.diag_embed(1 / self.precision_diag) - outer

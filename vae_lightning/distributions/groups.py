@@ -1,4 +1,4 @@
-"""Posteriors on vectors whose numbers hang together: points of a simplex or of a sphere, and one-hot vectors.
+"""Posteriors on vectors whose numbers depend on each other: points of a simplex or of a sphere, and one-hot vectors.
 
 z [D] is cut into G independent groups of K = `group_size` numbers each (None: one group of all D).
 """
@@ -28,12 +28,12 @@ from vae_lightning.types import Shape, UserError
 
 
 def checked_group_size(owner: str, event_shape: Shape, group_size: int | None) -> int:
-    """K: at least 2, and a divisor of D."""
+    """K = `group_size`, or D if it is None. K must be at least 2 and divide D."""
     if len(event_shape) != 1:
-        raise UserError(f"{owner}: its groups are cut from vectors [D], event_shape is {tuple(event_shape)}")
+        raise UserError(f"{owner}: its groups are cut from vectors [D], but event_shape is {tuple(event_shape)}")
     if event_shape[0] < 2:
         raise UserError(
-            f"{owner}: z has one dimension, and a group wants 2; raise latent_size (of a hierarchy: latent_sizes)"
+            f"{owner}: z has one dimension, and a group needs 2; raise latent_size (of a hierarchy: latent_sizes)"
         )
     size = event_shape[0] if group_size is None else group_size
     if size < 2 or event_shape[0] % size:
@@ -44,7 +44,12 @@ def checked_group_size(owner: str, event_shape: Shape, group_size: int | None) -
 
 
 class GroupSupport(constraints.Constraint):
-    """Vectors of which each group lies in `base`."""
+    """The vectors whose groups all lie in `base`.
+
+    Args:
+        base: The support of one group.
+        group_size: K.
+    """
 
     event_dim = 1
 
@@ -60,9 +65,13 @@ class GroupSupport(constraints.Constraint):
 
 
 class Groups(Distribution):
-    """p(z) = prod_g p(z_g): `base` has batch shape [..., G] and event shape [K], z is [..., G K]."""
+    """p(z) = prod_g p(z_g), of vectors z that are cut into groups.
 
-    arg_constraints: ClassVar = {}  # `base` checks its own
+    Args:
+        base: The distribution of each group, with batch shape [..., G] and event shape [K]; z is [..., G K].
+    """
+
+    arg_constraints: ClassVar = {}  # `base` checks its own arguments
 
     def __init__(self, base: Distribution) -> None:
         self.base = base
@@ -104,27 +113,27 @@ class Groups(Distribution):
 
 
 def share_support(q: Distribution, p: Distribution, z: Tensor) -> bool:
-    """Whether log q(z) - log p(z) means something: both are densities over one space, and z ~ q is possible under p.
+    """Whether log q(z) - log p(z) has a meaning: both are densities over one space, and z ~ q is possible under p.
 
-    A simplex or a sphere is a thin sheet in R^D: a density on it and a Normal's are not of the same thing.
+    A simplex or a sphere has a lower dimension than R^D, so a density on it cannot be compared with that of a Normal.
     """
-    sheets = [_sheet(q), _sheet(p)]
-    if sheets != [None, None]:
-        return sheets[0] == sheets[1]
-    with suppress(NotImplementedError):  # of a distribution that does not say
+    supports = [_group_support(q), _group_support(p)]
+    if supports != [None, None]:
+        return supports[0] == supports[1]
+    with suppress(NotImplementedError):  # a distribution need not define its support
         if p.support is not None and not constraints.is_dependent(p.support):
             return bool(p.support.check(z).all())
     return True
 
 
-def _sheet(p: Distribution) -> str | None:
-    """Where the groups of z lie, for `Groups` and mixtures of them."""
-    one = p.component_distribution if isinstance(p, MixtureSameFamily) else p
-    return repr(one.support) if isinstance(one, Groups) else None
+def _group_support(p: Distribution) -> str | None:
+    """The name of the space that the groups of z lie in, for `Groups` and mixtures of them; None for others."""
+    component = p.component_distribution if isinstance(p, MixtureSameFamily) else p
+    return repr(component.support) if isinstance(component, Groups) else None
 
 
 class _GroupFamily(Family):
-    """Features [..., G P] to `Groups`, P numbers for each group."""
+    """Features [..., G P] to `Groups`, with P numbers for each group."""
 
     def __init__(self, event_shape: Shape, group_size: int | None = None) -> None:
         super().__init__(event_shape)
@@ -140,10 +149,15 @@ class _GroupFamily(Family):
 
 
 class Dirichlet(_GroupFamily):
-    """p(z) ~ prod_k z_k^(alpha_k - 1) on the simplex of K numbers that add up to 1; uniform at features of 0.
+    """p(z) ~ prod_k z_k^(alpha_k - 1) on the simplex: K positive numbers with sum 1. Uniform at features of 0.
 
-    The features are raw alphas, with the floor `min_concentration`. Its prior is `FamilyPrior` with this family,
-    against which the KL has a closed form. The density is one of the first K - 1 numbers.
+    A posterior for proportions. The features are raw alphas. Its prior is `FamilyPrior` with this family, which gives a
+    closed-form KL. The density is over the first K - 1 numbers.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        group_size: K, at least 2 and a divisor of D. None: one group of all D numbers.
+        min_concentration: Floor of alpha, in (0, 1).
     """
 
     def __init__(self, event_shape: Shape, group_size: int | None = None, min_concentration: float = 0.1) -> None:
@@ -157,10 +171,15 @@ class Dirichlet(_GroupFamily):
 class Categorical(_GroupFamily):
     """P(z = e_k) = softmax(logits)_k: one-hot vectors of K classes; uniform at features of 0.
 
-    Its prior is `FamilyPrior` with this family: closed-form KL. A one-hot sample has no pathwise gradient, and a model
-    that asks for one is refused, unless `straight_through`: then the gradient is taken as if the sample were the vector
-    of probabilities (Bengio et al. 2013, https://arxiv.org/abs/1308.3432), which is biased; but not that of a sampled
-    KL, whose log q(z) - log p(z) is linear in z.
+    A posterior for discrete latents. Its prior is `FamilyPrior` with this family: closed-form KL. One-hot samples have
+    no pathwise gradient, so a model that needs one refuses this family unless `straight_through` is set.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        group_size: K, at least 2 and a divisor of D. None: one group of all D numbers.
+        straight_through: Whether the gradient is taken as if the sample were the vector of probabilities (Bengio et al.
+            2013, https://arxiv.org/abs/1308.3432). This gradient is biased, except that of a sampled KL, because
+            log q(z) - log p(z) is linear in z.
     """
 
     def __init__(self, event_shape: Shape, group_size: int | None = None, straight_through: bool = False) -> None:
@@ -168,13 +187,16 @@ class Categorical(_GroupFamily):
         self.straight_through = straight_through
 
     def group(self, features: Tensor) -> OneHotCategorical:
-        kind = OneHotStraightThrough if self.straight_through else OneHot
-        return kind(logits=features, validate_args=self.validate_args)
+        one_hot = OneHotStraightThrough if self.straight_through else OneHot
+        return one_hot(logits=features, validate_args=self.validate_args)
 
 
 class OneHot(OneHotCategorical):
-    """torch's, with log P(z) = sum_k z_k log pi_k: torch's own has no slope in z, so that a sampled KL would have no
-    gradient through a straight-through sample, and cost an encoder nothing."""
+    """torch's OneHotCategorical, with log P(z) = sum_k z_k log pi_k.
+
+    torch's own log_prob has no slope in z. A sampled KL would then have no gradient through a straight-through sample,
+    so the encoder would not be trained on it.
+    """
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -186,11 +208,17 @@ class OneHotStraightThrough(OneHot, OneHotCategoricalStraightThrough): ...
 
 
 class RelaxedCategorical(_GroupFamily):
-    """z = softmax((logits + Gumbel noise) / temperature): a point of the simplex, near a corner for a low temperature.
+    """z = softmax((logits + Gumbel noise) / temperature): a point of the simplex, near a corner at a low temperature.
 
-    Maddison, Mnih & Teh 2017 (https://arxiv.org/abs/1611.00712), Jang, Gu & Poole 2017
-    (https://arxiv.org/abs/1611.01144). It is a density, and its KL is sampled: it is not the KL of the categorical that
-    it relaxes. Its prior is `FamilyPrior` with this family, the temperature included.
+    A posterior for nearly discrete latents with a pathwise gradient. Maddison, Mnih & Teh 2017
+    (https://arxiv.org/abs/1611.00712), Jang, Gu & Poole 2017 (https://arxiv.org/abs/1611.01144). Its KL is sampled, and
+    is not the KL of the categorical that it relaxes. Its prior is `FamilyPrior` with this family at the same
+    temperature.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        group_size: K, at least 2 and a divisor of D. None: one group of all D numbers.
+        temperature: Above 0; lower values are nearer to one-hot vectors, and their gradients are noisier.
     """
 
     def __init__(self, event_shape: Shape, group_size: int | None = None, temperature: float = 0.5) -> None:
@@ -205,7 +233,10 @@ class RelaxedCategorical(_GroupFamily):
 
 
 class RelaxedOneHot(RelaxedOneHotCategorical):
-    """torch's, with samples that keep away from 0, where log z is not finite, by the smallest normal number."""
+    """torch's RelaxedOneHotCategorical.
+
+    Samples are at least the smallest normal number, because log z is not finite at 0.
+    """
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> RelaxedOneHot:
         return super().expand(batch_shape, self._get_checked_instance(RelaxedOneHot, _instance))
@@ -220,11 +251,16 @@ class RelaxedOneHot(RelaxedOneHotCategorical):
 
 
 class VonMisesFisher(_GroupFamily):
-    """p(z) ~ e^(kappa mu^T z) on the unit sphere of R^K, |mu| = 1: a Gaussian's place on a sphere.
+    """p(z) ~ e^(kappa mu^T z) on the unit sphere of R^K, |mu| = 1: the analogue of a Gaussian on a sphere.
 
     Davidson et al. 2018 (https://arxiv.org/abs/1804.00891). The features of a group are mu, of any length above 0, and
-    a raw kappa >= `min_kappa`. Its prior is `UniformSphere` with the same `group_size`: closed-form KL. Samples wait
-    for the device (they are drawn by rejection); their pathwise gradient is exact.
+    a raw kappa. Its prior is `UniformSphere` with the same `group_size`: closed-form KL. Samples are drawn by
+    rejection, which synchronises with the device; their pathwise gradient is exact.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        group_size: K, at least 2 and a divisor of D. None: one group of all D numbers.
+        min_kappa: Floor of kappa, at least 0 and below 1. kappa = 0 is uniform.
     """
 
     def __init__(self, event_shape: Shape, group_size: int | None = None, min_kappa: float = 0.1) -> None:
@@ -242,6 +278,6 @@ class VonMisesFisher(_GroupFamily):
         north = torch.zeros_like(raw)
         north[..., 0] = 1
         length = raw.norm(dim=-1, keepdim=True)
-        mu = torch.where(length > 0, raw, north)  # features of 0 have no direction of their own
+        mu = torch.where(length > 0, raw, north)  # features of 0 have no direction
         mu = mu / mu.norm(dim=-1, keepdim=True)
         return sphere.VonMisesFisher(mu, positive(raw_kappa, self.min_kappa), validate_args=self.validate_args)

@@ -1,4 +1,4 @@
-"""A flow at points that it did not draw: every inverse is checked, and its memory is known before it is asked for."""
+"""The density of a flow at points that it did not draw: checks of every inverse, and of the memory that it takes."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from vae_lightning.runs.machine import available_memory
 from vae_lightning.types import UserError
 
 Conditional = Callable[[Tensor | None], Transform]
-"""From a context, or None, to a transform of events."""
+"""context (or None) -> a transform of events."""
 
 _TOLERANCE = 0.01
-_IN_A_STEP = 3  # times what one density keeps
+_DENSITIES_PER_STEP = 3
 _FEW = 4096
-"""Points whose memory nobody need know."""
+"""The memory of fewer points than this is not checked."""
 
 
 class InexactError(ValueError):
-    """An inverse that leads back elsewhere, by how much of |x| + 1."""
+    """An inverse that does not map back to its argument x. The message is the error, relative to |x| + 1."""
 
 
 def call_and_log_det(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
     """y = f(x) and log |det dy/dx|, step by step.
 
-    A step that is the inverse of g is solved for, in as many passes as it takes, so that rounding may spoil it: g(y)
-    must be x, of which log |det| needs the pass anyway.
+    A step that is the inverse of some g is solved for in many passes, so rounding may spoil y. Therefore g(y) is
+    compared with x; log |det| needs this pass of g anyway.
 
     Raises:
-        InexactError: where it is not.
+        InexactError: if g(y) is not x.
     """
     total = x.new_zeros(())
     for step in getattr(transform, "transforms", [transform]):
@@ -49,7 +49,7 @@ def call_and_log_det(transform: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def needs_solving(transform: Transform) -> bool:
-    """Whether some step of it is the inverse of what can be computed."""
+    """Whether some step of the transform is the inverse of a map that can be computed."""
     return any(_is_inverse(step) for step in getattr(transform, "transforms", [transform]))
 
 
@@ -64,29 +64,31 @@ def _compare(back: Tensor, x: Tensor) -> None:
 
 
 def check_memory(flow: Conditional, context: Tensor | None, value: Tensor, event_dims: int) -> None:
-    """Refuse a density that takes more memory than there is: all passes are kept for the way back.
+    """Refuse a density that takes more memory than is free, because autograd keeps every pass of the inverse.
 
-    A step of DReG keeps two such densities, and its backward pass took half as much again.
+    A training step counts as three densities: DReG computes two, and its backward pass took half as much again.
 
     Raises:
-        UserError: in one line, before anything of that size is asked for.
+        UserError: in one line, before the memory is allocated.
     """
     points = value.numel() // max(1, value.shape[-event_dims:].numel())
     if points < _FEW or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
     free = _free_memory(value.device)
-    a_point = _kept(flow, context, value, event_dims, 2) - _kept(flow, context, value, event_dims, 1)
-    needed = _IN_A_STEP * points * a_point
+    bytes_per_point = _kept_bytes(flow, context, value, event_dims, 2) - _kept_bytes(
+        flow, context, value, event_dims, 1
+    )
+    needed = _DENSITIES_PER_STEP * points * bytes_per_point
     if free is not None and needed > free:
         raise UserError(
             f"flow: its density at {points:,} points that it did not draw takes {needed / 2**30:.0f} GiB in a step, "
-            f"and {free / 2**30:.1f} are free; choose a posterior that needs no inverse (LinearIAF, FullNormal), fewer "
+            f"but {free / 2**30:.1f} are free; choose a posterior that needs no inverse (LinearIAF, FullNormal), fewer "
             "components of a VampPrior (--model.prior.num_components), fewer samples, or a smaller batch"
         )
 
 
-def _kept(flow: Conditional, context: Tensor | None, value: Tensor, event_dims: int, points: int) -> int:
-    """Bytes that autograd keeps of the density at so many points, weights included."""
+def _kept_bytes(flow: Conditional, context: Tensor | None, value: Tensor, event_dims: int, points: int) -> int:
+    """The bytes that autograd keeps of the density at `points` points, weights included."""
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """KL(q || p) in closed form, for the pairs that torch lacks. Importing this file registers them with torch.
 
-`Latent.kl` asks torch, and falls back on the sampled log q - log p where nothing is registered.
+`Latent.kl` asks torch, and falls back on the sampled log q - log p if no closed form is registered.
 """
 
 from __future__ import annotations
@@ -47,17 +47,24 @@ def closed_form(*pairs: tuple[type[Distribution], type[Distribution]]) -> Callab
 
 
 def _diagonal(p: Independent) -> Normal:
-    """The Normal of each dimension; NotImplementedError where p is another distribution, or not over vectors."""
+    """The Normal of each dimension.
+
+    Raises:
+        NotImplementedError: if p is another distribution, or not over vectors.
+    """
     if isinstance(p.base_dist, Normal) and p.reinterpreted_batch_ndims == 1:
         return p.base_dist
     raise NotImplementedError
 
 
 def exactly(kl: _KL) -> _KL:
-    """In float64 where q or p can be, with the dtype of q: a precision is large where a covariance is small."""
+    """In float64 if q or p has a float64 form, because a small covariance has a large precision.
+
+    The result has q's dtype.
+    """
 
     def of_exact(q: Distribution, p: Distribution) -> Tensor:
-        q_exact, p_exact = (one.exact() if isinstance(one, Exact) else one for one in (q, p))
+        q_exact, p_exact = (d.exact() if isinstance(d, Exact) else d for d in (q, p))
         return kl(q_exact, p_exact).to(q.mean.dtype)
 
     return of_exact  # type: ignore[return-value]
@@ -114,7 +121,7 @@ def _kl_von_mises_fisher_uniform(q: VonMisesFisher, p: UniformOnSphere) -> Tenso
 
 @closed_form((Groups, Groups))
 def _kl_groups(q: Groups, p: Groups) -> Tensor:
-    """The sum over groups, which are independent."""
+    """The sum over groups, because the groups are independent."""
     if q.group_size != p.group_size:
         raise NotImplementedError
     return kl_divergence(q.base, p.base).sum(-1)
@@ -122,7 +129,7 @@ def _kl_groups(q: Groups, p: Groups) -> Tensor:
 
 @closed_form((Bernoulli, Bernoulli))
 def _kl_bernoulli(q: Bernoulli, p: Bernoulli) -> Tensor:
-    """q1 log(q1 / p1) + q0 log(q0 / p0). Takes the place of torch's, which fails where the batch shapes broadcast."""
+    """q1 log(q1 / p1) + q0 log(q0 / p0). Replaces torch's KL, which fails if the batch shapes broadcast."""
     terms = []
     for sign, q_i, p_i in ((1, q.probs, p.probs), (-1, 1 - q.probs, 1 - p.probs)):
         log_ratio = torch.nn.functional.logsigmoid(sign * q.logits) - torch.nn.functional.logsigmoid(sign * p.logits)

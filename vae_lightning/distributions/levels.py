@@ -1,6 +1,6 @@
-"""Likelihoods of pixels with L grey levels 0, 1/(L - 1), ..., 1: each is a probability mass, and adds up to one.
+"""Likelihoods of pixels with L grey levels 0, 1/(L - 1), ..., 1. Each is a probability mass: its values have sum 1.
 
-So their nats compare with those of every other mass over the same levels, and turn into bits per dimension.
+So their nats can be compared with those of every other mass over the same levels, and converted to bits per dimension.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch.distributions import Categorical, Distribution, MixtureSameFamily
 from torch.nn import functional as F
 
 from vae_lightning.distributions import pixels
-from vae_lightning.distributions.combined import Given
+from vae_lightning.distributions.combined import num_unknown
 from vae_lightning.distributions.families import Family
 from vae_lightning.types import Shape, UserError
 
 
 class _LevelsFamily(Family):
-    """A mass over `num_levels` grey levels, for images whose pixels have as many: 256, for a byte."""
+    """A mass over `num_levels` grey levels, for images whose pixels have as many."""
 
     def __init__(self, event_shape: Shape, num_levels: int = 256) -> None:
         super().__init__(event_shape)
@@ -41,10 +41,16 @@ class _LogisticFamily(_LevelsFamily):
 
 
 class DiscretizedLogistic(_LogisticFamily):
-    """P(x) = F(x + 1/2n) - F(x - 1/2n), F of a logistic(mu, s), n = `num_levels` - 1, with open first and last bins.
+    """P(x) = F(x + 1/2n) - F(x - 1/2n), F of a logistic(mu, s), n = L - 1, with open first and last bins.
 
-    Salimans et al. 2017 (https://arxiv.org/abs/1701.05517). The features hold mu - 1/2 and a raw s >= `min_scale` for
-    each dimension; the paper has mu of the red and green channel in those that follow, here they are independent.
+    A likelihood for grey or colour bytes. Salimans et al. 2017 (https://arxiv.org/abs/1701.05517). The features hold
+    mu - 1/2 and a raw s for each dimension. Deviation: in the paper mu of a channel depends on the channels before it;
+    here channels are independent.
+
+    Args:
+        event_shape: Shape of one x; the model sets it.
+        num_levels: L, the number of grey levels of a pixel; 256 for bytes.
+        min_scale: Floor of s, in the units of x; above 0.
     """
 
     num_params = 2
@@ -55,11 +61,18 @@ class DiscretizedLogistic(_LogisticFamily):
 
 
 class MixtureOfDiscretizedLogistics(_LogisticFamily):
-    """P(x) = sum_m pi_m P(x; mu_m, s_m): `num_components` discretised logistics for each dimension.
+    """P(x) = sum_m pi_m P(x; mu_m, s_m): a mixture of discretised logistics for each dimension.
 
-    The features hold logits of pi, mu and raw s for each component; at features of 0 the means are spread over [0, 1],
-    so that components differ from the start. Each dimension has a mixture of its own: that of Salimans et al. 2017
-    (https://arxiv.org/abs/1701.05517) is one for all channels of a pixel.
+    A likelihood for bytes whose distribution has several peaks. The features hold logits of pi, mu and raw s for each
+    component. At features of 0 the means are spread over [0, 1], so components differ from the start. Deviation: each
+    dimension has its own mixture; Salimans et al. 2017 (https://arxiv.org/abs/1701.05517) share one over the channels
+    of a pixel.
+
+    Args:
+        event_shape: Shape of one x; the model sets it.
+        num_components: The number of logistics, at least 1.
+        num_levels: L, the number of grey levels of a pixel; 256 for bytes.
+        min_scale: Floor of s, in the units of x; above 0.
     """
 
     def __init__(
@@ -79,9 +92,13 @@ class MixtureOfDiscretizedLogistics(_LogisticFamily):
 
 
 class CategoricalLevels(_LevelsFamily):
-    """P(x = k / (L - 1)) = softmax(logits)_k: any distribution over the L = `num_levels` levels of each dimension.
+    """P(x = k / (L - 1)) = softmax(logits)_k: any distribution over the L levels of each dimension.
 
-    The features hold L logits for each dimension, so a small L is wanted, or small images.
+    The features hold L logits for each dimension, so choose it for small L or small images.
+
+    Args:
+        event_shape: Shape of one x; the model sets it.
+        num_levels: L, the number of grey levels of a pixel; 256 for bytes.
     """
 
     def __init__(self, event_shape: Shape, num_levels: int = 256) -> None:
@@ -93,26 +110,30 @@ class CategoricalLevels(_LevelsFamily):
 
 
 def is_mass(p_x: Distribution) -> bool:
-    """Whether e^log_prob is the probability of x, and not a density."""
+    """Whether e^log_prob is a probability of x; otherwise it is a density."""
     return p_x.support is not None and p_x.support.is_discrete
 
 
 def bits_per_dimension(nats: Tensor, p_x: Distribution, dequantised_levels: int | None = None) -> Tensor:
-    """-log P(x) / (D log 2) from `nats` = -log p(x), D the numbers in x, of an image that is given in part the others.
+    """-log P(x) / (D log 2), with D the number of unknown numbers of x.
 
-    Where x was dequantised, x = (k + u) / L with L = `dequantised_levels`, a density bounds the mass of the level k:
+    If x was dequantised, x = (k + u) / L with L = `dequantised_levels`, a density bounds the mass of the level k:
     -log P(k) <= E[-log p(x)] + D log L (Theis et al. 2016, https://arxiv.org/abs/1511.01844, eq. 7).
 
+    Args:
+        nats: -log p(x), any shape.
+        p_x: The likelihood; pixels that it was given are not counted.
+        dequantised_levels: L, if the data were dequantised.
+
     Raises:
-        UserError: for a density of levels that were not dequantised, which has no bound: bits of it mean nothing.
+        UserError: for a density without dequantised data, because its nats bound no mass of grey levels.
     """
-    size = p_x.num_unknown if isinstance(p_x, Given) else math.prod(p_x.event_shape)
-    per_dimension = nats / size / math.log(2)
+    per_dimension = nats / num_unknown(p_x) / math.log(2)
     if is_mass(p_x):
         return per_dimension
     if dequantised_levels is None:
         raise UserError(
-            "bits per dimension: the likelihood is a density, which has none for grey levels; choose one over levels "
-            "(--model.likelihood=DiscretizedLogistic), or dequantise the data (--data.dequantise=true)"
+            "bits per dimension: the likelihood is a density, and grey levels have none; choose a likelihood over "
+            "levels (--model.likelihood=DiscretizedLogistic), or dequantise the data (--data.dequantise=true)"
         )
     return per_dimension + math.log2(dequantised_levels)

@@ -18,15 +18,26 @@ _ALL = (-3, -2, -1)
 class ConvIAF(Flow):
     """z <- g z + (1 - g) m with (m_i, s_i) = convolutions(z_1 .. z_(i-1), h), g = sigmoid(s): `IAF`, of maps [C, H, W].
 
-    Kingma et al. 2016 (https://arxiv.org/abs/1606.04934), algorithm 1, from z ~ N(mu(x), diag sigma(x)^2),
-    `num_steps` times: log q falls by sum log g. The order is that of pixels, row by row, and within a
-    pixel that of channels; each step reverses it. A step is a masked convolution for each width of `hidden_channels`
-    and one to m and s; the `context_size` maps of h are added to the first. `gate_bias` and `min_gate` are `IAF`'s.
+    Choose it for a flexible q(z|x) over a latent of maps. Kingma et al. 2016 (https://arxiv.org/abs/1606.04934),
+    algorithm 1, from z ~ N(mu(x), diag sigma(x)^2); log q falls by sum log g. The order is that of pixels, row by row,
+    and within a pixel that of channels; each step reverses the order. A step is one masked convolution for each width
+    of `hidden_channels`, and one more to m and s; the maps of h are added after the first.
 
-    Deviations: the sigmoid update of the paper, which its own code replaces by (z - 0.1 m) / exp(0.1 s); no weight
-    normalisation. A kernel narrower than 2 W - 1 leaves pixels out, those up and far to the right above all (van den
-    Oord et al. 2016, https://arxiv.org/abs/1606.05328): later steps, in the reversed order, see them.
-    Sampling takes one pass, the density elsewhere one for each of the C H W numbers.
+    Deviations: the sigmoid update is the paper's, which its own code replaces by (z - 0.1 m) / exp(0.1 s); there is no
+    weight normalisation. A kernel narrower than 2 W - 1 misses pixels, above all those up and far to the right (van den
+    Oord et al. 2016, https://arxiv.org/abs/1606.05328); later steps, in reversed order, see them. Sampling takes one
+    pass; the density at another point takes one pass for each of the C H W numbers.
+
+    Args:
+        event_shape: Shape [C, H, W] of one z; the model sets it.
+        num_steps: The number of steps, at least 1.
+        hidden_channels: Channels of the hidden layers of each step.
+        kernel_size: Size of the kernels, odd and at least 3.
+        context_size: The number of maps in h.
+        gate_bias: Added to s, so that a step starts near the identity.
+        min_gate: Floor of g, between 0 and 1.
+        min_sigma: Floor of sigma, in the units of z.
+        activation: Class of the activation function between convolutions.
     """
 
     event_dims: ClassVar[int] = 3
@@ -53,15 +64,15 @@ class ConvIAF(Flow):
         ]
         self.flow = load_zuko().lazy.LazyComposedTransform(*steps)
 
-    def _misfit(self) -> str:
+    def _wrong_shape_message(self) -> str:
         return (
             f"ConvIAF: is a flow of maps [C, H, W]; the latent has shape {self.event_shape}; give a VAE a latent of "
-            "maps (--model.latent_size=[4,7,7]), or choose IAF, which is one of vectors"
+            "maps (--model.latent_size=[4,7,7]), or choose IAF, which is a flow of vectors"
         )
 
 
 class _ConvStep(GatedStep):
-    """In the order of rows, columns, channels, or with `reverse` in the opposite one: by turning z and h around."""
+    """A step in the order of rows, columns, channels. With `reverse`, z and h are turned around."""
 
     def __init__(
         self,
@@ -76,7 +87,7 @@ class _ConvStep(GatedStep):
     ) -> None:
         super().__init__(event_shape, gate_bias, min_gate)
         size, self.reverse = event_shape[0], reverse
-        sees = [torch.arange(size) + 1, *(torch.arange(width) % size for width in widths)]  # channels before that one
+        sees = [torch.arange(size) + 1, *(torch.arange(width) % size for width in widths)]  # a and b of `_MaskedConv`
         convolutions = [_MaskedConv(a, b, kernel_size) for a, b in pairwise(sees)]
         self.first, self.from_context = convolutions[0], nn.Conv2d(context_size, widths[0], kernel_size=1)
         self.rest = nn.Sequential(*(layer for conv in convolutions[1:] for layer in (activation(), conv)))
@@ -90,10 +101,10 @@ class _ConvStep(GatedStep):
 
 
 class _MaskedConv(nn.Conv2d):
-    """A convolution that sees the pixels before its own and, of its own, input channel i at output j if a_i <= b_j.
+    """A convolution whose output at a pixel depends on the pixels before it, and on some channels of the pixel itself.
 
-    `a` and `b` [channels] count, for each channel, how many of z's channels at this pixel it has seen: of z itself, one
-    more than come before it. So that a number never sees itself, nor one after it.
+    a_i is the highest z-channel (1-based) that input channel i depends on; a connection i -> j is kept if a_i <= b_j,
+    so no output depends on its own z.
     """
 
     mask: Tensor
@@ -112,7 +123,7 @@ class _MaskedConv(nn.Conv2d):
 
 
 def _over_leading(layers: nn.Module, x: Tensor) -> Tensor:
-    """Convolutions of x [..., C, H, W], whatever its leading dims."""
+    """Convolutions of x [..., C, H, W], with any leading dimensions."""
     y: Tensor = layers(x.reshape(-1, *x.shape[-3:]))
     return y.reshape(*x.shape[:-3], *y.shape[-3:])
 
@@ -121,6 +132,8 @@ def _check_convolutions(num_steps: int, hidden_channels: Sequence[int], kernel_s
     if num_steps < 1:
         raise UserError(f"ConvIAF: num_steps is {num_steps}; it must be at least 1")
     if not hidden_channels or min(hidden_channels) < 1:
-        raise UserError(f"ConvIAF: hidden_channels {list(hidden_channels)}: needs one positive width or more: (64,)")
+        raise UserError(
+            f"ConvIAF: hidden_channels {list(hidden_channels)}: must be one or more positive widths, such as (64,)"
+        )
     if kernel_size < 3 or kernel_size % 2 == 0:
         raise UserError(f"ConvIAF: kernel_size is {kernel_size}; it must be odd, and at least 3")

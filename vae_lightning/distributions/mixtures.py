@@ -1,4 +1,4 @@
-"""Mixtures p(z) = sum_k pi_k p_k(z), with the memory of N x K numbers and not of N x K x D where that can be."""
+"""Mixtures p(z) = sum_k pi_k p_k(z). Diagonal ones take the memory of N x K numbers instead of N x K x D."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from vae_lightning.distributions.families import Family
 
 
 def mixture_of(components: Distribution, logits: Tensor) -> MixtureSameFamily:
-    """sum_k pi_k p_k(z): `components` with batch shape [K], pi = softmax(`logits`) [K]."""
+    """sum_k pi_k p_k(z).
+
+    Args:
+        components: p_k, with batch shape [K].
+        logits: pi = softmax(logits), [K].
+    """
     is_diagonal = isinstance(components, Independent) and isinstance(components.base_dist, Normal)
-    kind = DiagonalMixture if is_diagonal else MixtureSameFamily
+    mixture_class = DiagonalMixture if is_diagonal else MixtureSameFamily
     weights = Categorical(logits=logits, validate_args=Family.validate_args)
-    return kind(weights, components, validate_args=Family.validate_args)
+    return mixture_class(weights, components, validate_args=Family.validate_args)
 
 
 class DiagonalMixture(MixtureSameFamily):
     """log p(z) = log sum_k pi_k N(z; mu_k, diag sigma_k^2), from z^2 / sigma^2 - 2 z mu / sigma^2 + mu^2 / sigma^2.
 
-    As matrix products: [*sample, K] numbers, and never [*sample, K, D]. In float64 (but where the device has none), for
-    the three terms are far larger than their sum where sigma is small; the result has the dtype of z.
+    The terms are matrix products of [*sample, K] numbers, never [*sample, K, D]. They are float64 (if the device has
+    it), because they are far larger than their sum if sigma is small; the result has the dtype of z.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -40,7 +45,7 @@ class DiagonalMixture(MixtureSameFamily):
         return torch.logsumexp(log_weight - log_scale - 0.5 * square, dim=-1).to(value.dtype)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Of each mixture draw its own component alone: torch's class draws from all of them and keeps one."""
+        """Draw only from the component of each sample. torch's class draws from all components and keeps one."""
         with torch.no_grad():
             k = self.mixture_distribution.sample(torch.Size(sample_shape))
             normal = self._normal()

@@ -1,4 +1,7 @@
-"""Distributions, most of them of pixels in [0, 1], that torch lacks or has in a form that loses digits or time."""
+"""Distributions, most of them of pixels in [0, 1], that torch lacks or has in a form that loses digits or time.
+
+The families of the same names (`families.py`, `levels.py`) make them from features.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ from torch.nn import functional as F
 
 
 class Bernoulli(TorchBernoulli):
-    """torch's, given its logit eta, with log p(x) = log sigmoid((2x - 1) eta) for x in {0, 1}; other x mean nothing.
+    """torch's Bernoulli from a logit eta, with log p(x) = log sigmoid((2x - 1) eta) for x in {0, 1} only.
 
-    torch's own reads and writes all pixels three times more often, in a small network's step a twentieth of it.
+    torch's own log_prob reads and writes all pixels three times more often, which is a twentieth of a small network's
+    step.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -27,21 +31,22 @@ class Bernoulli(TorchBernoulli):
 
 
 class Normal(TorchNormal):
-    """torch's, with log p(x) = -((x - mu) / sigma)^2 / 2 - log sigma - log(2 pi) / 2.
+    """torch's Normal, with log p(x) = -((x - mu) / sigma)^2 / 2 - log sigma - log(2 pi) / 2.
 
-    torch's own reads and writes all pixels twice as often, and takes the logarithm of one sigma for each of them.
+    torch's own log_prob reads and writes all pixels twice as often, and takes the logarithm of one sigma for every
+    pixel.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        sigma = once(self.scale)
+        sigma = without_repeats(self.scale)
         distance = (value - self.loc) * sigma.reciprocal()
         return torch.addcmul(-torch.log(sigma) - math.log(2 * math.pi) / 2, distance, distance, value=-0.5)
 
 
-def once(expanded: Tensor) -> Tensor:
-    """Each number that `expand` repeats, once: size 1 in place of the repeated dimensions."""
+def without_repeats(expanded: Tensor) -> Tensor:
+    """The numbers without the repetitions of `expand`: repeated dimensions get size 1."""
     for dim, (size, stride) in enumerate(zip(expanded.shape, expanded.stride(), strict=True)):
         if size > 1 and stride == 0:
             expanded = expanded.narrow(dim, 0, 1)
@@ -49,7 +54,7 @@ def once(expanded: Tensor) -> Tensor:
 
 
 class _LogitPixels(Distribution):
-    """A distribution of one pixel, with one logit as its parameter. Any shape of logits is the batch shape."""
+    """A distribution of one pixel with one logit as its parameter. The shape of the logits is the batch shape."""
 
     arg_constraints: ClassVar = {"logits": constraints.real}
 
@@ -62,14 +67,18 @@ class _LogitPixels(Distribution):
 
     @abstractmethod
     def _like(self, logits: Tensor) -> Distribution:
-        """This distribution, with other logits."""
+        """The same distribution with other logits."""
 
 
 class ContinuousBernoulli(_LogitPixels):
     """p(x) = eta e^(eta x) / (e^eta - 1) on [0, 1]: the Bernoulli's shape, normalised for grey values.
 
-    `eta` is the logit. Written in it (Loaiza-Ganem & Cunningham 2019, https://arxiv.org/abs/1907.06845, write lambda =
-    sigmoid(eta)) the density stays exact where lambda rounds to 0 or 1; torch's own class stops at |eta| = 16.
+    Loaiza-Ganem & Cunningham 2019 (https://arxiv.org/abs/1907.06845), who write lambda = sigmoid(eta). In the form with
+    eta the density stays exact where lambda rounds to 0 or 1; torch's own class stops at |eta| = 16.
+
+    Args:
+        logits: eta, any shape.
+        validate_args: Whether arguments are checked; None: torch's default.
     """
 
     support = constraints.unit_interval
@@ -84,7 +93,7 @@ class ContinuousBernoulli(_LogitPixels):
         return self.logits * value - self._log_normaliser()
 
     def _log_normaliser(self) -> Tensor:
-        """log((e^eta - 1) / eta), by its series where eta is small."""
+        """log((e^eta - 1) / eta), by its series if eta is small."""
         size = self.logits.abs()
         near_zero = size < 1e-2
         safe = torch.where(near_zero, torch.ones_like(size), size)
@@ -93,7 +102,7 @@ class ContinuousBernoulli(_LogitPixels):
 
     @staticmethod
     def _series(size: Tensor) -> Tensor:
-        """log((1 - e^-s) / s) = -s/2 + s^2/24 + O(s^4): below 1e-2 what is left out is 4e-12."""
+        """log((1 - e^-s) / s) = -s/2 + s^2/24 + O(s^4). Below s = 1e-2 the rest is 4e-12."""
         return -size / 2 + size**2 / 24
 
     @property
@@ -101,17 +110,19 @@ class ContinuousBernoulli(_LogitPixels):
         """E[x] = 1 / (1 - e^-eta) - 1 / eta."""
         near_zero = self.logits.abs() < 1e-2
         safe = torch.where(near_zero, torch.ones_like(self.logits), self.logits)
-        exact = -1 / torch.expm1(-safe.clamp(min=-80)) - 1 / safe  # beyond it the first term is nothing beside 1 / eta
+        exact = (
+            -1 / torch.expm1(-safe.clamp(min=-80)) - 1 / safe
+        )  # below -80 the first term is negligible beside 1 / eta
         return torch.where(near_zero, 0.5 + self.logits / 12, exact)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """x = log(1 + u (e^eta - 1)) / eta, the inverse of the distribution function, where it cannot overflow."""
+        """x = log(1 + u (e^eta - 1)) / eta, the inverse distribution function, in a form that cannot overflow."""
         shape = self._extended_shape(torch.Size(sample_shape))
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         size = self.logits.abs().expand(shape)
         near_zero = size < 1e-3
         safe = torch.where(near_zero, torch.ones_like(size), size)
-        from_one = torch.log1p(torch.expm1(-safe) * u) / -safe  # distance from the side that the logit favours
+        from_one = torch.log1p(torch.expm1(-safe) * u) / -safe  # the distance from the end that the logit favours
         x = torch.where(near_zero, u, from_one)
         return torch.where(self.logits > 0, 1 - x, x).clamp(0, 1)
 
@@ -119,7 +130,12 @@ class ContinuousBernoulli(_LogitPixels):
 class Binomial(_LogitPixels):
     """p(x) = C(n, nx) p^(nx) (1-p)^(n-nx) for x in {0, 1/n, ..., 1}: a pixel with n + 1 grey levels.
 
-    A probability mass, so its nats are comparable with those of every other discrete likelihood of the same levels.
+    This is a probability mass, so its nats can be compared with those of every other mass over the same levels.
+
+    Args:
+        num_steps: n, the number of grey levels minus 1.
+        logits: The logit of p, any shape.
+        validate_args: Whether arguments are checked; None: torch's default.
     """
 
     has_rsample = False
@@ -156,9 +172,15 @@ class Binomial(_LogitPixels):
 class DiscretizedLogistic(Distribution):
     """P(x) = F(x + 1/2n) - F(x - 1/2n) for x in {0, 1/n, ..., 1}, F the distribution function of a logistic(mu, s).
 
-    The first bin reaches down to -infinity and the last up to infinity, so the masses of all n + 1 levels add up to 1.
-    Salimans et al. 2017 (https://arxiv.org/abs/1701.05517), section 2.1. Written sigmoid(a) - sigmoid(b) = sigmoid(a)
-    sigmoid(-b) (1 - e^(b - a)), the logarithm is exact in the far tails too, and needs no floor or second formula.
+    The first bin starts at -infinity and the last ends at infinity, so the masses of all n + 1 levels have sum 1.
+    Salimans et al. 2017 (https://arxiv.org/abs/1701.05517), section 2.1. The form sigmoid(a) - sigmoid(b) = sigmoid(a)
+    sigmoid(-b) (1 - e^(b - a)) makes the logarithm exact in the far tails too, without a floor or a second formula.
+
+    Args:
+        num_steps: n, the number of grey levels minus 1.
+        loc: mu, any shape.
+        scale: s > 0, in the units of x.
+        validate_args: Whether arguments are checked; None: torch's default.
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
@@ -183,13 +205,13 @@ class DiscretizedLogistic(Distribution):
         k = torch.round(value * self.num_steps)
         first, last = k == 0, k == self.num_steps
         middle, width = (k / self.num_steps - self.loc) / self.scale, 1 / (self.num_steps * self.scale)
-        below_upper = F.logsigmoid(middle + width / 2).masked_fill(last, 0)  # log sigmoid(a), and 0 where a is infinite
+        below_upper = F.logsigmoid(middle + width / 2).masked_fill(last, 0)  # log sigmoid(a); 0 if a is infinite
         above_lower = F.logsigmoid(width / 2 - middle).masked_fill(first, 0)  # log sigmoid(-b)
         return below_upper + above_lower + torch.log(-torch.expm1(-width)).masked_fill(first | last, 0)
 
     @property
     def mean(self) -> Tensor:
-        """E[x] = 1/n sum_k P(x > (k - 1/2) / n), k = 1 .. n: a sum over levels, exact."""
+        """E[x] = 1/n sum_k P(x > (k - 1/2) / n), k = 1 .. n: an exact sum over levels."""
         total = torch.zeros_like(self.loc)
         for k in range(1, self.num_steps + 1):
             total = total + torch.sigmoid((self.loc - (k - 0.5) / self.num_steps) / self.scale)
@@ -205,7 +227,12 @@ class DiscretizedLogistic(Distribution):
 
 
 class CategoricalLevels(Distribution):
-    """P(x = k/n) = softmax(logits)_k, k = 0 .. n: any distribution of n + 1 grey levels. Logits are [..., n + 1]."""
+    """P(x = k/n) = softmax(logits)_k, k = 0 .. n: any distribution over n + 1 grey levels.
+
+    Args:
+        logits: [..., n + 1].
+        validate_args: Whether arguments are checked; None: torch's default.
+    """
 
     arg_constraints: ClassVar = {"logits": constraints.real_vector}
     has_rsample = False
@@ -244,7 +271,7 @@ class CategoricalLevels(Distribution):
 
 
 class _Levels(constraints.Constraint):
-    """{0, 1/n, ..., 1}, to float32's rounding."""
+    """{0, 1/n, ..., 1}, up to the rounding of float32."""
 
     is_discrete = True
 

@@ -1,6 +1,6 @@
 """Priors p(z): modules that hold parameters or buffers, and build their distribution when called.
 
-To add one: subclass `Prior` and build the distribution in `forward`. Add a row to the table in
+To add a prior, subclass `Prior` and build the distribution in `forward`. Add a row to the table in
 `tests/distributions/test_priors.py`.
 """
 
@@ -25,7 +25,7 @@ from torch.distributions import (
 from torch.distributions.transforms import ReshapeTransform
 from torch.nn import functional as F
 
-from vae_lightning.distributions.families import Family, FamilyRecipe, named
+from vae_lightning.distributions.families import Family, FamilyRecipe, name_distribution
 from vae_lightning.distributions.flows import Flowed, check_sizes, load_zuko
 from vae_lightning.distributions.gaussians import FullPrecisionNormal, with_float64
 from vae_lightning.distributions.groups import Groups, checked_group_size
@@ -40,7 +40,10 @@ Encode: TypeAlias = Callable[[Tensor], Distribution]
 class Prior(nn.Module):
     """p(z), with batch shape [] and event shape `event_shape`.
 
-    A distribution kept as an attribute would not move to the GPU with its module: so it is built on call.
+    The distribution is built at each call, because an attribute would not move to the GPU with its module.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
     """
 
     fit_steps: ClassVar[int] = 2000
@@ -53,15 +56,29 @@ class Prior(nn.Module):
     def forward(self) -> Distribution: ...
 
     def __call__(self) -> Distribution:
-        return named(super().__call__(), type(self).__name__)
+        return name_distribution(super().__call__(), type(self).__name__)
 
     def bind(self, encode: Encode, image_shape: Shape) -> None:
-        """Called once by the model that has this prior: for a prior that is made of q(z|x). Others need nothing."""
+        """Receive q(z|x) of the model that has this prior, which calls this once.
+
+        Only a prior that is made from q(z|x) overrides this.
+
+        Args:
+            encode: x [B, C, H, W] -> q(z|x).
+            image_shape: [C, H, W].
+        """
 
     def fit(self, z: Tensor, held_out: Tensor) -> None:
-        """Maximise the mean of log p(z) over rows `z` [N, *event_shape], up to where it is highest over `held_out`.
+        """Maximise the mean of log p(z) over the rows of `z`; keep the state with the highest mean over `held_out`.
 
-        Adam, its rate falling as a cosine over `fit_steps`; the best of its states is kept.
+        Adam, with a rate that falls as a cosine over `fit_steps`; stops early after 300 steps without a better state.
+
+        Args:
+            z: Latents to fit, [N, *event_shape].
+            held_out: Other latents, [M, *event_shape].
+
+        Raises:
+            UserError: if the prior has no parameter.
         """
         if not list(self.parameters()):
             raise UserError(f"{type(self).__name__} has no parameter to fit; choose MixtureOfFullNormals or FlowPrior")
@@ -90,7 +107,11 @@ PriorRecipe: TypeAlias = Callable[[Shape], Prior]
 
 
 class StandardNormal(Prior):
-    """p(z) = N(0, I). Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114)."""
+    """p(z) = N(0, I), the usual prior. Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114).
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+    """
 
     zeros: Tensor
     ones: Tensor
@@ -105,7 +126,12 @@ class StandardNormal(Prior):
 
 
 class LearnedNormal(Prior):
-    """p(z) = N(mu, diag sigma^2), mu and sigma learned, from N(0, I)."""
+    """p(z) = N(mu, diag sigma^2), with mu and sigma learned from a start at N(0, I).
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        min_sigma: Floor of sigma, in the units of z.
+    """
 
     def __init__(self, event_shape: Shape, min_sigma: float = 1e-3) -> None:
         super().__init__(event_shape)
@@ -120,9 +146,15 @@ class LearnedNormal(Prior):
 
 
 class MixtureOfNormals(Prior):
-    """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), K = `num_components`, all of it learned.
+    """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), with all parameters learned.
 
-    The mixture that Tomczak & Welling 2018 (https://arxiv.org/abs/1705.07120) compare the VampPrior with.
+    Choose it if the aggregate posterior has clusters. Tomczak & Welling 2018 (https://arxiv.org/abs/1705.07120) compare
+    the VampPrior with this mixture.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        num_components: The number of components k, at least 1.
+        min_sigma: Floor of sigma, in the units of z.
     """
 
     def __init__(self, event_shape: Shape, num_components: int = 10, min_sigma: float = 1e-3) -> None:
@@ -131,7 +163,7 @@ class MixtureOfNormals(Prior):
         shape = (num_components, *self.event_shape)
         self.min_sigma = min_sigma
         self.logits = nn.Parameter(torch.zeros(num_components))
-        self.means = nn.Parameter(torch.randn(shape))  # apart from the first, so that they can part further
+        self.means = nn.Parameter(torch.randn(shape))  # different from the start, so that components can specialise
         self.raw_sigma = nn.Parameter(_raw_scale(torch.ones(shape) - min_sigma))
 
     def forward(self) -> Distribution:
@@ -140,9 +172,15 @@ class MixtureOfNormals(Prior):
 
 
 class MixtureOfFullNormals(Prior):
-    """p(z) = sum_k pi_k N(z; mu_k, C_k), C_k = R_k R_k^T of full covariance, K = `num_components`, all of it learned.
+    """p(z) = sum_k pi_k N(z; mu_k, C_k), C_k = R_k R_k^T of full covariance, with all parameters learned.
 
-    `raw_factor` holds R_k below its diagonal, and on it what softplus takes to R_k's own less `min_sigma`.
+    Choose it to fit a prior to a trained model's latents. `raw_factor` holds R_k below its diagonal, and on the
+    diagonal the raw numbers whose softplus, plus `min_sigma`, is the diagonal of R_k.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        num_components: The number of components k, at least 1.
+        min_sigma: Floor of the diagonal of R_k, in the units of z.
     """
 
     def __init__(self, event_shape: Shape, num_components: int = 10, min_sigma: float = 1e-3) -> None:
@@ -165,7 +203,10 @@ class MixtureOfFullNormals(Prior):
 
     @torch.no_grad()
     def fit(self, z: Tensor, held_out: Tensor) -> None:
-        """By expectation maximisation over all rows, from k-means (scikit-learn); each variance + `min_sigma`^2."""
+        """Expectation maximisation over all rows, from a start by k-means (scikit-learn).
+
+        Each variance has `min_sigma`^2 added.
+        """
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
@@ -173,7 +214,7 @@ class MixtureOfFullNormals(Prior):
         if len(z) <= count:
             raise UserError(f"MixtureOfFullNormals: {len(z)} latents cannot be fitted by {count} components")
         found = GaussianMixture(count, max_iter=500, reg_covar=max(self.min_sigma**2, 1e-9), random_state=0)
-        with warnings.catch_warnings():  # what the fit is worth is said by the density of held-out latents
+        with warnings.catch_warnings():  # the density of held-out latents shows how good the fit is
             warnings.simplefilter("ignore", ConvergenceWarning)
             found.fit(z.flatten(1).double().cpu().numpy())
         factor = torch.linalg.cholesky(torch.from_numpy(found.covariances_))
@@ -184,11 +225,19 @@ class MixtureOfFullNormals(Prior):
 
 
 class FlowPrior(Prior):
-    """log p(z) = log N(f(z); 0, I) + log |det df/dz|, with f a neural spline flow of `num_steps` steps.
+    """log p(z) = log N(f(z); 0, I) + log |det df/dz|, with f a neural spline flow.
 
-    Durkan et al. 2019 (https://arxiv.org/abs/1906.04032). With `coupling` the dimensions are transformed in two halves,
-    and sampling costs two passes through each step. Without, f is autoregressive: as cheap to evaluate, and more
-    flexible, but sampling costs a pass for each dimension. Outside of [-5, 5] a dimension of z is left as it is.
+    Choose it if a mixture does not fit the aggregate posterior. Durkan et al. 2019 (https://arxiv.org/abs/1906.04032).
+    Outside [-5, 5] a dimension of z is not changed.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        num_steps: The number of steps of f, at least 1.
+        hidden_sizes: Units of the hidden layers of each step.
+        num_bins: The number of pieces of each spline, at least 2.
+        coupling: Whether each step transforms the dimensions in two halves; sampling then costs two passes a step.
+            Otherwise f is autoregressive: as cheap to evaluate and more flexible, but sampling costs a pass a
+            dimension.
     """
 
     def __init__(
@@ -216,15 +265,21 @@ class FlowPrior(Prior):
 
 
 class VampPrior(Prior):
-    """p(z) = 1/K sum_k q(z|u_k), with K = `num_components` learned pseudo-inputs u_k, images in [0, 1].
+    """p(z) = 1/K sum_k q(z|u_k), with K learned pseudo-inputs u_k, images in [0, 1].
 
-    Tomczak & Welling 2018 (https://arxiv.org/abs/1705.07120), eq. 10: q is the model's own posterior. u_k starts at
-    noise around `init_mean`, for which the data's mean pixel will do, and is clamped to [0, 1] where it is used. Each
-    call costs a pass of the encoder over K images. A sample is of one u_k drawn at random. Under a flow each z
-    is inverted for all K posteriors: under an IAF one dimension after the other, with the memory of every pass.
+    Choose it if the aggregate posterior is far from a Gaussian. Tomczak & Welling 2018
+    (https://arxiv.org/abs/1705.07120), eq. 10; q is the model's own posterior. u_k is clamped to [0, 1] in use. Each
+    call costs a pass of the encoder over K images. A sample comes from one u_k drawn at random. If q is a flow, each z
+    is inverted under all K posteriors; under an IAF one dimension after another, with the memory of every pass.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        num_components: K, at least 1.
+        init_mean: The mean of the noise that u_k starts at, in [0, 1]; the mean pixel of the data is a good choice.
+        init_sigma: The standard deviation of that noise.
 
     Raises:
-        UserError: by `bind`, where the posterior has a density at its own samples alone, or another event shape.
+        UserError: by `bind`, if the posterior has a density only at its own samples, or has another event shape.
     """
 
     pseudo_inputs: nn.Parameter
@@ -238,28 +293,28 @@ class VampPrior(Prior):
         self._encode: Encode | None = None
 
     def bind(self, encode: Encode, image_shape: Shape) -> None:
-        """A bound method of the model, not a module: so the encoder is registered once, with the model."""
+        """Keep `encode`, a bound method of the model: a module would be registered here as well as in the model."""
         noise = torch.randn(self.num_components, *image_shape)
         self.pseudo_inputs = nn.Parameter(self.init_mean + self.init_sigma * noise)
         self._encode = encode
         with torch.no_grad():
-            self._try_density(encode(self.pseudo_inputs[:1].clamp(0, 1)))
+            self._check_density(encode(self.pseudo_inputs[:1].clamp(0, 1)))
 
     def forward(self) -> Distribution:
         if self._encode is None:
             raise UserError(
-                "VampPrior: is made of a model's own q(z|x), and this model gives it none (Prior.bind); choose "
+                "VampPrior: is made from the model's q(z|x), but this model gives none (Prior.bind); choose "
                 "MixtureOfNormals, or the model VAE"
             )
         components = self._encode(self.pseudo_inputs.clamp(0, 1))  # batch [K], event [D]
         return mixture_of(components, self.pseudo_inputs.new_zeros(self.num_components))
 
-    def _try_density(self, q: Distribution) -> None:
+    def _check_density(self, q: Distribution) -> None:
         if q.event_shape != self.event_shape:
             shapes = f"the posterior's latents have shape {tuple(q.event_shape)}, the prior's {self.event_shape}"
             raise UserError(f"VampPrior: {shapes}; they must be the same")
         try:
-            q.log_prob(q.sample().clone())  # a copy: to no flow its own sample
+            q.log_prob(q.sample().clone())  # a copy, because a flow recognises its own sample
         except (UserError, NotImplementedError) as error:
             raise UserError(
                 f"VampPrior: needs a posterior with a density at any point, such as DiagonalNormal: {error}"
@@ -267,10 +322,15 @@ class VampPrior(Prior):
 
 
 class FamilyPrior(Prior):
-    """p(z) = family(theta), theta = 0, or learned from near there: the prior for a posterior of the same family.
+    """p(z) = family(theta), with theta = 0 or learned from near 0: the prior for a posterior of the same family.
 
-    Features of 0 are a family's plainest member: Gamma(1, 1), the uniform Beta, Dirichlet and Categorical, and with
-    `family=partial(Laplace, scale=1.0)` a Laplace(0, 1).
+    Features of 0 give the simplest member: Gamma(1, 1), the uniform Beta, Dirichlet and Categorical, and Laplace(0, 1)
+    with `family=partial(Laplace, scale=1.0)`.
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        family: The family, usually that of the posterior with the same settings.
+        learn: Whether theta is learned.
     """
 
     theta: Tensor
@@ -280,7 +340,7 @@ class FamilyPrior(Prior):
         self.family = family(self.event_shape)
         theta = torch.zeros(self.family.param_shape)
         if learn:
-            self.theta = nn.Parameter(theta.normal_(std=0.01))  # at 0 itself a low rank has no gradient
+            self.theta = nn.Parameter(theta.normal_(std=0.01))  # not 0, where a low rank has no gradient
         else:
             self.register_buffer("theta", theta, persistent=False)
 
@@ -291,8 +351,12 @@ class FamilyPrior(Prior):
 class UniformSphere(Prior):
     """p(z) = 1 / area on the unit sphere of R^K, or on G of them: the prior for `VonMisesFisher`.
 
-    z [D] is G = D / K groups of K = `group_size` numbers (None: one group), as in the posterior. Davidson et al. 2018
+    z [D] is G = D / K groups of K numbers, as in the posterior. Davidson et al. 2018
     (https://arxiv.org/abs/1804.00891).
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        group_size: K, as in the posterior: at least 2 and a divisor of D. None: one group of all D numbers.
     """
 
     zeros: Tensor
@@ -312,7 +376,7 @@ def independent_normal(mean: Tensor, sigma: Tensor, event_dims: int) -> Independ
 
 
 def reshaped(p: Distribution, event_shape: Shape) -> Distribution:
-    """A distribution of vectors as one of latents of any shape."""
+    """A distribution of vectors as one of latents of shape `event_shape`."""
     if p.event_shape == event_shape:
         return p
     shape = ReshapeTransform(p.event_shape, torch.Size(event_shape))
@@ -320,7 +384,7 @@ def reshaped(p: Distribution, event_shape: Shape) -> Distribution:
 
 
 def _raw_scale(scale: Tensor) -> Tensor:
-    """softplus(raw) = scale."""
+    """The raw number with softplus(raw) = scale."""
     return scale + torch.log(-torch.expm1(-scale))
 
 

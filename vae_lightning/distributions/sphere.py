@@ -1,7 +1,7 @@
 """Distributions on the unit sphere {x : |x| = 1} of R^D: uniform, and von Mises-Fisher. D is at least 2.
 
-Densities are with respect to the sphere's surface. What depends on kappa alone is computed in float64, for it is the
-small difference of large numbers: 1 - A(kappa) of a concentrated distribution, say.
+Densities are with respect to the sphere's surface. Functions of kappa alone are computed in float64, because they are
+small differences of large numbers, for example 1 - A(kappa) of a concentrated distribution.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Beta, Distribution, constraints
 
-_SHIFT = 50  # orders below it are reached by recurrence
+_SHIFT = 50  # lower orders are computed by recurrence
 _NODES, _WEIGHTS = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(48))
 
 
 class _UnitSphere(constraints.Constraint):
-    """|x| = 1, to the rounding of float32."""
+    """|x| = 1, up to the rounding of float32."""
 
     event_dim = 1
 
@@ -36,7 +36,12 @@ def log_area(size: int) -> float:
 
 
 class UniformOnSphere(Distribution):
-    """p(x) = 1 / area; `zeros` [..., D] gives the shape, the type and the device."""
+    """p(x) = 1 / area.
+
+    Args:
+        zeros: [..., D]; gives the shape, the dtype and the device.
+        validate_args: Whether arguments are checked; None: torch's default.
+    """
 
     arg_constraints: ClassVar = {}
     support = unit_sphere
@@ -74,7 +79,10 @@ class UniformOnSphere(Distribution):
 class VonMisesFisher(Distribution):
     """p(x) = C_D(kappa) e^(kappa mu^T x), |mu| = 1, kappa >= 0, C_D = kappa^v / ((2 pi)^(D/2) I_v(kappa)), v = D/2 - 1.
 
-    `mu` is [..., D], `kappa` [...].
+    Args:
+        mu: The mean direction, [..., D], of length 1.
+        kappa: The concentration, [...]; 0 is uniform.
+        validate_args: Whether arguments are checked; None: torch's default.
     """
 
     arg_constraints: ClassVar = {"mu": unit_sphere, "kappa": constraints.nonnegative}
@@ -102,7 +110,7 @@ class VonMisesFisher(Distribution):
 
     @property
     def variance(self) -> Tensor:
-        """Of each coordinate: E[t^2] mu^2 + E[1 - t^2] (1 - mu^2) / (D - 1) - (A mu)^2, with t = mu^T x."""
+        """The variance of each coordinate: E[t^2] mu^2 + E[1 - t^2] (1 - mu^2) / (D - 1) - (A mu)^2, t = mu^T x."""
         a, kappa = mean_cosine(self.kappa, self.size), self.kappa.double()
         across = torch.where(kappa > 1e-6, a / kappa.clamp(min=1e-6), 1 / self.size)  # E[1 - t^2] / (D - 1)
         along = 1 - (self.size - 1) * across - a**2
@@ -110,7 +118,7 @@ class VonMisesFisher(Distribution):
         return along.to(mu2)[..., None] * mu2 + across.to(mu2)[..., None] * (1 - mu2)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """kappa (mu^T x - 1) + log C e^kappa, with 1 - mu^T x = |x - mu|^2 / 2: no large numbers cancel."""
+        """kappa (mu^T x - 1) + log C e^kappa. With 1 - mu^T x = |x - mu|^2 / 2 no large numbers cancel."""
         if self._validate_args:
             self._validate_sample(value)
         return self._log_peak().to(self.mu) - self.kappa * (value - self.mu).square().sum(-1) / 2
@@ -131,7 +139,7 @@ class VonMisesFisher(Distribution):
         return log_power_over_bessel(self.size / 2 - 1, kappa) + kappa - self.size / 2 * math.log(2 * math.pi)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """x = t mu + (1 - t^2)^(1/2) v: t from its own density, v uniform on the unit vectors orthogonal to mu."""
+        """x = t mu + (1 - t^2)^(1/2) v, t from its own density, v uniform on the unit vectors orthogonal to mu."""
         shape = self._extended_shape(torch.Size(sample_shape))
         kappa = self.kappa.double().expand(shape[:-1])
         t = _Cosine.apply(kappa, self.size)[..., None]
@@ -148,10 +156,10 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def log_power_over_bessel(order: float, kappa: Tensor) -> Tensor:
-    """log(kappa^v / I_v(kappa)), v = `order` >= 0, kappa >= 0 in float64: smooth at 0, to about 1e-10 everywhere.
+    """log(kappa^v / I_v(kappa)), v = `order` >= 0, kappa >= 0 in float64: smooth at 0, with an error of about 1e-10.
 
-    From order 50 on by the uniform asymptotic expansion (https://dlmf.nist.gov/10.41.E3); below, by
-    I_(n-1) / I_n = 2n / kappa + I_(n+1) / I_n, read downwards, which is stable.
+    From order 50 on by the uniform asymptotic expansion (https://dlmf.nist.gov/10.41.E3). Lower orders follow by the
+    recurrence I_(n-1) / I_n = 2n / kappa + I_(n+1) / I_n, which is stable in the direction of falling n.
     """
     steps = max(0, math.ceil(_SHIFT - order))
     top = order + steps
@@ -189,7 +197,8 @@ def mean_cosine(kappa: Tensor, size: int) -> Tensor:
 class _Cosine(torch.autograd.Function):
     """t ~ p(t; kappa), with dt/dkappa = -(dF/dkappa) / p(t): the gradient of implicit reparameterisation.
 
-    Figurnov et al. 2018 (https://arxiv.org/abs/1805.08498), eq. 6; exact, unlike that of the accepted proposal alone.
+    Figurnov et al. 2018 (https://arxiv.org/abs/1805.08498), eq. 6. This gradient is exact; that of the accepted
+    proposal alone is not.
     """
 
     @staticmethod
@@ -207,7 +216,7 @@ class _Cosine(torch.autograd.Function):
 
 
 def _sample_cosine(kappa: Tensor, size: int) -> Tensor:
-    """By rejection: two proposals in three are kept, about (Wood 1994, https://doi.org/10.1080/03610919408813161)."""
+    """By rejection; about two of three proposals are kept. Wood 1994 (https://doi.org/10.1080/03610919408813161)."""
     m = size - 1
     b = m / (2 * kappa + torch.sqrt(4 * kappa.square() + m**2))
     x0 = (1 - b) / (1 + b)
@@ -226,11 +235,11 @@ def _sample_cosine(kappa: Tensor, size: int) -> Tensor:
 def _cosine_slope(t: Tensor, kappa: Tensor, size: int) -> Tensor:
     """dt/dkappa = -1/p(t) int_-1^t p(s) (s - A) ds, by Gauss-Legendre quadrature over the tail on t's side of the mode.
 
-    With t = cos a the density of the angle, g(a) ~ e^(kappa cos a) sin^(D-2) a, is smooth also where D = 2.
+    With t = cos a, the density of the angle, g(a) ~ e^(kappa cos a) sin^(D-2) a, is smooth for D = 2 too.
     """
     half, n = (size - 2) / 2, size - 2
     root = torch.sqrt(half**2 + kappa.square())
-    sharpness = (half + root).clamp(min=1e-12)  # 1 / sharpness is about the variance of the angle, at the widest
+    sharpness = (half + root).clamp(min=1e-12)  # the variance of the angle is at most about 1 / sharpness
     mode, angle = torch.acos((kappa / sharpness).clamp(max=1 - 1e-12)), torch.acos(t)
     reach = 12 / torch.sqrt(sharpness)
     end = torch.where(angle < mode, (angle - reach).clamp(min=0), (angle + reach).clamp(max=math.pi))

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from vae_lightning.distributions import Given
+from vae_lightning.distributions import given, known_pixels
 from vae_lightning.metrics.estimate import mean_and_error
 from vae_lightning.metrics.evaluation import Evaluation
 from vae_lightning.metrics.evaluator import log_numbers
@@ -111,7 +111,7 @@ def use_of_latents(trace: Trace) -> dict[str, Tensor]:
     standard deviation of q in the prior's.
     """
     other = trace.x.roll(-1, 0)
-    p_x = trace.p_x.of(other) if isinstance(trace.p_x, Given) else trace.p_x
+    p_x = given(trace.p_x, known_pixels(trace.p_x), other)
     neighbour = p_x.log_prob(other).roll(1, -1)  # [K, B]: log p(x_b|z_b-1)
     use = {"swap_cost": (trace.log_likelihood() - neighbour).mean(0)}
     use |= {f"kl/{name}": kl for name, kl in trace.kl().items()}

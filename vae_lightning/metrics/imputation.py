@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vae_lightning.distributions import Given
+from vae_lightning.distributions import known_pixels
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
@@ -60,7 +60,8 @@ def impute(
 
 
 def _refuse_what_cannot_be(model: LatentVariableModel, trace: Trace, missing: Tensor, corrected: bool) -> None:
-    if isinstance(trace.p_x, Given) and bool((trace.p_x.mask & missing).any()):
+    known = known_pixels(trace.p_x)
+    if known is not None and bool((known & missing).any()):
         raise UserError(f"{type(model).__name__}: pixels that the model is conditioned on cannot be missing")
     for name, latent in trace.latents.items():
         if corrected and len(latent.q.batch_shape) > 1:

@@ -26,7 +26,7 @@ from vae_lightning.noise import reseed
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.recipes import arguments, defaults, to_plain
 from vae_lightning.runs.trust import check_checkpoint, read_checkpoint, trust
-from vae_lightning.trace import Trace, kind
+from vae_lightning.trace import Trace, distribution_name
 from vae_lightning.types import Batch, UserError
 
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
@@ -218,7 +218,7 @@ class LatentVariableModel(Optimized):
             return
         self._stages_checked.add(stage)
         check_trace(type(self).__name__, self.state_dict(), trace)
-        self.likelihood_name = kind(trace.p_x)
+        self.likelihood_name = distribution_name(trace.p_x)
         if len(self._stages_checked) == 1:
             kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
             rank_zero_info(f"likelihood {self.likelihood_name}; KL by latent: {kinds}")

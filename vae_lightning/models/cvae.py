@@ -16,9 +16,9 @@ from vae_lightning.distributions import (
     Bernoulli,
     DiagonalNormal,
     FamilyRecipe,
-    Given,
     PriorRecipe,
     StandardNormal,
+    given,
 )
 from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count
@@ -120,7 +120,7 @@ class ImageColumns(Condition):
     def fix_known_pixels(self, p_x: Distribution, c: Tensor) -> Distribution:
         values = c.new_zeros(*c.shape[:-1], self.known.shape[-1])  # [B, C, H, W]
         values[..., self.columns] = c
-        return Given(p_x, self.known, values)
+        return given(p_x, self.known, values)
 
     def store_examples(self, batch: Batch) -> None:
         seen = self(batch)[: self.num_examples]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vae_lightning.distributions import share_support
 from vae_lightning.models.weights import check_finite
-from vae_lightning.trace import Trace, has_mean, kind
+from vae_lightning.trace import Trace, distribution_name, has_mean
 from vae_lightning.types import UserError
 
 
@@ -30,12 +30,12 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
     for name, latent in trace.latents.items():
         if not torch.isfinite(latent.z).all():
             raise UserError(
-                f"latent {name}: a sample of its posterior {kind(latent.q)} is not finite, with weights that are; "
+                f"latent {name}: a sample of its posterior {distribution_name(latent.q)} is not finite, with weights that are; "
                 "they are too large: train again with a smaller learning rate or --trainer.gradient_clip_val"
             )
         if not share_support(latent.q, latent.p, latent.z):
             raise UserError(
-                f"latent {name}: its posterior {kind(latent.q)} and its prior {kind(latent.p)} are not over the "
+                f"latent {name}: its posterior {distribution_name(latent.q)} and its prior {distribution_name(latent.p)} are not over the "
                 "same space; give the posterior's own family as the prior (--model.prior=FamilyPrior "
                 "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size; a "
                 "latent whose prior has no such flag takes DiagonalNormal, or another posterior over R^D"
@@ -45,13 +45,13 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
 def _check_likelihood(trace: Trace) -> None:
     if not has_mean(trace.p_x):
         raise UserError(
-            f"the likelihood {kind(trace.p_x)} does not know its mean, which reconstructions and samples are; choose "
+            f"the likelihood {distribution_name(trace.p_x)} does not know its mean, which reconstructions and samples are; choose "
             "one that does (--model.likelihood=DiagonalNormal or ContinuousBernoulli, Bernoulli for binarised pixels)"
         )
     value = trace.outside_support()
     if value is not None:
         raise UserError(
-            f"the likelihood {kind(trace.p_x)} gives no probability to a pixel of value {value:.4g}, or an infinite "
+            f"the likelihood {distribution_name(trace.p_x)} gives no probability to a pixel of value {value:.4g}, or an infinite "
             "density; choose Bernoulli for pixels of 0 and 1 (--data.binarisation=dynamic or threshold makes them "
             "such), or a likelihood for grey pixels (--model.likelihood=ContinuousBernoulli or DiagonalNormal, or "
             "Binomial or DiscretizedLogistic where its number of levels fits)"

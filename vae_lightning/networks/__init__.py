@@ -1,4 +1,4 @@
-"""Networks: tensor to tensor. They know no probability."""
+"""Networks: functions from tensor to tensor, without any probability."""
 
 from vae_lightning.networks.conv import ConvDecoder, ConvEncoder
 from vae_lightning.networks.mlp import MLP, GatedMLP

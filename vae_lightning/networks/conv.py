@@ -14,7 +14,15 @@ from vae_lightning.types import Network, Shape, UserError
 class ConvEncoder(Network):
     """[C, H, W] -> features: stride-2 convolutions that halve H and W (rounding up), a hidden layer, an affine map.
 
-    Features that are maps as large as the last convolution's are read off them by a 1 x 1 convolution alone.
+    Choose it for images of more than about 32 x 32 pixels, or colour images, instead of an MLP. If the features are
+    maps of the last convolution's height and width, one 1 x 1 convolution replaces the hidden layer and the affine map.
+
+    Args:
+        in_shape: Shape [C, H, W] of an image; the model sets it.
+        out_shape: Shape of the features; the model sets it.
+        channels: Output channels of each convolution; there is one convolution for each entry.
+        hidden_size: Units of the hidden layer.
+        activation: Class of the activation function between layers.
     """
 
     def __init__(
@@ -36,9 +44,16 @@ class ConvEncoder(Network):
 
 
 class ConvDecoder(Network):
-    """features -> [C, H, W]: the mirror of `ConvEncoder`, with `channels` read from its end; for features in maps too.
+    """features -> [C, H, W]: the mirror of `ConvEncoder`, also for features that are maps.
 
-    Each transposed convolution doubles H and W; the last row and column go where the encoder had rounded up.
+    Each transposed convolution doubles H and W, and drops the last row or column where the encoder rounded up.
+
+    Args:
+        in_shape: Shape of the features; the model sets it.
+        out_shape: Shape [C, H, W] of the output; the model sets it.
+        channels: Channels in the order of the encoder's `channels`; the decoder reads them from the end.
+        hidden_size: Units of the hidden layer.
+        activation: Class of the activation function between layers.
     """
 
     def __init__(
@@ -59,7 +74,10 @@ class ConvDecoder(Network):
 
 
 class _Double(nn.ConvTranspose2d):
-    """[c, h, w] -> [c', H, W] with H in {2h - 1, 2h}; kernel 4 and stride 2 overlap evenly: no checkerboard."""
+    """[c, h, w] -> [c', H, W] with H in {2h - 1, 2h}.
+
+    Kernel 4 at stride 2 overlaps evenly, which avoids a checkerboard.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int]) -> None:
         super().__init__(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
@@ -73,7 +91,10 @@ class _Double(nn.ConvTranspose2d):
 def to_features(
     maps: Shape, out_shape: Shape, hidden_size: int, activation: Callable[[], nn.Module]
 ) -> list[nn.Module]:
-    """From maps [C', h, w] to maps of the same h and w place by place, to any other shape by a hidden layer."""
+    """Layers from maps [C', h, w].
+
+    A 1 x 1 convolution makes maps of the same h and w, and a hidden layer any other shape.
+    """
     if len(out_shape) == 3 and tuple(out_shape[1:]) == tuple(maps[1:]):
         return [nn.Conv2d(maps[0], out_shape[0], kernel_size=1)]
     hidden = nn.Linear(math.prod(maps), hidden_size)
@@ -91,11 +112,17 @@ def from_features(
 
 
 def pyramid(image_shape: Shape, channels: Sequence[int]) -> list[tuple[int, int]]:
-    """(H, W) and its halves, rounded up: one more entry than there are `channels`."""
+    """(H, W), and its halves, rounded up: one entry more than `channels` has.
+
+    Raises:
+        UserError: if `image_shape` is not [channels, height, width], or `channels` is empty or has a width below 1.
+    """
     if len(image_shape) != 3:
-        raise UserError(f"a convolution needs images [channels, height, width], got shape {image_shape}; use an MLP")
+        raise UserError(
+            f"a convolution needs images [channels, height, width], but the shape is {image_shape}; use an MLP"
+        )
     if not channels or any(width < 1 for width in channels):
-        raise UserError(f"channels {list(channels)}: needs one positive width or more, such as (32, 64, 128)")
+        raise UserError(f"channels {list(channels)}: must be one or more positive widths, such as (32, 64, 128)")
     sizes = [(image_shape[1], image_shape[2])]
     for _ in channels:
         height, width = sizes[-1]

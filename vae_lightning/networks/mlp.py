@@ -12,7 +12,16 @@ from vae_lightning.types import Network, Shape, UserError
 
 
 class MLP(Network):
-    """y = W_L a(... a(W_1 x + b_1) ...) + b_L, over flattened shapes; `hidden_sizes=()` is one affine map."""
+    """y = W_L a(... a(W_1 x + b_1) ...) + b_L, over flattened shapes.
+
+    Choose it for small images and for latents that are vectors.
+
+    Args:
+        in_shape: Shape of one input; the model sets it.
+        out_shape: Shape of one output; the model sets it.
+        hidden_sizes: Units of each hidden layer; () gives one affine map.
+        activation: Class of the activation function between layers.
+    """
 
     def __init__(
         self,
@@ -31,10 +40,15 @@ class MLP(Network):
 
 
 class GatedMLP(Network):
-    """As an MLP, with h' = (A h + a) sigmoid(B h + b) for each hidden layer, elementwise: gated dense layers.
+    """An MLP with h' = (A h + a) sigmoid(B h + b) for each hidden layer, elementwise: gated dense layers.
 
-    Dauphin et al. 2017 (https://arxiv.org/abs/1612.08083). The VampPrior's experiments have two of 300
-    (Tomczak & Welling 2018, https://arxiv.org/abs/1705.07120).
+    Dauphin et al. 2017 (https://arxiv.org/abs/1612.08083). Choose it to repeat the experiments of the VampPrior, which
+    have two layers of 300 units (Tomczak & Welling 2018, https://arxiv.org/abs/1705.07120).
+
+    Args:
+        in_shape: Shape of one input; the model sets it.
+        out_shape: Shape of one output; the model sets it.
+        hidden_sizes: Units of each hidden layer.
     """
 
     def __init__(self, in_shape: Shape, out_shape: Shape, hidden_sizes: Sequence[int] = (300, 300)) -> None:

@@ -1,4 +1,4 @@
-"""Residual networks: a convolutional encoder and its mirror, for images of any size, and a perceptron."""
+"""Residual networks: a convolutional encoder and its mirror for images of any size, and a perceptron."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from vae_lightning.types import Network, Shape, UserError
 
 
 class ResNetEncoder(Network):
-    """[C, H, W] -> features: a stage of `num_blocks` residual blocks for each entry of `channels`, then a hidden layer.
+    """[C, H, W] -> features: one stage of residual blocks for each entry of `channels`, then a hidden layer.
 
-    Each stage halves H and W, rounding up, before its first block. Features that are maps as large as the last stage's
-    are read off them by a 1 x 1 convolution, without the hidden layer. Pre-activation blocks without normalisation (He
-    et al. 2016, https://arxiv.org/abs/1603.05027). With `activation` ELU they are of the kind that the inverse
-    autoregressive flow was measured with (Kingma et al. 2016, https://arxiv.org/abs/1606.04934), but for its weight
-    normalisation.
+    Choose it if `ConvEncoder` is too shallow. Each stage halves H and W, rounding up, before its first block. If the
+    features are maps of the last stage's height and width, one 1 x 1 convolution replaces the hidden layer. The blocks
+    are pre-activation blocks without normalisation (He et al. 2016, https://arxiv.org/abs/1603.05027). With ELU they
+    are those of the inverse autoregressive flow's experiments (Kingma et al. 2016, https://arxiv.org/abs/1606.04934),
+    except for the weight normalisation there.
+
+    Args:
+        in_shape: Shape [C, H, W] of an image; the model sets it.
+        out_shape: Shape of the features; the model sets it.
+        channels: Channels of each stage.
+        num_blocks: Residual blocks in each stage, at least 1.
+        hidden_size: Units of the hidden layer.
+        activation: Class of the activation function between layers.
     """
 
     def __init__(
@@ -42,7 +50,16 @@ class ResNetEncoder(Network):
 
 
 class ResNetDecoder(Network):
-    """features -> [C, H, W]: the mirror of `ResNetEncoder`, with `channels` read from its end; for maps too."""
+    """features -> [C, H, W]: the mirror of `ResNetEncoder`, also for features that are maps.
+
+    Args:
+        in_shape: Shape of the features; the model sets it.
+        out_shape: Shape [C, H, W] of the output; the model sets it.
+        channels: Channels in the order of the encoder's `channels`; the decoder reads them from the end.
+        num_blocks: Residual blocks in each stage, at least 1.
+        hidden_size: Units of the hidden layer.
+        activation: Class of the activation function between layers.
+    """
 
     def __init__(
         self,
@@ -64,7 +81,17 @@ class ResNetDecoder(Network):
 
 
 class ResidualMLP(Network):
-    """h_0 = W x + b, h_i = h_(i-1) + V_i a(U_i norm(h_(i-1))), y = W' a(h_L) + b', over flattened shapes."""
+    """h_0 = W x + b, h_i = h_(i-1) + V_i a(U_i norm(h_(i-1))), y = W' a(h_L) + b', over flattened shapes.
+
+    Choose it if an MLP of more than about three layers trains badly.
+
+    Args:
+        in_shape: Shape of one input; the model sets it.
+        out_shape: Shape of one output; the model sets it.
+        hidden_size: Units of every layer.
+        num_blocks: Residual blocks, at least 1.
+        activation: Class of the activation function between layers.
+    """
 
     def __init__(
         self,
@@ -98,7 +125,7 @@ class _Residual(nn.Module):
 
 
 def _blocks(width: int, next_width: int, count: int, activation: Callable[[], nn.Module]) -> list[nn.Module]:
-    """`count` residual blocks of two convolutions; the skip of the first is an affine map where the width changes."""
+    """`count` residual blocks of two convolutions. The skip of the first is an affine map if the width changes."""
     blocks: list[nn.Module] = []
     for in_channels in [width, *[next_width] * (count - 1)]:
         branch = [activation(), _conv(in_channels, next_width), activation(), _conv(next_width, next_width)]

@@ -1,7 +1,7 @@
 """Objectives: functions of a `Trace`. The ELBO is in `elbo.py`.
 
-An objective returns named terms, one number per example, in nats: `loss` is minimised, and `elbo`, `log_likelihood`,
-`kl` and `kl/<latent>` are the same quantities under every objective, so that runs can be compared.
+An objective returns named terms, one number per example, in nats. `loss` is minimised. `elbo`, `log_likelihood`, `kl`
+and `kl/<latent>` are the same quantities under every objective, so that runs can be compared.
 """
 
 from vae_lightning.objectives.aggregate import IMQ, RBF, BetaTC, InfoVAE, Kernel

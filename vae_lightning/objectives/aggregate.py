@@ -1,6 +1,6 @@
-"""Objectives that look at the aggregate posterior q(z) = 1/N sum_n q(z|x_n), estimated from the batch.
+"""Objectives of the aggregate posterior q(z) = 1/N sum_n q(z|x_n), which is estimated from the batch.
 
-From one rank's batch where there are several: the estimates depend on its size.
+With several ranks each rank estimates from its own batch, so the estimates depend on the batch size of one rank.
 """
 
 from __future__ import annotations
@@ -15,23 +15,33 @@ from torch import Tensor
 
 from vae_lightning.objectives.elbo import Objective, check_latents, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
-from vae_lightning.trace import Latent, Trace, factors, kind
+from vae_lightning.trace import Latent, Trace, distribution_name, factors
 from vae_lightning.types import UserError
 
 
 class BetaTC(Objective):
     """loss = alpha I(x; z) + beta TC(z) + gamma sum_d KL(q(z_d) || p(z_d)) - E_q[log p(x|z)].
 
-    The three are the KL's parts under the aggregate posterior: `index_code_mi` E log q(z|x) / q(z),
-    `total_correlation` E log q(z) / prod_d q(z_d), `dimensionwise_kl` E log prod_d q(z_d) / p(z), each at the samples,
-    so that their sum is the sampled KL. Chen et al. 2018 (https://arxiv.org/abs/1802.04942). With
-    alpha = gamma = 1 <= beta minus the loss is, up to the error of its estimates, a lower bound of log p(x).
+    Choose it for disentangled latents. Chen et al. 2018 (https://arxiv.org/abs/1802.04942). The first three terms
+    are the parts of the KL: `index_code_mi` E log q(z|x) / q(z), `total_correlation` E log q(z) / prod_d q(z_d), and
+    `dimensionwise_kl` E log prod_d q(z_d) / p(z). Each is taken at the samples, so their sum is the sampled KL. With
+    alpha = gamma = 1 <= beta minus the loss is a lower bound of log p(x), up to the error of the estimates.
 
-    q(z) is estimated by stratified sampling (their appendix): of the N = `dataset_size` images of the training set, the
-    own has weight 1/N, the others of the batch share the rest. The paper gives the rest unevenly, with the same mean.
-    A batch of one image tells nothing of q(z): there the mutual information is log N and the total correlation
-    (D - 1) log N, whatever q is, and neither has a gradient.
-    All latents together are one z; each needs a q that is a product over dimensions and knows x alone.
+    q(z) is estimated by stratified sampling (their appendix). An image's own posterior has weight 1/N; the other images
+    of the batch share the rest equally. The paper shares the rest unequally, with the same mean. A batch of one image
+    says nothing about q(z): the mutual information is then log N and the total correlation (D - 1) log N for any q,
+    without a gradient. All latents together are one z. Each needs a q with independent dimensions that depends on x
+    only.
+
+    Args:
+        dataset_size: N, the number of images in the training set, at least 2.
+        beta: The weight of the total correlation, at least 0: a number or a schedule.
+        alpha: The weight of the mutual information, at least 0.
+        gamma: The weight of the KL of single dimensions, at least 0.
+        num_samples: K, the samples of z for each image.
+
+    Raises:
+        UserError: for a q with dependent dimensions or one that depends on another latent, or a batch larger than N.
     """
 
     def __init__(
@@ -59,7 +69,7 @@ class BetaTC(Objective):
         return {"loss": kl - terms["log_likelihood"], **terms, **parts}
 
     def parts(self, trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
-        """log q(z|x)/q(z), log q(z)/prod_d q(z_d), log prod_d q(z_d)/p(z), at the samples: [K, B] nats each."""
+        """log q(z|x)/q(z), log q(z)/prod_d q(z_d) and log prod_d q(z_d)/p(z) at the samples: [K, B] nats each."""
         pairs = torch.cat([self._pairs(name, latent, trace) for name, latent in trace.latents.items()], -1)
         own = pairs.sum(-1)  # log q(z_i|x_j): [K, B, B]
         log_weight = self._log_weight(own)  # [B, B]
@@ -71,25 +81,27 @@ class BetaTC(Objective):
 
     @staticmethod
     def _pairs(name: str, latent: Latent, trace: Trace) -> Tensor:
-        """log q(z_id|x_j), of every sample under every example's posterior: [K, B, B, D] nats."""
+        """log q(z_id|x_j) of every sample under the posterior of every example: [K, B, B, D] nats."""
         q = factors(latent.q)
         if q is None:
             raise UserError(
-                "BetaTC: needs a posterior that is a product over dimensions, such as DiagonalNormal; "
-                f"that of latent {name} is {kind(latent.q)}"
+                "BetaTC: needs a posterior with independent dimensions, such as DiagonalNormal; "
+                f"that of latent {name} is {distribution_name(latent.q)}"
             )
         if latent.q.batch_shape != (len(trace.x),):
             raise UserError(
                 f"BetaTC: the posterior of latent {name} depends on another latent's sample, so it has no aggregate "
-                "over the images alone; use a model whose latents depend on x only, or another objective, such as ELBO"
+                "over the images; use a model whose latents depend on x only, or another objective, such as ELBO"
             )
         return q.log_prob(latent.z.unsqueeze(2)).flatten(3)
 
     def _log_weight(self, own: Tensor) -> Tensor:
-        """log of the share of image j in q(z_i): 1/N for its own image, (1 - 1/N) / (B - 1) for the others."""
+        """log of the weight of image j in q(z_i): 1/N for the own image, (1 - 1/N) / (B - 1) for the others."""
         size, total = own.shape[-1], self.dataset_size
         if size > total:
-            raise UserError(f"BetaTC: dataset_size is {total}, and a batch has {size} images; give the training set's")
+            raise UserError(
+                f"BetaTC: dataset_size is {total}, but a batch has {size} images; give the size of the training set"
+            )
         rest = math.log1p(-1 / total) - math.log(max(size - 1, 1))
         weight = torch.full((size, size), rest, dtype=own.dtype, device=own.device)
         return weight.fill_diagonal_(-math.log(total))
@@ -107,7 +119,11 @@ class Kernel(ABC):
 
 @dataclass(frozen=True)
 class RBF(Kernel):
-    """k(x, y) = exp(-|x - y|^2 / (2 D width^2)): a Gaussian as wide as D dimensions of the prior's unit scale."""
+    """k(x, y) = exp(-|x - y|^2 / (2 D width^2)), a Gaussian kernel for vectors of D numbers.
+
+    Args:
+        width: The width for a prior of unit scale in each dimension; above 0.
+    """
 
     width: float = 1.0
 
@@ -121,7 +137,13 @@ class RBF(Kernel):
 
 @dataclass(frozen=True)
 class IMQ(Kernel):
-    """k(x, y) = sum_s 2 D s / (2 D s + |x - y|^2): heavy tails, at several scales s (Tolstikhin et al. 2018)."""
+    """k(x, y) = sum_s 2 D s / (2 D s + |x - y|^2), the inverse multiquadratic kernel (Tolstikhin et al. 2018).
+
+    Its heavy tails give distant samples a gradient, unlike `RBF`.
+
+    Args:
+        scales: The scales s, each above 0; several cover small and large distances.
+    """
 
     scales: Sequence[float] = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -137,11 +159,20 @@ class IMQ(Kernel):
 class InfoVAE(Objective):
     """loss = kl_weight KL(q(z|x) || p(z)) + mmd_weight MMD^2(q(z), p(z)) - E_q[log p(x|z)].
 
-    InfoVAE (Zhao, Song & Ermon 2019, https://arxiv.org/abs/1706.02262) with kl_weight = 1 - alpha and
-    mmd_weight = alpha + lambda - 1; with kl_weight = 0 the WAE-MMD of Tolstikhin et al. 2018
-    (https://arxiv.org/abs/1711.01558), algorithm 2, its cost being -log p(x|z). With kl_weight >= 1 minus the loss is
-    on average a lower bound of log p(x), else it bounds nothing. `mmd` has no unit: MMD^2 by the unbiased estimate
-    over the batch, summed over latents; it may be negative. The prior must not depend on another latent's sample.
+    Choose it if the KL makes the decoder ignore z. InfoVAE (Zhao, Song & Ermon 2019, https://arxiv.org/abs/1706.02262)
+    has kl_weight = 1 - alpha and mmd_weight = alpha + lambda - 1. With kl_weight = 0 it is the WAE-MMD of Tolstikhin et
+    al. 2018 (https://arxiv.org/abs/1711.01558), algorithm 2, with cost -log p(x|z). With kl_weight >= 1 minus the loss
+    is on average a lower bound of log p(x); otherwise it is no bound. The term `mmd` has no unit. It is the unbiased
+    estimate of MMD^2 over the batch, summed over latents, and may be negative.
+
+    Args:
+        mmd_weight: The weight of MMD^2, at least 0.
+        kl_weight: The weight of the KL, at least 0.
+        kernel: The kernel of the MMD: `IMQ` or `RBF`.
+        num_samples: K, the samples of z for each image.
+
+    Raises:
+        UserError: if a prior depends on another latent's sample.
     """
 
     def __init__(
@@ -169,7 +200,8 @@ class InfoVAE(Objective):
         if len(latent.p.batch_shape) > 1:
             raise UserError(
                 f"InfoVAE: the prior of latent {name} depends on another latent's sample, so the batch has no samples "
-                "of it to compare with; use a model whose latents are independent in the prior, or another objective"
+                "of the prior to compare with; use a model whose latents are independent in the prior, or another "
+                "objective"
             )
         missing = latent.z.shape[: 2 - len(latent.p.batch_shape)]  # the prior's batch shape is [] or [B]
         from_p = latent.p.rsample(missing) if latent.p.has_rsample else latent.p.sample(missing)
@@ -180,10 +212,15 @@ class InfoVAE(Objective):
 
 
 def mmd_terms(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
-    """MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y'), over pairs of examples: [K, B] terms to average.
+    """MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y'), over pairs of examples: [K, B] terms, whose mean is the estimate.
 
-    x and y are [K, B, D]. Unbiased, for no example is paired with itself, and so where y belongs to x's example as well
-    (a conditional prior). Gretton et al. 2012 (https://jmlr.org/papers/v13/gretton12a.html), lemma 6.
+    Unbiased, because no example is paired with itself; so y may belong to the example of x (a conditional prior).
+    Gretton et al. 2012 (https://jmlr.org/papers/v13/gretton12a.html), lemma 6.
+
+    Args:
+        x: Samples of q, [K, B, D].
+        y: Samples of p, [K, B, D].
+        kernel: The kernel k.
     """
     across = _gram(x, y, kernel)  # [K, B, B]
     pairs = _gram(x, x, kernel) + _gram(y, y, kernel) - across - across.mT

@@ -1,6 +1,7 @@
 """Objectives that hold the KL, or the reconstruction, at a wanted value.
 
-Each looks at a mean over the batch: of one rank's batch where there are several, but for GECO's multiplier.
+Each uses a mean over the batch. With several ranks this is one rank's batch, except for GECO's multiplier, which uses
+the mean over all ranks.
 """
 
 from __future__ import annotations
@@ -10,16 +11,24 @@ from torch import Tensor
 
 from vae_lightning.objectives.elbo import Objective, check_latents, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
-from vae_lightning.trace import Trace, kind
+from vae_lightning.trace import Trace, distribution_name
 from vae_lightning.types import UserError
 
 
 class FreeBits(Objective):
     """loss = sum_g max(floor, mean_B KL_g) - E_q[log p(x|z)]: below `floor` nats, more information costs nothing.
 
-    A group g is a latent, or with `per_dimension` each dimension of each latent. Averaged over the batch before the
-    maximum is taken, as in Kingma et al. 2016 (https://arxiv.org/abs/1606.04934). Minus the loss is a lower
-    bound of log p(x), below the ELBO by what is free and not used. `kl_charged` is the sum over g.
+    Choose it if latents collapse. A group g is a latent, or one dimension of a latent. The KL is averaged over the
+    batch before the maximum, as in Kingma et al. 2016 (https://arxiv.org/abs/1606.04934). Minus the loss is a lower
+    bound of log p(x), below the ELBO by the free nats that are not used. The term `kl_charged` is the sum over g.
+
+    Args:
+        floor: The free nats of each group, at least 0.
+        per_dimension: Whether each dimension of each latent is a group; otherwise each latent is one.
+        num_samples: K, the samples of z for each image.
+
+    Raises:
+        UserError: if `per_dimension` is set and the dimensions of a posterior or prior depend on each other.
     """
 
     def __init__(self, floor: float = 0.5, per_dimension: bool = False, num_samples: int = 1) -> None:
@@ -40,8 +49,9 @@ class FreeBits(Objective):
         for name, latent in trace.latents.items():
             if latent.pointwise() is None:
                 raise UserError(
-                    f"FreeBits: per_dimension needs a posterior and a prior that are products over dimensions, such as "
-                    f"DiagonalNormal and StandardNormal; latent {name} has {kind(latent.q)} and {kind(latent.p)}"
+                    "FreeBits: per_dimension needs a posterior and a prior with independent dimensions, such as "
+                    f"DiagonalNormal and StandardNormal; latent {name} has {distribution_name(latent.q)} and "
+                    f"{distribution_name(latent.p)}"
                 )
         return trace.kl_by_dimension()
 
@@ -55,10 +65,15 @@ class FreeBits(Objective):
 
 
 class Capacity(Objective):
-    """loss = gamma |mean_B KL - C(step)| - E_q[log p(x|z)]: the KL follows a capacity of C nats.
+    """loss = gamma |mean_B KL - C(step)| - E_q[log p(x|z)]: the total KL follows a capacity of C nats.
 
-    Burgess et al. 2018 (https://arxiv.org/abs/1804.03599). `capacity` is a number or a schedule, such as
-    LinearWarmup(num_steps=100_000, end=25). Of all latents together. It bounds nothing: `elbo` does.
+    The KL is that of all latents together. Choose it to let information in slowly, for disentangled latents.
+    Burgess et al. 2018 (https://arxiv.org/abs/1804.03599). Minus the loss is no bound of log p(x); the term `elbo` is.
+
+    Args:
+        capacity: C in nats, at least 0: a number or a schedule, such as LinearWarmup(num_steps=100_000, end=25).
+        gamma: The weight of the distance from the capacity, at least 0.
+        num_samples: K, the samples of z for each image.
     """
 
     def __init__(self, capacity: float | Schedule = 25.0, gamma: float = 1000.0, num_samples: int = 1) -> None:
@@ -72,7 +87,7 @@ class Capacity(Objective):
         check_latents(self, trace)
         terms = elbo_terms(trace)
         excess = terms["kl"] - self.capacity(step)
-        side = excess.detach().mean().sign()  # above or below, as a batch: |mean KL - C| is the mean of side * excess
+        side = excess.detach().mean().sign()  # |mean KL - C| is the mean of side * excess over the batch
         return {"loss": self.gamma * side * excess - terms["log_likelihood"], **terms}
 
     def coefficients(self, step: int) -> dict[str, float]:
@@ -82,12 +97,19 @@ class Capacity(Objective):
 class GECO(Objective):
     """loss = KL + multiplier (goal - E_q[log p(x|z)]): the least KL with which log p(x|z) reaches `goal` nats an image.
 
-    Rezende & Viola 2018 (https://arxiv.org/abs/1810.00597), algorithm 1, with the constraint C = goal - log p(x|z) in
-    nats per dimension of x. At each training batch, once its loss is made, multiplier <- multiplier exp(rate mean C),
-    the mean being over batch, ranks and, by `smoothing`, past batches, which start at 0: several times a step where
-    gradients are accumulated, and also where the step is skipped. Ours: C is cut to +-1 and the multiplier kept within
-    1e-6 and 1e6, so that a first batch far from the goal does not decide the run. The loss bounds nothing; where the
-    multiplier has come to rest it is an ELBO's with beta = 1 / multiplier, times the multiplier.
+    Choose it if you know the reconstruction that you want. Rezende & Viola 2018 (https://arxiv.org/abs/1810.00597),
+    algorithm 1, with the constraint C = goal - log p(x|z) in nats per dimension of x. After the loss of each training
+    batch, multiplier <- multiplier exp(rate mean C). The mean is over the batch, the ranks and, by `smoothing`, past
+    batches, and starts at 0. The update is per batch: several per step with accumulated gradients, and one also if the
+    step is skipped. Deviations: C is clipped to +-1 and the multiplier to [1e-6, 1e6], so that a first batch far from
+    the goal does not decide the run. The loss is no bound; once the multiplier is constant, the loss is the multiplier
+    times that of an ELBO with beta = 1 / multiplier.
+
+    Args:
+        goal: The wanted E_q[log p(x|z)], in nats an image.
+        rate: The step size of the logarithm of the multiplier, at least 0.
+        smoothing: The weight of the past in the running mean of C, from 0 to below 1.
+        num_samples: K, the samples of z for each image.
     """
 
     in_one_graph = False
@@ -114,7 +136,9 @@ class GECO(Objective):
 
     @torch.no_grad()
     def _update(self, shortfall: Tensor) -> None:
-        constraint = mean_over_ranks(shortfall).nan_to_num(0.0).clamp(-1, 1)  # a bad batch, which is not learned from
+        constraint = (
+            mean_over_ranks(shortfall).nan_to_num(0.0).clamp(-1, 1)
+        )  # a NaN loss is not learned from, so it must not change the multiplier
         self.average.lerp_(constraint.to(self.average.dtype), 1 - self.smoothing)
         self.multiplier.mul_(torch.exp(self.rate * self.average)).clamp_(1e-6, 1e6)
 
@@ -123,7 +147,7 @@ class GECO(Objective):
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a number over the processes of a run, the same on each."""
+    """The mean of a number over the processes of a run: the same result on every rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
     total = value.clone()

@@ -1,4 +1,4 @@
-"""What an objective is, and the first of them. THE ELBO IS HERE."""
+"""The base class of objectives, and the first objective. THE ELBO IS HERE."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from vae_lightning.types import UserError
 
 
 class Objective(nn.Module, ABC):
-    """(trace, step) -> terms [B] in nats, `loss` among them. `num_samples` is the K that it wants of a trace.
+    """(trace, step) -> terms [B] in nats, with `loss` among them.
 
-    `in_one_graph`: may torch.compile make one function of trace and objective? Not where the objective asks autograd
-    for a slope, or changes a buffer that its loss depends on: what comes out would be another gradient.
+    `num_samples` is K, the number of samples of each latent that the model draws for the trace.
+    `in_one_graph` says whether torch.compile may compile trace and objective as one function. It must be False if the
+    objective asks autograd for a slope, or changes a buffer that its loss depends on: the gradient would be wrong.
     """
 
     num_samples: int = 1
@@ -29,7 +30,7 @@ class Objective(nn.Module, ABC):
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]: ...
 
     def coefficients(self, step: int) -> dict[str, float]:
-        """What the loss is weighted with at this step, for the log."""
+        """The weights of the loss at this step, for the log."""
         return {}
 
 
@@ -40,8 +41,13 @@ ObjectiveRecipe: TypeAlias = Callable[[], Objective]
 class ELBO(Objective):
     """loss = beta KL(q(z|x) || p(z)) - E_q[log p(x|z)]; with beta = 1 it is minus the ELBO, a lower bound of log p(x).
 
-    Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114), eq. 3. For beta above 1 minus the loss is still a lower
-    bound (beta-VAE, Higgins et al. 2017), for beta below 1 it bounds nothing; the term `elbo` has beta = 1 always.
+    The default objective. Kingma & Welling 2014 (https://arxiv.org/abs/1312.6114), eq. 3. The term `elbo` always has
+    beta = 1.
+
+    Args:
+        beta: The weight of the KL, at least 0: a number or a schedule. Above 1 minus the loss is still a lower bound of
+            log p(x) (beta-VAE, Higgins et al. 2017); below 1 it is no bound.
+        num_samples: K, the samples of z for each image.
     """
 
     def __init__(self, beta: float | Schedule = 1.0, num_samples: int = 1) -> None:
@@ -60,7 +66,7 @@ class ELBO(Objective):
 
 
 def elbo_terms(trace: Trace) -> dict[str, Tensor]:
-    """ELBO = E_q[log p(x|z)] - sum of KL(q || p) over the latents, and its parts: [B] nats each."""
+    """The ELBO and its parts, [B] nats each. ELBO = E_q[log p(x|z)] - sum of KL(q || p) over the latents."""
     log_likelihood = trace.log_likelihood().mean(0)  # [K, B] -> [B]
     kls = trace.kl()
     kl = sum(kls.values(), torch.zeros_like(log_likelihood))
@@ -69,11 +75,15 @@ def elbo_terms(trace: Trace) -> dict[str, Tensor]:
 
 
 def check_latents(owner: Objective, trace: Trace) -> None:
-    """For an objective that means nothing without a latent, where a model such as CVAE may have none."""
+    """Refuse a model without latents (a CVAE may have none), for an objective that needs a latent.
+
+    Raises:
+        UserError: if the trace has no latents.
+    """
     if not trace.latents:
-        raise UserError(f"{type(owner).__name__}: the model has no latents to weigh; choose ELBO")
+        raise UserError(f"{type(owner).__name__}: the model has no latents; choose ELBO")
 
 
 def log_mean_exp(log_w: Tensor, dim: int = 0) -> Tensor:
-    """log 1/K sum_k e^(log w_k), over the K of one dimension: [K, B] -> [B]."""
+    """log 1/K sum_k e^(log w_k), over the K entries of one dimension: [K, B] -> [B]."""
     return torch.logsumexp(log_w, dim) - math.log(log_w.shape[dim])

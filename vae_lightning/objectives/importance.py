@@ -1,9 +1,9 @@
 """Importance-weighted bounds of log p(x), and gradients of bounds that leave out the score of q.
 
-Written with w_k = p(x, z_k) / q(z_k|x), and with v_k = w_k / sum_j w_j. The score of q, d log q(z|x) / d phi at a fixed
-z, has mean zero, so an estimator may drop it (STL) or put a path in its place (DReG). What is left reaches phi through
-the samples alone: `through_samples`. It asks nothing of q but a density at any z, so it serves every family; of an
-autoregressive flow that density takes a pass for each dimension.
+Notation: w_k = p(x, z_k) / q(z_k|x), and v_k = w_k / sum_j w_j. The score of q, d log q(z|x) / d phi at a fixed z, has
+mean zero, so an estimator may drop the score (STL) or replace it by a pathwise term (DReG). The rest of the gradient
+reaches phi through the samples only: `through_samples`. Every family with a density at any z will do. An
+autoregressive flow needs one pass for each dimension for that density.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from vae_lightning.types import UserError
 class IWAE(Objective):
     """loss = -log 1/K sum_k w_k with w_k = p(x, z_k) / q(z_k|x): minus a lower bound of log p(x), which K tightens.
 
-    Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519), eq. 8. `iwae` is the bound.
+    Choose it for a tighter bound than the ELBO. Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519),
+    eq. 8. The term `iwae` is the bound.
+
+    Args:
+        num_samples: K, the samples of z for each image.
     """
 
     def __init__(self, num_samples: int = 5) -> None:
@@ -38,9 +42,13 @@ class IWAE(Objective):
 class DReG(IWAE):
     """loss = -log 1/K sum_k w_k, as the IWAE, with d loss/d phi = -sum_k v_k^2 (d log w_k/d z_k) (d z_k/d phi).
 
-    Doubly reparameterised gradients (Tucker et al. 2019, https://arxiv.org/abs/1810.04152). Minus the loss is the
-    IWAE's lower bound, and the gradient of phi is on average the IWAE's, with a signal that does not fade as K grows.
-    The gradient of theta, the prior's included, is the IWAE's own. Costs one more pass back through the decoder.
+    Choose it over the IWAE for large K: the encoder's gradient is equal on average, and its signal-to-noise ratio does
+    not fall as K grows. Doubly reparameterised gradients (Tucker et al. 2019, https://arxiv.org/abs/1810.04152). Minus
+    the loss is the IWAE's lower bound. The gradient of theta, including the prior's, is the IWAE's. Costs one more
+    backward pass through the decoder.
+
+    Args:
+        num_samples: K, the samples of z for each image.
     """
 
     in_one_graph = False
@@ -49,18 +57,25 @@ class DReG(IWAE):
         log_p, log_q = log_joint(trace), log_posterior(trace)  # [K, B] each
         log_w = log_p - log_q
         v = torch.softmax(log_w.detach(), 0)
-        paths = through_samples(log_p, trace, v**2 - v) - through_samples(log_q, trace, v**2)  # of v^2 log w - v log p
+        paths = through_samples(log_p, trace, v**2 - v) - through_samples(
+            log_q, trace, v**2
+        )  # the paths of v^2 log w - v log p
         gradient = v * log_p + paths
         iwae = with_gradient(log_mean_exp(log_w), gradient.sum(0))
         return {"loss": -iwae, "iwae": iwae, **elbo_terms(trace)}
 
 
 class STL(Objective):
-    """loss = beta (log q(z|x) - log p(z)) - log p(x|z), K samples averaged, without the score of q in its gradient.
+    """loss = beta (log q(z|x) - log p(z)) - log p(x|z), the mean of K samples; the gradient leaves out the score of q.
 
-    With beta = 1 minus the loss is the ELBO, a lower bound of log p(x), with the KL sampled. Sticking the landing
-    (Roeder, Wu & Duvenaud 2017, https://arxiv.org/abs/1703.09194): where q is the exact posterior the gradient of phi
-    is zero for every single sample, not only on average. In the IWAE the same step would have a bias: there is DReG.
+    Choose it if q can come near to the exact posterior: there the gradient of phi is zero for every single sample, not
+    only on average. Sticking the landing (Roeder, Wu & Duvenaud 2017, https://arxiv.org/abs/1703.09194). With beta = 1
+    minus the loss is the ELBO with a sampled KL, a lower bound of log p(x). In the IWAE the same method would be
+    biased; use `DReG` there.
+
+    Args:
+        beta: The weight of the KL, at least 0: a number or a schedule.
+        num_samples: K, the samples of z for each image.
     """
 
     in_one_graph = False
@@ -86,8 +101,12 @@ class STL(Objective):
 class MIWAE(Objective):
     """loss = -1/M sum_m log 1/K sum_k w_mk: minus the mean of M bounds, each an IWAE's of K samples.
 
-    A lower bound of log p(x), as tight as the IWAE's with K and M times less noisy; M = 1 is the IWAE, K = 1 the ELBO.
-    M = `num_bounds`, K = `samples_per_bound`. Rainforth et al. 2018 (https://arxiv.org/abs/1802.04537).
+    Choose it if the IWAE's gradient is too noisy. A lower bound of log p(x), as tight as the IWAE's with K samples and
+    M times less noisy; M = 1 is the IWAE, K = 1 the ELBO. Rainforth et al. 2018 (https://arxiv.org/abs/1802.04537).
+
+    Args:
+        num_bounds: M, at least 1.
+        samples_per_bound: K, at least 1; each image has M K samples of z.
     """
 
     def __init__(self, num_bounds: int = 8, samples_per_bound: int = 8) -> None:
@@ -106,11 +125,15 @@ class MIWAE(Objective):
 
 
 class PIWAE(MIWAE):
-    """d loss / d theta as of -IWAE with M K samples, d loss / d phi as of -MIWAE(M, K), on the same samples.
+    """d loss / d theta is that of -IWAE with M K samples, d loss / d phi that of -MIWAE(M, K), on the same samples.
 
-    The tight bound trains p, the less noisy one q: no one number has both gradients, so the loss that is shown is minus
-    the first, a lower bound of log p(x); `miwae` is the other. Rainforth et al. 2018. Costs one more pass back through
-    the decoder.
+    Choose it to train p by the tight bound and q by the less noisy bound. No one number has both gradients, so the loss
+    that is shown is minus the first bound, a lower bound of log p(x); the term `miwae` is the other. Rainforth et al.
+    2018 (https://arxiv.org/abs/1802.04537). Costs one more backward pass through the decoder.
+
+    Args:
+        num_bounds: M, at least 1.
+        samples_per_bound: K, at least 1; each image has M K samples of z.
     """
 
     in_one_graph = False
@@ -130,14 +153,18 @@ class PIWAE(MIWAE):
 class CIWAE(IWAE):
     """loss = -beta ELBO - (1 - beta) log 1/K sum_k w_k: between the ELBO (beta = 1) and the IWAE (beta = 0).
 
-    Minus the loss is a lower bound of log p(x), as a mean of two. Rainforth et al. 2018
-    (https://arxiv.org/abs/1802.04537); here the ELBO's KL is in closed form where there is one.
+    Minus the loss is a lower bound of log p(x), because it is a mean of two. Rainforth et al. 2018
+    (https://arxiv.org/abs/1802.04537); here the ELBO's KL is in closed form if there is one.
+
+    Args:
+        beta: The share of the ELBO, from 0 to 1.
+        num_samples: K, the samples of z for each image.
     """
 
     def __init__(self, beta: float = 0.5, num_samples: int = 5) -> None:
         super().__init__(num_samples)
         if not 0 <= beta <= 1:
-            raise UserError(f"CIWAE: beta is {beta}; it is the ELBO's share of the bound, from 0 to 1")
+            raise UserError(f"CIWAE: beta is {beta}; it is the ELBO's share of the bound, and must be from 0 to 1")
         self.beta = beta
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
@@ -154,7 +181,7 @@ def log_joint(trace: Trace) -> Tensor:
 
 
 def log_prior(trace: Trace) -> Tensor:
-    """log p(z), of all latents: [K, B] nats."""
+    """log p(z) of all latents together: [K, B] nats."""
     zero = torch.zeros(trace.p_x.batch_shape, device=trace.x.device)
     return sum((latent.p.log_prob(latent.z) for latent in trace.latents.values()), zero)
 
@@ -162,20 +189,24 @@ def log_prior(trace: Trace) -> Tensor:
 def log_posterior(trace: Trace) -> Tensor:
     """log q(z|x) as a function of z: [K, B] nats.
 
-    At a copy of z: a flow that remembers what it drew would answer for z itself without looking at it, and the
-    gradient through z would be lost without a word.
+    Taken at a copy of z. For z itself a flow returns the density that it stored when it drew z, which has no gradient
+    through z.
     """
     zero = torch.zeros(trace.p_x.batch_shape, device=trace.x.device)
     return sum((latent.q.log_prob(latent.z.clone()) for latent in trace.latents.values()), zero)
 
 
 def through_samples(value: Tensor, trace: Trace, weight: Tensor | float = 1.0) -> Tensor:
-    """weight sum over latents of <d value / d z, z - z'>: zero, with the gradient of `value` through the samples alone.
+    """weight * sum over latents of <d value / d z, z - z'>: zero, with the gradient of `value` through the samples.
 
-    `value` [K, B], each entry a function of its own samples; z' is z without a gradient. In d value / d z the other
-    latents are held fixed: what reaches z by way of a later latent's sample is taken off again, for it counts there.
-    `weight` [K, B] is a constant, and kept out of d value / d z: in a float16 network, through which that goes without
-    the scale of the loss, a small weight would be the end of a small slope.
+    z' is z without a gradient. In d value / d z the other latents are held fixed: subtract the part of the slope that
+    flows through later latents; it is counted at those latents.
+
+    Args:
+        value: [K, B]; each entry is a function of its own samples.
+        trace: The trace of the samples.
+        weight: A constant [K, B]. It is applied after d value / d z: in a float16 network, whose slopes are not scaled
+            as the loss is, a small weight could round a small slope to 0.
     """
     assert not torch.compiler.is_compiling(), "an objective that calls this says in_one_graph = False"
     zero = torch.zeros_like(value)
@@ -189,18 +220,18 @@ def through_samples(value: Tensor, trace: Trace, weight: Tensor | float = 1.0) -
 
 
 def _last_drawn_first(trace: Trace) -> list[Tensor]:
-    """The samples that have a gradient. Autograd numbers its nodes in the order in which they were made."""
+    """The samples with a gradient, the last drawn first. Autograd numbers its nodes in the order of their creation."""
     samples = [latent.z for latent in trace.latents.values() if latent.z.grad_fn is not None]
     return sorted(samples, key=lambda z: -z.grad_fn._sequence_nr())  # type: ignore[union-attr]
 
 
 def _slope(values: Sequence[Tensor], z: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """d (sum of weight * value) / d z, zero where no value depends on z."""
+    """d (sum of weight * value) / d z; zero if no value depends on z."""
     if not values:
         return torch.zeros_like(z)
     return torch.autograd.grad(values, z, weights, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
 
 
 def with_gradient(value: Tensor, gradient: Tensor) -> Tensor:
-    """The number of the one with the gradient of the other."""
+    """The number `value` with the gradient of `gradient`."""
     return value.detach() + gradient - gradient.detach()

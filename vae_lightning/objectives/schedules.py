@@ -9,7 +9,10 @@ from vae_lightning.types import UserError
 
 
 class Schedule(ABC):
-    """A number as a function of the global step: no state, so a resumed run is where it was."""
+    """A number as a function of the global step.
+
+    A schedule has no state, so a resumed run continues with the same number.
+    """
 
     @abstractmethod
     def __call__(self, step: int) -> float: ...
@@ -17,12 +20,16 @@ class Schedule(ABC):
     @property
     @abstractmethod
     def lowest(self) -> float:
-        """What it never falls below, at any step: so that an objective can refuse its range at once."""
+        """The lowest value at any step, with which an objective checks its range before the run begins."""
 
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """beta(t) = value."""
+    """beta(t) = value.
+
+    Args:
+        value: The number at every step.
+    """
 
     value: float = 1.0
 
@@ -36,7 +43,15 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class LinearWarmup(Schedule):
-    """beta(t) = start + (end - start) min(1, t / num_steps)."""
+    """beta(t) = start + (end - start) min(1, t / num_steps).
+
+    Use it against latents that collapse at the start of training.
+
+    Args:
+        num_steps: The optimizer step at which `end` is reached; at least 1.
+        start: The value at step 0.
+        end: The value from step `num_steps` on.
+    """
 
     num_steps: int
     start: float = 0.0
@@ -55,7 +70,16 @@ class LinearWarmup(Schedule):
 
 @dataclass(frozen=True)
 class Cyclic(Schedule):
-    """In each period a linear rise over its first `rise` fraction, then `end` (Fu et al. 2019, arXiv:1903.10145)."""
+    """In each period a linear rise from `start` to `end`, and then `end`.
+
+    Fu et al. 2019 (https://arxiv.org/abs/1903.10145). Use it against latents that collapse even with one warm-up.
+
+    Args:
+        period: The length of one cycle, in optimizer steps; at least 1.
+        rise: The fraction of the period in which the value rises, above 0 and at most 1.
+        start: The value at the beginning of each period.
+        end: The value after each rise.
+    """
 
     period: int
     rise: float = 0.5
@@ -68,7 +92,7 @@ class Cyclic(Schedule):
             raise UserError(f"Cyclic: rise is {self.rise}; it is a fraction of the period, above 0 and at most 1")
 
     def __call__(self, step: int) -> float:
-        phase = step / self.period - step // self.period  # not %, which torch.compile has no code for
+        phase = step / self.period - step // self.period  # torch.compile does not support % here
         return self.start + (self.end - self.start) * min(1.0, phase / self.rise)
 
     @property
@@ -77,12 +101,21 @@ class Cyclic(Schedule):
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
-    """A bare number is a `Constant`."""
+    """The schedule itself; a number becomes a `Constant`."""
     return value if isinstance(value, Schedule) else Constant(value)
 
 
-def at_least(owner: str, least: float, **settings: float) -> None:
-    """Raise where one of `settings` is below `least`: which one, of whose."""
+def at_least(owner: str, lowest: float, **settings: float) -> None:
+    """Check that every one of `settings` is at least `lowest`.
+
+    Args:
+        owner: The class whose settings these are, for the message.
+        lowest: The lowest value that is allowed.
+        **settings: The values by the names of the arguments.
+
+    Raises:
+        UserError: for the first setting below `lowest`, or NaN.
+    """
     for name, value in settings.items():
-        if not value >= least:
-            raise UserError(f"{owner}: {name} is {value}; it must be at least {least}")
+        if not value >= lowest:
+            raise UserError(f"{owner}: {name} is {value}; it must be at least {lowest}")

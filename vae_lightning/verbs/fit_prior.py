@@ -37,7 +37,7 @@ from vae_lightning.runs.checkpoint_form import load_plain
 from vae_lightning.runs.folder import best
 from vae_lightning.runs.trust import NOT_BUILT, build, check_names, trust
 from vae_lightning.runs.whole_files import file_digest, write_whole
-from vae_lightning.trace import kind
+from vae_lightning.trace import distribution_name
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs._arguments import add_run
 
@@ -98,7 +98,8 @@ def check_space(own: Prior, recipe: PriorRecipe) -> None:
     if not _one_space(own, fitted):
         raise UserError(
             f"fit-prior: {type(fitted).__name__} is not over the space of the model's latents, whose prior is "
-            f"{kind(own())}; give the posterior's own family: --prior=FamilyPrior --prior.family=... --prior.learn=true"
+            f"{distribution_name(own())}; give the posterior's own family: --prior=FamilyPrior --prior.family=... "
+            "--prior.learn=true"
         )
 
 
