@@ -21,7 +21,7 @@ from vae_lightning.data.archive import ImageArchive
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
 from vae_lightning.data.cache import Contents, Header
 from vae_lightning.data.files import read_bytes, read_file
-from vae_lightning.metrics.classifier import grey
+from vae_lightning.metrics.classifier import grey_images
 from vae_lightning.types import UserError
 
 N = 500
@@ -75,7 +75,7 @@ def test_each_split_is_verified_at_its_own_images(tmp_path: Path, folder: Path, 
     with pytest.raises(UserError, match="were damaged after they were written"):
         images.verify(torch.tensor([image - first]))
     with pytest.raises(UserError, match="were damaged after they were written"):
-        grey(images, torch.tensor([image - first]))  # what metrics read beside the loaders
+        grey_images(images, torch.tensor([image - first]))  # what metrics read beside the loaders
     other = 419 - 300 if image == 300 else 0 if image != 420 else 79
     images.verify(torch.tensor([other]))
 

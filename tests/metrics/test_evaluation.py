@@ -59,7 +59,7 @@ def trace_of(q: Distribution, p: Distribution | None = None, num_samples: int = 
 
 
 def found(metric: Evaluator, *traces: Trace, data: ImageDataModule | None = None) -> dict[str, Any]:
-    assert metric.misfit(traces[0], data) is None
+    assert metric.why_not_applicable(traces[0], data) is None
     metric.begin(MODEL, data)
     for trace in traces:
         metric.update(trace, {"x": trace.x})
@@ -245,7 +245,7 @@ def test_information_of_gaussians_is_known() -> None:
 def test_information_is_left_out_where_the_aggregate_cannot_be_had(q: Distribution, said: str) -> None:
     z = q.sample((1,)) if len(q.batch_shape) == 1 else q.sample()
     trace = Trace(torch.zeros(2, 1, 2, 2), normal(torch.zeros(1, 2, 3)), {"z": Latent(z, q, standard(3))})
-    assert said in (Information().misfit(trace, None) or "")
+    assert said in (Information().why_not_applicable(trace, None) or "")
 
 
 # -- reconstructions --------------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_the_sprites_own_factors_score_one(tmp_path: Path) -> None:
     for batch in data.test_dataloader():
         assert batch["label"].shape[1] == len(data.factors) == 5
         trace = trace_of(normal(batch["label"].double(), 1e-3), x=batch["x"])
-        assert metric.misfit(trace, data) is None
+        assert metric.why_not_applicable(trace, data) is None
         metric.update(trace, batch)
     scores = metric.compute()
     assert min(scores["sap"], scores["factor_vae_score"]) > 0.98

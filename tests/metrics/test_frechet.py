@@ -16,7 +16,13 @@ from tests.helpers import REPOSITORY, TrainedRun, trained_run
 from vae_lightning.__main__ import main
 from vae_lightning.data import Digits, ImageDataModule, Images, ProceduralSprites
 from vae_lightning.metrics import FID, FrechetDistance
-from vae_lightning.metrics.classifier import Classifier, columns, load_classifier, prepare_classifier, train_classifier
+from vae_lightning.metrics.classifier import (
+    Classifier,
+    label_columns,
+    load_classifier,
+    prepare_classifier,
+    train_classifier,
+)
 from vae_lightning.metrics.frechet import _Frechet
 from vae_lightning.models import VAE
 from vae_lightning.trace import Trace
@@ -152,9 +158,9 @@ def test_several_labels_are_learned_side_by_side(tmp_path: Path) -> None:
     data = ProceduralSprites(str(tmp_path), num_images=60)
     data.prepare_data()
     images = data.images("train")
-    classifier = Classifier(data.image_shape, (columns(images).amax(0) + 1).tolist())
+    classifier = Classifier(data.image_shape, (label_columns(images).amax(0) + 1).tolist())
     assert [logits.shape[1] for logits in classifier.logits(torch.zeros(2, *data.image_shape))] == [3, 6, 40, 32, 32]
-    labels = columns(images)[:4]
+    labels = label_columns(images)[:4]
     loss = classifier.loss(torch.zeros(4, *data.image_shape), labels)
     expected = torch.log(torch.tensor([3.0, 6, 40, 32, 32])).sum()
     assert loss.item() == pytest.approx(expected.item(), rel=0.2)  # untrained: nearly uniform
@@ -179,10 +185,10 @@ def test_a_classifier_of_other_data_is_refused(tmp_path: Path) -> None:
 
 def test_what_does_not_apply() -> None:
     few = Fixed(torch.zeros(100, 1, 8, 8, dtype=torch.uint8))
-    assert "no labels" in str(FrechetDistance().misfit(NO_TRACE, few))
-    assert "needs 4 test images" in str(InFirstPixels().misfit(NO_TRACE, Fixed(few.pixels[:3])))
-    assert InFirstPixels().misfit(NO_TRACE, few) is None
-    assert FrechetDistance().misfit(NO_TRACE, Digits()) is None
+    assert "no labels" in str(FrechetDistance().why_not_applicable(NO_TRACE, few))
+    assert "needs 4 test images" in str(InFirstPixels().why_not_applicable(NO_TRACE, Fixed(few.pixels[:3])))
+    assert InFirstPixels().why_not_applicable(NO_TRACE, few) is None
+    assert FrechetDistance().why_not_applicable(NO_TRACE, Digits()) is None
     with pytest.raises(UserError, match="num_steps"):
         FrechetDistance(num_steps=0)
 
@@ -190,11 +196,11 @@ def test_what_does_not_apply() -> None:
 def test_inception_needs_its_package_and_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metric, digits = FID(str(tmp_path / "inception.pth")), Digits()
     monkeypatch.setattr("vae_lightning.metrics.frechet.find_spec", lambda _: None)
-    assert "torch-fidelity is not installed" in str(metric.misfit(NO_TRACE, digits))
+    assert "torch-fidelity is not installed" in str(metric.why_not_applicable(NO_TRACE, digits))
     monkeypatch.setattr("vae_lightning.metrics.frechet.find_spec", lambda _: object())
-    assert "inception.pth" in str(metric.misfit(NO_TRACE, digits))
+    assert "inception.pth" in str(metric.why_not_applicable(NO_TRACE, digits))
     (tmp_path / "inception.pth").write_bytes(b"")
-    assert "needs 4096 test images; there are 355" in str(metric.misfit(NO_TRACE, digits))
+    assert "needs 4096 test images; there are 355" in str(metric.why_not_applicable(NO_TRACE, digits))
 
 
 # -- by the command line ----------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def verdict_of(model: VAE, *others: pl.Callback) -> Verdict:
     return report.verdict
 
 
-SAYS_NOTHING = "z is not used: it says next to nothing of the image ("
+SAYS_NOTHING = "z is not used: it carries almost no information about the image ("
 CASES = {
     "healthy": (leave_it, []),
     "collapsed to the prior": (same_for_all(0, 1), ["z is not used: KL 0 nats an image, q(z|x) has collapsed"]),
@@ -78,7 +78,7 @@ CASES = {
     "a dead dimension": (same_for_all(0, 1, slice(1, 2)), ["1 of 2 dimensions of z are dead"]),
     "a dimension alike for all": (
         same_for_all(0.5, 1, slice(1, 2)),
-        ["1 of 2 dimensions of z cost KL and say nothing"],
+        ["1 of 2 dimensions of z cost KL without information"],
     ),
     "no width": (of_width(1e-4), ["2 of 2 dimensions of z are all but deterministic"]),
     "great width": (of_width(50.0), [SAYS_NOTHING, "2 of 2 dimensions of z have a q(z|x) more than 10 times as wide"]),
@@ -183,8 +183,8 @@ def judged(
             1.0,
             "it is not clear whether the decoder uses its latents: another image's z costs 0.30",
         ),
-        ((0.0, 0.04), (3.0, 0.05), 1.0, "the decoder does not use what its latents say of the image"),
-        ((0.0, 0.04), (3.0, math.nan), 1.0, "the decoder does not use what its latents say of the image"),
+        ((0.0, 0.04), (3.0, 0.05), 1.0, "the decoder does not use the information in its latents"),
+        ((0.0, 0.04), (3.0, math.nan), 1.0, "the decoder does not use the information in its latents"),
         ((3.0, 0.4), (0.05, 0.02), 1.0, SAYS_NOTHING),  # and the line names the 3 nats
         ((0.0, 0.004), (0.05, 0.02), 1.0, SAYS_NOTHING),
         ((0.3, 0.4), None, 0.0, SAYS_NOTHING),
@@ -215,7 +215,9 @@ def test_numbers_that_disagree(
 def test_the_decoder_ignores_z_only_where_nothing_changes() -> None:
     """A mean of 0 is both: of differences that cancel, and of differences that are nothing."""
     assert judged(0.0, 1e-4, (3.0, 0.1)).findings[0].startswith("the decoder ignores its latents")
-    assert judged(0.0, 0.03, (3.0, 0.1)).findings[0].startswith("the decoder does not use what its latents say")
+    assert (
+        judged(0.0, 0.03, (3.0, 0.1)).findings[0].startswith("the decoder does not use the information in its latents")
+    )
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf])
