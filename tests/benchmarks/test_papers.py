@@ -152,7 +152,7 @@ def test_a_row_that_changed_since_its_run_says_so(table: Table) -> None:
     (table.folder / "rows.yaml").write_text(ROWS.replace("num_samples=50", "num_samples=60"))
     assert table() == 0
     page = (table.docs / "results.md").read_text()
-    assert 'it is now `make train CONFIG=configs/vae/digits.yaml ARGS="--nll.num_samples=60"`' in page
+    assert 'its command is now `make train CONFIG=configs/vae/digits.yaml ARGS="--nll.num_samples=60"`' in page
     assert table.kept["first"][0]["command"].endswith('--nll.num_samples=50"')
 
 
@@ -162,7 +162,10 @@ def test_a_config_that_changed_since_a_run_is_said(table: Table) -> None:
     def says_so(config: str) -> bool:
         (table.folder / "a.yaml").write_text(config)
         assert table() == 0
-        return f"What `{table.folder}/a.yaml` says has changed since." in (table.docs / "results.md").read_text()
+        return (
+            f"The contents of `{table.folder}/a.yaml` have changed since this run."
+            in (table.docs / "results.md").read_text()
+        )
 
     (table.folder / "rows.yaml").write_text(ROWS.replace("configs/vae/digits.yaml", str(table.folder / "a.yaml")))
     write_run(table.runs, "first", "20260102-000000-aaaa", nll=89.0, nll_stderr=0.2)
@@ -240,7 +243,7 @@ def test_a_run_without_the_figure_is_refused(table: Table, capsys: pytest.Captur
     ("wrong", "said"),
     [
         ("a: {title: x}", "'config' is missing"),
-        ("a: {title: x, config: y, flag: z}", "'flag' is no part of a row"),
+        ("a: {title: x, config: y, flag: z}", "'flag' is not a field of a row"),
         ("a: {title: x, config: y, must: {at_last: 3}}", "at_last"),
         ("a: {title: x, config: y, must: {at_most: low}}", "a number"),
         ("a: {title: x, config: y, must: {below: b}}", "below"),

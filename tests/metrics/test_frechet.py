@@ -186,7 +186,7 @@ def test_a_classifier_of_other_data_is_refused(tmp_path: Path) -> None:
 def test_what_does_not_apply() -> None:
     few = Fixed(torch.zeros(100, 1, 8, 8, dtype=torch.uint8))
     assert "no labels" in str(FrechetDistance().why_not_applicable(NO_TRACE, few))
-    assert "needs 4 test images" in str(InFirstPixels().why_not_applicable(NO_TRACE, Fixed(few.pixels[:3])))
+    assert "need 4 test images" in str(InFirstPixels().why_not_applicable(NO_TRACE, Fixed(few.pixels[:3])))
     assert InFirstPixels().why_not_applicable(NO_TRACE, few) is None
     assert FrechetDistance().why_not_applicable(NO_TRACE, Digits()) is None
     with pytest.raises(UserError, match="num_steps"):
@@ -200,7 +200,7 @@ def test_inception_needs_its_package_and_its_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("vae_lightning.metrics.frechet.find_spec", lambda _: object())
     assert "inception.pth" in str(metric.why_not_applicable(NO_TRACE, digits))
     (tmp_path / "inception.pth").write_bytes(b"")
-    assert "needs 4096 test images; there are 355" in str(metric.why_not_applicable(NO_TRACE, digits))
+    assert "need 4096 test images; there are 355" in str(metric.why_not_applicable(NO_TRACE, digits))
 
 
 # -- by the command line ----------------------------------------------------------------------------------------------
