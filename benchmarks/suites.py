@@ -241,8 +241,8 @@ _CELEBA_NOTES = (
     "files.",
     "The network is our ConvEncoder and ConvDecoder for all: channels 32, 64, 128, 256, a hidden layer of 320, 64 "
     "latents; a Gaussian likelihood with sigma 0.1.",
-    "Data alone: the claim per core uses processor time, because a second thread reads ahead in ours. The table also has "
-    "the time by the clock.",
+    "Data alone: the claim per core uses processor time, because a second thread reads ahead in ours. The table also "
+    "has the time by the clock.",
     "`prepare`: two sizes in new folders, t(N) = fixed + N cost; the column is fixed + 202,599 cost. The files "
     "have just been written, so they are in the system's cache.",
 )
