@@ -1,4 +1,4 @@
-"""The Frechet distance and the classifier that it looks through: known distances, named extractors, no download."""
+"""The Frechet distance and its classifier: known distances, named extractors, no download."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NO_TRACE = Trace(torch.zeros(2, 1, 8, 8), torch.distributions.Normal(0.0, 1.0))
 
 
 class Fixed(ImageDataModule):
-    """The images that it is given."""
+    """A data module of fixed images."""
 
     image_shape = (1, 8, 8)
 
@@ -46,7 +46,7 @@ class Fixed(ImageDataModule):
 
 
 class FirstPixels(nn.Module):
-    """Two features: so the distance is that of two small Gaussians."""
+    """An extractor of two features, so that the distance is that of two small Gaussians."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)[:, :2]
@@ -84,7 +84,7 @@ def test_the_distance_of_a_set_from_itself_is_nothing_and_a_shift_counts_squared
 
 
 def test_a_spread_counts_by_the_difference_of_deviations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diagonal Gaussians with equal means: the sum of (sigma - sigma')^2."""
+    """For diagonal Gaussians with equal means the distance is the sum of (sigma - sigma')^2."""
     pixels = torch.randint(0, 256, (4000, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
     x = pixels.float() / 255
     narrow = iter((0.5 + 0.25 * (x - 0.5)).split(500))
@@ -94,7 +94,7 @@ def test_a_spread_counts_by_the_difference_of_deviations(monkeypatch: pytest.Mon
 
 
 def test_no_two_samples_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight batches of a VAE's own samples: each has its own, whatever the batch, and a second test has the same."""
+    """All samples of eight batches of a VAE differ, and a second test draws the same samples."""
     drawn: list[Tensor] = []
     sample = VAE.sample
 
@@ -115,7 +115,7 @@ def test_no_two_samples_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_distance_is_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By numpy from the same float32 features, to 1e-10: a float32 has seven digits."""
+    """The distance agrees with numpy's on the same float32 features to 1e-10; a float32 sum has seven digits."""
     pixels = torch.randint(0, 256, (400, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
     x = pixels.float() / 255
     metric = InFirstPixels()
