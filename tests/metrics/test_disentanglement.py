@@ -124,7 +124,7 @@ def test_more_values_than_bins() -> None:
 
 @pytest.mark.parametrize("score", SCORES)
 def test_a_factor_that_never_moves_is_found_nowhere(score: Score) -> None:
-    """A constant factor beside three perfect ones leaves three quarters of each mean; its votes are lost in part."""
+    """A constant factor beside three perfect ones leaves three quarters of each mean; it loses votes."""
     still = np.concatenate([FACTORS, np.zeros((2000, 1), int)], 1)
     found = np.atleast_1d(score(PERFECT, still))
     assert found[min(1, len(found) - 1)] == pytest.approx(0.75, abs=0.02 if score is not factor_vae_score else 0.1)
