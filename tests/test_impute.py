@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_impute_writes_a_picture_and_says_numbers(
     runs: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five rows for each ten images; the errors of the chain and of the mean image, and the share of wrong binary pixels."""
+    """Five rows for each ten images; the errors of chain and mean image, and of binary pixels."""
     corrected = ["--corrected"] if name in ("VAE", "DLGM") else []
     assert main(["impute", str(runs[name]), "--missing=0.8", "--steps=4", "--num_images=12", *corrected]) == 0
     said = capsys.readouterr().out.splitlines()

@@ -142,7 +142,7 @@ QUICK = partial(factor_vae_score, num_votes=100)
 
 @pytest.mark.parametrize("score", [mutual_information_gap, separated_attribute_predictability, QUICK])
 def test_the_error_of_a_score_is_its_spread_over_samples(score: Score) -> None:
-    """The error is within a factor of 1.6 of the spread over 40 samples of 800 images; ten splits know it to a fifth."""
+    """The error is within a factor 1.6 of the spread over 40 samples of 800 images; ten splits know it to a fifth."""
     drawn = [np.stack([RANDOM.integers(size, size=800) for size in SIZES], 1) for _ in range(40)]
     codes = [factors + 1.5 * RANDOM.normal(size=(800, 3)) for factors in drawn]
     spread = np.std([score(c, f) for c, f in zip(codes, drawn, strict=True)], ddof=1)
