@@ -1,1 +1,1 @@
-"""Speed beside the peers: `python -m benchmarks`. The package does not import it, and it is in no wheel."""
+"""Speed beside the peers: `python -m benchmarks`. Not imported by vae_lightning, and in no wheel."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [mnist] [celeba] [nll] [startup]`: run them all, and keep the tables in benchmarks/results/."""
+"""`python -m benchmarks [mnist] [celeba] [nll] [startup]`: run suites, write benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -21,13 +21,22 @@ from benchmarks.suites import SMOKE, SUITES, Options
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; default: all")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="has MNIST/raw; else synthetic bytes")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--machine", help="name of the results' files; default: from the processor")
-    parser.add_argument("--only", nargs="+", default=[], metavar="CONTENDER", help="print these alone, keep nothing")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that everything runs; keeps nothing")
+    parser.add_argument("names", nargs="*", metavar="SUITE", help=f"one of {', '.join(SUITES)}; default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each contender runs; default: 5")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        default=Path("data"),
+        help="folder with MNIST/raw; without these files, synthetic bytes",
+    )
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
+    parser.add_argument("--machine", help="name of the results' files; default: derived from the processor")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="CONTENDER", help="run only these; the tables are printed and not kept"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="tiny sizes, to check that everything runs; nothing is kept"
+    )
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in SUITES]
     if unknown:
@@ -37,13 +46,15 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit, so that the contender at work is ended too
-    if args.smoke:  # beside other work, spinning threads would make minutes of seconds
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # exit in the normal way, so that the running contender is ended too
+    if args.smoke:  # spinning threads beside other processes would take minutes instead of seconds
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     facts = machine()
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
     if os.getloadavg()[0] > 0.5:
-        print(f"the load average is {os.getloadavg()[0]:.2f}: another process is at work, and will be measured too")
+        print(f"the load average is {os.getloadavg()[0]:.2f}: another process is running and changes the measurements")
     done: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch:
         options = _options(args, Path(scratch))
@@ -74,7 +85,7 @@ def _options(args: argparse.Namespace, scratch: Path) -> Options:
     if not real:
         data_dir = scratch / "mnist"
         mnist_data.write_synthetic(data_dir, *((6000, 1000) if args.smoke else ()))
-        print("MNIST: synthetic bytes" + ("" if args.smoke else f", for {args.data_dir} has no MNIST/raw"), flush=True)
+        print("MNIST: synthetic bytes" + ("" if args.smoke else f" ({args.data_dir} has no MNIST/raw)"), flush=True)
     device = "cuda" if gpus() else "cpu"
     return Options(data_dir, real, scratch, device, args.smoke)
 

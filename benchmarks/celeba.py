@@ -1,7 +1,8 @@
-"""The contenders at CelebA's shape but our CLI, one in a process: `python -m benchmarks.celeba ceiling --data_dir DIR`.
+"""The contenders at CelebA's shape, one per process: `python -m benchmarks.celeba ceiling --data_dir DIR`.
 
-One network for all: our ConvEncoder and ConvDecoder, four stride-2 convolutions each way, 64 latents, a Gaussian
-likelihood with sigma 0.1, Adam 1e-3. `--data_dir` is a layout of `benchmarks.celeba_data`.
+Our CLI is started by `benchmarks.ours`. All contenders have one network: our ConvEncoder and ConvDecoder, four
+stride-2 convolutions each way, 64 latents, a Gaussian likelihood with sigma 0.1, Adam 1e-3. `benchmarks.celeba_data`
+writes the folder `--data_dir`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Net(nn.Module):
 
 
 def loss_terms(x: Tensor, mean: Tensor, mu: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
-    """-log N(x; mean, SIGMA^2) and KL, nats per image."""
+    """-log N(x; mean, SIGMA^2) and KL, in nats per image."""
     constant = math.log(SIGMA) + 0.5 * math.log(2 * math.pi)
     reconstruction = 0.5 * ((x - mean) / SIGMA).square().sum() + constant * x.numel()
     return reconstruction / len(x), kl(mu, log_var) / len(x)
@@ -70,7 +71,7 @@ def loss_terms(x: Tensor, mean: Tensor, mu: Tensor, log_var: Tensor) -> tuple[Te
 
 
 class Jpegs(Dataset[Tensor]):
-    """PIL, centre crop of 148, 64 x 64 by PIL's antialiased bilinear filter, ToTensor."""
+    """Decode with PIL, crop the central 148 x 148, resize to 64 x 64 (antialiased bilinear), ToTensor."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -104,7 +105,7 @@ class PlainLightning(pl.LightningModule):
 
 
 def jpeg_lightning(args: argparse.Namespace) -> None:
-    """2 workers, kept from epoch to epoch: an epoch here is too short to pay for their start each time."""
+    """Train with 2 persistent workers, because an epoch is too short to start workers each time."""
     loader = DataLoader(
         Jpegs(training_files(args.data_dir)),
         batch_size=args.batch_size,
@@ -121,7 +122,7 @@ def jpeg_lightning(args: argparse.Namespace) -> None:
 
 
 def ceiling(args: argparse.Namespace) -> None:
-    """Bytes on the device as [N, H, W, C] or [N, C, H, W], so that a gathered batch has the layout it is used in."""
+    """Train on bytes on the device. They are stored in the layout of the network, [N, H, W, C] or [N, C, H, W]."""
     setting, where = CEILINGS[args.setting], device()
     net = Net().to(where)
     if setting.channels_last:
@@ -159,19 +160,19 @@ def _resident(files: list[Path]) -> Tensor:
 
 
 def data_module(data_dir: Path, batch_size: int = 64) -> pl.LightningDataModule:
-    """Ours: public class, public arguments."""
+    """Our data module, with its public arguments."""
     return CelebA(data_dir=str(data_dir), batch_size=batch_size, verify=False)
 
 
 def data_jpeg(args: argparse.Namespace) -> None:
-    """One core: open, decode, crop, resize, ToTensor."""
+    """Measure on one core: open, decode, crop, resize, ToTensor."""
     torch.set_num_threads(1)
     data = Jpegs(training_files(args.data_dir))
     _record_cost(args.epochs, lambda: sum(1 for i in range(len(data)) if data[i].shape))
 
 
 def data_ours(args: argparse.Namespace) -> None:
-    """One core: whole float batches from the data module's training loader, in a process set up as the CLI's is."""
+    """Measure float batches of our training loader on one core, in a process set up like the CLI's."""
     keep_memory()
     torch.set_num_threads(1)
     module = data_module(args.data_dir, args.batch_size)
@@ -182,7 +183,7 @@ def data_ours(args: argparse.Namespace) -> None:
 
 
 def _record_cost(passes: int, one_pass: Callable[[], int]) -> None:
-    """`image_us`: the median over passes, the first left out. `image_cpu_us`: of the processor's time alone."""
+    """Record medians over all passes but the first: `image_us` by the clock, `image_cpu_us` of processor time."""
     costs, cpu_costs = [], []
     for _ in range(passes + 1):
         since, cpu_since = time.perf_counter(), time.process_time()
@@ -194,7 +195,7 @@ def _record_cost(passes: int, one_pass: Callable[[], int]) -> None:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Time to prepare two sizes, each in a new folder: t(N) = fixed + N cost, and from it all of CelebA."""
+    """Measure the preparation of two sizes, fit t(N) = fixed + N cost, and extrapolate to all of CelebA."""
     pool, seconds = args.data_dir.parent / "pool", []
     pool_size = len(list(pool.glob("*.jpg")))
     sizes = [pool_size // 5, pool_size]
@@ -210,7 +211,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def cache(args: argparse.Namespace) -> None:
-    """Prepare the folder that the others train on, so that no one's start-up has it."""
+    """Prepare the folder that the contenders train on, so that no start-up time contains the preparation."""
     data_module(args.data_dir).prepare_data()
 
 

@@ -1,9 +1,9 @@
 """JPEGs as large as CelebA's, in torchvision's layout: `python -m benchmarks.celeba_data FOLDER POOL_SIZE TRAIN_SIZE`.
 
-`FOLDER/pool` has all of them, `FOLDER/train` is a data set of the first TRAIN_SIZE.
+`FOLDER/pool` holds all files; `FOLDER/train` is a data set of the first TRAIN_SIZE files.
 
-Smooth blobs with a little grain, so that a file is as large as CelebA's are on average (1.44 GB / 202,599 = 7.1 kB) and
-costs about as much to decode. They are no faces, and nobody should train on them for anything but the time it takes.
+The images are smooth blobs with a little grain. A file is as large as CelebA's on average (1.44 GB / 202,599 = 7.1 kB)
+and takes about as long to decode. The images serve only to measure time; they do not show faces.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 SIZE = (178, 218)
-HELD_OUT = 32  # of validation, and as many of test
+HELD_OUT = 32  # images of validation, and as many of test
 
 
 def jpegs(count: int, seed: int = 0) -> list[bytes]:
-    """`count` files, in memory."""
+    """The contents of `count` JPEG files."""
     rng = np.random.default_rng(seed)
     grain = rng.normal(0, 6, (4 * SIZE[1], 4 * SIZE[0], 1)).astype(np.float32)
     return [_jpeg(rng, grain) for _ in range(count)]
@@ -44,9 +44,9 @@ def write_pool(folder: Path, count: int) -> None:
 
 
 def write_layout(data_dir: Path, pool: Path, count: int) -> Path:
-    """`celeba/img_align_celeba/*.jpg` and `celeba/list_eval_partition.txt` with the first `count` of the pool.
+    """Write `celeba/img_align_celeba/*.jpg` and `celeba/list_eval_partition.txt` with the first `count` of the pool.
 
-    Copies, not links: a data set of its own, with no cache yet.
+    The files are copies, so that the data set has no cache yet.
     """
     names = sorted(path.name for path in pool.glob("*.jpg"))[:count]
     folder = data_dir / "celeba" / "img_align_celeba"

@@ -1,4 +1,4 @@
-"""The number at the end of a run: the ELBO of MNIST's test images, by the same code for every contender. Not timed."""
+"""The ELBO of MNIST's test images after a run, by the same code for every contender. This part is not timed."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vae_lightning.models import LatentVariableModel
 
 
 def test_images(data_dir: str, pixels: str) -> Tensor:
-    """The test set, float [N, 1, 28, 28]: `grey`, `threshold` (above 127), or one fixed Bernoulli draw (`dynamic`)."""
-    from torchvision import datasets  # not at the top: ours is started with this file, and its start is measured
+    """The test set, float [N, 1, 28, 28]; `pixels`: `grey`, `threshold` (above 127) or `dynamic` (a Bernoulli draw)."""
+    from torchvision import datasets  # imported here, because our start-up time includes the imports of this file
 
     grey = datasets.MNIST(data_dir, train=False).data[:, None].float() / 255
     if pixels == "dynamic":
@@ -26,7 +26,10 @@ def test_images(data_dir: str, pixels: str) -> Tensor:
 def record_elbo(
     terms: Callable[[Tensor], tuple[Tensor, Tensor]], data_dir: str, pixels: str, where: torch.device
 ) -> None:
-    """`elbo`: nats per test image, one sample of z each. `terms(x)`: -log p(x|z) and KL, each summed over the batch."""
+    """Record `elbo`, in nats per test image with one sample of z.
+
+    `terms(x)` returns -log p(x|z) and the KL, each summed over the batch.
+    """
     torch.set_float32_matmul_precision("highest")
     torch.manual_seed(0)
     images = test_images(data_dir, pixels)
@@ -35,7 +38,12 @@ def record_elbo(
 
 
 class TestELBO(pl.Callback):
-    """`record_elbo` at the end of a fit of ours, by `trace` alone."""
+    """Call `record_elbo` at the end of one of our fits, by `trace`.
+
+    Args:
+        data_dir: The folder with MNIST in torchvision's layout.
+        pixels: The pixels of the test images: grey, threshold or dynamic.
+    """
 
     def __init__(self, data_dir: str, pixels: str) -> None:
         self.data_dir, self.pixels = data_dir, pixels

@@ -1,4 +1,4 @@
-"""How busy the GPU is while a contender runs, as its driver sees it. Nothing here imports torch."""
+"""The GPU's utilisation while a contender runs, as the driver reports it. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 EVERY_MS = 100
 
 Samples: TypeAlias = list[tuple[float, float]]
-"""`time.monotonic()`, and the per cent of the driver's last interval in which some kernel ran."""
+"""Pairs of `time.monotonic()` and the percentage of the driver's last interval in which a kernel ran."""
 
 
 @contextlib.contextmanager
 def watch_gpu() -> Iterator[Samples]:
-    """Samples of the first GPU in use, which go on coming in the body; without nvidia-smi, none."""
+    """Collect samples of the first visible GPU while the body runs; without nvidia-smi the list stays empty."""
     samples: Samples = []
     if shutil.which("nvidia-smi") is None:
         yield samples
@@ -47,13 +47,13 @@ def _read(lines: Iterable[str], samples: Samples) -> None:
 
 
 def parse(line: str) -> float | None:
-    """The number of a line such as `97`; None of one that has none, such as `[N/A]`."""
+    """The number in a line such as `97`; None if the line has no number, such as `[N/A]`."""
     word = line.strip().removesuffix("%").strip()
     return float(word) if word.isdecimal() else None
 
 
 def busy(samples: Samples, epochs: list[dict[str, Any]]) -> dict[str, float]:
-    """`gpu_busy`: the mean over the epochs after the first, by `ended` of each; nothing where no sample fell there."""
+    """`gpu_busy`, the mean utilisation after the first epoch; empty if no sample lies between the epochs' ends."""
     if len(epochs) < 2:
         return {}
     begin, end = epochs[0]["ended"], epochs[-1]["ended"]

@@ -1,4 +1,4 @@
-"""The ceiling: training steps and nothing else, on uint8 images that live on the device."""
+"""The ceiling: a loop of training steps without logging or callbacks, on uint8 images on the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vae_lightning.__main__ import keep_memory
 
 @dataclass(frozen=True)
 class Setting:
-    """How the arithmetic is done; the same words as the CLI's."""
+    """The settings of the arithmetic, named like the CLI's."""
 
     matmul_precision: str = "highest"
     bf16: bool = False
@@ -31,9 +31,18 @@ def bare_loop(
     epochs: int,
     learning_rate: float,
 ) -> Stopwatch:
-    """`step_loss(x)`: the mean loss of a batch. `pixels`: uint8 [N, ...] on the device; `to_float`: makes x of it.
+    """Train with fused Adam for `epochs` epochs and return the stopwatch.
 
-    With the allocator's setting that ours has: what it spares is no merit of ours over a bare loop.
+    The loop has the same allocator setting as our CLI (`keep_memory`), so that the comparison does not depend on it.
+
+    Args:
+        step_loss: returns the mean loss of a batch x.
+        network: the module whose parameters are trained.
+        pixels: uint8 [N, ...] on the device.
+        to_float: converts a batch of pixels to x.
+        batch_size: the images of a step.
+        epochs: the number of epochs.
+        learning_rate: Adam's learning rate.
     """
     keep_memory()
     fused = pixels.device.type in ("cpu", "cuda")

@@ -1,4 +1,4 @@
-"""What a number depends on: the machine, the versions, the commit, who else was at work."""
+"""The conditions of a measurement: the machine, the versions, the commit, the system's load."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def machine() -> dict[str, str]:
 
 
 def file_name(facts: dict[str, str]) -> str:
-    """xeon-processor-2-cores, for the results' file."""
+    """The name of the results' files, such as `xeon-processor-2-cores`."""
     words = re.sub(r"\(.*?\)", " ", facts["CPU"].partition(" (family")[0]).replace("CPU", "")
     gpu = "" if facts["GPU"] == "none" else "-" + facts["GPU"].partition(",")[0]
     return re.sub(r"[^a-z0-9]+", "-", f"{words}-{facts['cores']}-cores{gpu}".lower()).strip("-")
 
 
 def conditions() -> dict[str, str]:
-    """Of one measurement: they may change from suite to suite of one file."""
+    """The conditions of one suite; they may differ between the suites of one file."""
     threads = {name: value for name, value in os.environ.items() if name.startswith(("OMP_", "KMP_", "MKL_"))}
     return {
         "versions": f"python {platform.python_version()}, " + ", ".join(_version(name) for name in PACKAGES),

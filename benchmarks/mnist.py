@@ -1,7 +1,7 @@
-"""The MNIST contenders but ours and pythae, one in a process: `python -m benchmarks.mnist reference --data_dir DIR`.
+"""The MNIST contenders except ours and pythae, one per process: `python -m benchmarks.mnist reference --data_dir DIR`.
 
-One network for all, 784-400-20-400-784 (652,824 parameters), Adam 1e-3, batch 128. Each recipe is restated in our own
-words: `reference` is that of pytorch/examples' VAE.
+All contenders have one network, 784-400-20-400-784 (652,824 parameters), Adam 1e-3 and batch 128. Each recipe is
+written anew; `reference` follows the VAE of pytorch/examples.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Net(nn.Module):
 
 
 def kl(mu: Tensor, log_var: Tensor) -> Tensor:
-    """KL(N(mu, sigma^2) || N(0, 1)), summed over the latents and the batch: nats."""
+    """KL(N(mu, sigma^2) || N(0, 1)), summed over the latents and the batch, in nats."""
     return -0.5 * (1 + log_var - mu.square() - log_var.exp()).sum()
 
 
 def recipe_terms(net: Net, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of probabilities and KL, summed over the batch: what the recipe minimises."""
+    """The two terms that the recipe minimises: cross-entropy of probabilities, and KL, summed over the batch."""
     x = images.flatten(1)
     logits, mu, log_var = net(x)
     return F.binary_cross_entropy(torch.sigmoid(logits), x, reduction="sum"), kl(mu, log_var)
@@ -69,7 +69,7 @@ def recipe_terms(net: Net, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference(args: argparse.Namespace) -> None:
-    """torchvision + ToTensor + DataLoader; sum of cross-entropies and KL; the loss read each step, said each tenth."""
+    """The recipe: torchvision, ToTensor and DataLoader; the loss is read at each step and printed at each tenth."""
     where = device()
     loader = _loader(args, **({"num_workers": 1, "pin_memory": True} if where.type == "cuda" else {}))
     net = Net().to(where)
@@ -94,7 +94,7 @@ def reference(args: argparse.Namespace) -> None:
 
 
 class PlainLightning(pl.LightningModule):
-    """The recipe as most would write it: log what there is at each step, the loss in the bar."""
+    """The recipe as an ordinary LightningModule: all terms logged at each step, the loss in the progress bar."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class PlainLightning(pl.LightningModule):
 
 
 def plain_lightning(args: argparse.Namespace) -> None:
-    """Trainer's own logger, checkpoints and bar; tqdm's, which a `pip install lightning` has (rich is an extra)."""
+    """Train with the Trainer's default logger and checkpoints, and with the tqdm bar (rich is an extra)."""
     model = PlainLightning()
     trainer = pl.Trainer(max_epochs=args.epochs, callbacks=[EpochTimer(), TQDMProgressBar()])
     trainer.fit(model, _loader(args))
@@ -122,7 +122,7 @@ def plain_lightning(args: argparse.Namespace) -> None:
 
 
 def ceiling(args: argparse.Namespace) -> None:
-    """Bytes on the device, one gather a batch, logits, fused Adam; pixels above 127 are 1, as `threshold` has it."""
+    """Train on bytes on the device with one gather per batch, logits and fused Adam; pixels above 127 become 1."""
     setting, where = CEILINGS[args.setting], device()
     torch.set_float32_matmul_precision(setting.matmul_precision)
     pixels = datasets.MNIST(args.data_dir, train=True).data.flatten(1).to(where)

@@ -1,4 +1,4 @@
-"""MNIST in torchvision's layout: the real files, or as many synthetic bytes of the same shape."""
+"""MNIST in torchvision's layout: the real files, or synthetic images of the same number and shape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def is_there(data_dir: Path) -> bool:
 
 
 def write_synthetic(data_dir: Path, num_train: int = FILES["train"], num_test: int = FILES["t10k"]) -> None:
-    """Blots of random greys, mostly black as digits are: nobody's digits, but the same bytes to move."""
+    """Write images of random grey blots, mostly black like digits, with as many bytes as MNIST."""
     raw = data_dir / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """-log p(x) by importance sampling: `python -m benchmarks.nll ours --model FILE --data_dir DIR`.
 
-One model for all (ours, 784-400-20-400-784, trained for an epoch by `train`), the same test images, K samples each.
+All contenders evaluate one model (ours, 784-400-20-400-784, trained for an epoch by `train`) on the same test images,
+with K samples per image.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from vae_lightning.__main__ import keep_memory
 from vae_lightning.metrics.likelihood import log_marginal_likelihood
 from vae_lightning.models import VAE
 
-CHUNK_SIZE = 20  # what `test` of the CLI has by default
-SAMPLES_AT_ONCE = 100  # what pythae has
-MARKS = 10  # of the time, and of how near a CPU's cores are: each after a tenth of the images; the first is warm-up
+CHUNK_SIZE = 20  # the default of the CLI's `test`
+SAMPLES_AT_ONCE = 100  # pythae's default
+MARKS = 10  # parts of the images, each timed with its `exchange_us`; the first is warm-up
 
 
 def new_model() -> VAE:
@@ -31,7 +32,7 @@ def new_model() -> VAE:
 
 
 def train(args: argparse.Namespace) -> None:
-    """One epoch: enough for a posterior that is no longer the prior."""
+    """Train for one epoch, after which the posterior differs from the prior."""
     from torchvision import datasets
 
     model = new_model()
@@ -47,13 +48,13 @@ def train(args: argparse.Namespace) -> None:
 
 
 def ours(model: VAE, images: Tensor, num_samples: int) -> float:
-    """As `vae-lightning test` does it, in chunks of 20 samples."""
+    """The method of `vae-lightning test`, in chunks of 20 samples."""
     return -log_marginal_likelihood(model, {"x": images}, num_samples, CHUNK_SIZE).mean().item()
 
 
 @torch.no_grad()
 def image_by_image(model: VAE, images: Tensor, num_samples: int) -> float:
-    """As pythae's `get_nll`, restated: each image repeated 100 times through encoder and decoder, K / 100 times."""
+    """The method of pythae's `get_nll`: each image runs 100 times through encoder and decoder, K / 100 times."""
     log_p = []
     for image in images:
         x = image.expand(SAMPLES_AT_ONCE, *image.shape)
@@ -66,8 +67,8 @@ def image_by_image(model: VAE, images: Tensor, num_samples: int) -> float:
             log_p_x = -F.binary_cross_entropy(probabilities, x.flatten(1), reduction="none").sum(1)
             # the two normalising constants are equal
             log_w.append(log_p_x - 0.5 * z.square().sum(1) + 0.5 * (log_var + noise.square()).sum(1))
-        together = torch.cat(log_w)
-        log_p.append((torch.logsumexp(together, 0) - math.log(len(together))).item())
+        all_log_w = torch.cat(log_w)
+        log_p.append((torch.logsumexp(all_log_w, 0) - math.log(len(all_log_w))).item())
     return -sum(log_p) / len(log_p)
 
 
@@ -77,7 +78,7 @@ def _posterior(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pythae(model: VAE, images: Tensor, num_samples: int) -> float:
-    """pythae's own `get_nll`, with our weights in its model; what it calls nll is log p(x)."""
+    """pythae's own `get_nll` with our weights in its model. It returns log p(x) under the name nll."""
     from benchmarks.peer_pythae_nll import wrap
 
     with torch.no_grad():
@@ -106,12 +107,12 @@ def main() -> None:
     model.load_state_dict(torch.load(args.model, weights_only=True))
     model = model.to(device()).eval()
     images = test_images(args.data_dir, "threshold")[: args.num_images].to(device())
-    keep_memory()  # for all, as in the bare loops: what it spares is no merit of ours
+    keep_memory()  # all contenders have our allocator setting
     evaluate, parts = CONTENDERS[args.contender], images.chunk(MARKS)
     watch, total = Stopwatch(), 0.0
     watch.start()
     for part in parts:
-        total += len(part) * evaluate(model, part, args.num_samples)  # a float: the device is done
+        total += len(part) * evaluate(model, part, args.num_samples)  # the float waits for the device
         watch.step(len(part))
         watch.end_epoch()
     watch.write()

@@ -1,7 +1,7 @@
-"""pythae's VAE and trainer, with the network of the others: `python -m benchmarks.peer_pythae --data_dir DIR`.
+"""pythae's VAE and trainer, with the others' network: `python -m benchmarks.peer_pythae --data_dir DIR`.
 
-pythae is installed as any user has it (the `bench` extra). Its trainer serves float tensors item by item, reads the
-loss at each step, draws a tqdm bar, and copies the model after each epoch that was the best.
+pythae is installed from its release (the `bench` extra). Its trainer loads float tensors item by item, reads the loss
+at each step, draws a tqdm bar, and copies the model after each epoch that improves the loss.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Decoder(BaseDecoder):
 
 
 class Marks(TrainingCallback):
-    """The same marks as `EpochTimer`, in pythae's hooks."""
+    """Set the marks of `EpochTimer` in pythae's hooks."""
 
     def __init__(self, watch: Stopwatch, num_images: int) -> None:
         self.watch, self.num_images = watch, num_images

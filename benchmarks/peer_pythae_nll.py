@@ -1,4 +1,4 @@
-"""Our weights in pythae's VAE, so that its own `get_nll` can be timed, and compared, on the same model."""
+"""Our weights in pythae's VAE, so that pythae's `get_nll` can be timed and compared on the same model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of medians and ranges, and the file that keeps them: one section for each suite, each replaced by itself."""
+"""Tables of medians and ranges, and their file. Each suite has a section, which a new run of the suite replaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.rounds import Claim, Contender, Results, Round, Suite, measured
 
 
 def summarise(suite: Suite, results: Results, header: dict[str, str]) -> dict[str, Any]:
-    """What the results' JSON keeps of a suite: its header, its tables as text, every round as it was."""
+    """A suite's entry in the results' JSON: its header, its tables as text, and the records of all rounds."""
     rounds = [{name: measured(record, results.nearest) for name, record in one.items()} for one in results.rounds]
     failures = {name: said for name, said in results.failures.items() if said != "not installed"}
     return {
@@ -27,7 +27,7 @@ def summarise(suite: Suite, results: Results, header: dict[str, str]) -> dict[st
 
 
 def _tried(suite: Suite, results: Results) -> list[Contender]:
-    """In the suite's order, without those that were not asked for."""
+    """The contenders that were run, in the order of the suite."""
     names = {name for one in results.rounds for name in one} | results.failures.keys()
     return [contender for contender in suite.contenders if contender.name in names]
 
@@ -51,13 +51,13 @@ def _row(suite: Suite, contender: Contender, rounds: list[Round], results: Resul
 
 
 def ratio_of(one: Round, above: str, below: str, name: str) -> float | None:
-    """Within a round, so that what slows the machine for a while slows both."""
+    """The ratio of two contenders within one round, in which a slow phase of the machine affects both."""
     a, b = one.get(above, {}).get(name), one.get(below, {}).get(name)
     return None if a is None or not b else a / b
 
 
 def spread(values: Iterable[float | None], style: str) -> str:
-    """median (least to greatest)"""
+    """Format as `median (least to greatest)`."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -84,7 +84,7 @@ def _judged(claim: Claim, rounds: list[Round]) -> list[str]:
 
 
 def keep(folder: Path, name: str, machine: dict[str, str], suites: dict[str, dict[str, Any]]) -> Path:
-    """Add the suites to `<folder>/<name>.json`, and write `<name>.md` anew from all that is in there."""
+    """Add the suites to `<folder>/<name>.json`, and write `<name>.md` from the whole JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     known = json.loads(path.read_text())["suites"] if path.is_file() else {}
@@ -120,6 +120,6 @@ def section(name: str, suite: dict[str, Any]) -> list[str]:
 
 
 def _table(rows: list[list[str]]) -> list[str]:
-    """The first row is the head."""
+    """A Markdown table whose first row is the head."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return [lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]]

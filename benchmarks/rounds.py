@@ -1,4 +1,4 @@
-"""Rounds: every contender in turn (A B C, A B C, ...), each in a process of its own, on a terminal of its own."""
+"""Run every contender in turn (A B C, A B C, ...), each in its own process with its own terminal."""
 
 from __future__ import annotations
 
@@ -27,21 +27,28 @@ from typing import Any, TypeAlias
 from benchmarks.gpu import busy, watch_gpu
 
 ROOT = Path(__file__).parent.parent
-OUT, START = "BENCHMARK_OUT", "BENCHMARK_START"  # as benchmarks.timing has them, which imports torch
+OUT, START = "BENCHMARK_OUT", "BENCHMARK_START"  # the names in benchmarks.timing, which imports torch
 TIME_LIMIT_S = 3600
-SETTLE_S = 1  # between processes: a logger's helper may end a moment after its master
-NEAR = 2  # cores are near each other where they exchange data in less than so many times the shortest time seen
-TRIES = 3  # of a contender in a round, until an epoch of its run has near cores
+SETTLE_S = 1  # between processes, because a logger's helper may end a moment later
+NEAR = 2  # cores are near each other if they exchange data in at most this many times the shortest time seen
+TRIES = 3  # runs of a contender in a round, until an epoch has near cores
 
 Values: TypeAlias = dict[str, float]
-"""What one contender measured in one round."""
+"""The numbers of one contender in one round."""
 Round: TypeAlias = dict[str, Values]
-"""By contender; one that failed or is not installed is absent."""
+"""The values of a round by contender. A contender that failed or is not installed is absent."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`command`: what follows the interpreter; `{seed}` in it is the number of the round. `requires`: a package."""
+    """A program to measure.
+
+    Args:
+        name: its name in tables and flags.
+        what: its description in the tables.
+        command: the arguments of the interpreter; `{seed}` stands for the number of the round.
+        requires: a package without which the contender is left out.
+    """
 
     name: str
     what: str
@@ -58,9 +65,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Claim:
-    """A number that must be reached, from each round: at least `must`, or at most where `at_most`; None: recorded.
+    """A bound on a number of each round, judged by the median over rounds.
 
-    `must` may be a function of the rounds' numbers, for a bound that is made of their own noise.
+    Args:
+        what: the claim in words.
+        value: the number of a round.
+        must: the bound; None only records the number. A function computes the bound from the numbers of all rounds,
+            such as a bound from their noise.
+        at_most: whether the bound is an upper bound.
+        style: the format of the number.
     """
 
     what: str
@@ -72,7 +85,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Suite:
-    """`prepare`: commands run once before the rounds. `base`: whom the column of ratios compares with, by `speed`."""
+    """Contenders measured together, with their tables.
+
+    Args:
+        prepare: commands that run once before the rounds.
+        base: the contender that the column of ratios divides by.
+        speed: the number that the ratios compare.
+    """
 
     name: str
     title: str
@@ -87,9 +106,12 @@ class Suite:
 
 @dataclass
 class Results:
-    """`rounds[i][contender]` is the record that it wrote; `failures[contender]` the end of what it said.
+    """The results of a suite.
 
-    `nearest`: the least `exchange_us` of any epoch (see `benchmarks.timing.exchange_us`).
+    Args:
+        rounds: for each round, the record that each contender wrote.
+        failures: the last lines of output of each contender that failed.
+        nearest: the smallest `exchange_us` of all epochs (see `benchmarks.timing.exchange_us`).
     """
 
     rounds: list[dict[str, dict[str, Any]]] = field(default_factory=list)
@@ -98,7 +120,7 @@ class Results:
 
 
 def run_suite(suite: Suite, num_rounds: int, only: list[str]) -> Results:
-    """All rounds of a suite. A contender that fails is said and left out; the others go on."""
+    """Run all rounds of a suite. A contender that fails is reported and left out of the later rounds."""
     results = Results()
     chosen = [contender for contender in suite.contenders if not only or contender.name in only]
     for contender in chosen:
@@ -119,7 +141,7 @@ def run_suite(suite: Suite, num_rounds: int, only: list[str]) -> Results:
 
 
 def _run_near(results: Results, contender: Contender, seed: int) -> dict[str, Any] | None:
-    """A run of which some epoch was measured with near cores, or the last try."""
+    """Run a contender until one of its epochs has near cores, at most `TRIES` times; return the last record."""
     for _ in range(TRIES):
         record = _run_one(results, contender.name, contender.command, seed)
         if record is None:
@@ -146,8 +168,11 @@ def _brief(values: Values) -> str:
 
 
 def measured(record: dict[str, Any], nearest: float = math.inf) -> Values:
-    """The numbers of a record. Of its epochs, the first (warm-up) left out, `images_per_second` is the median: of those
-    in which the cores were near each other, where there are `near_epochs`; `far_images_per_second` is the others'."""
+    """The numbers of a record, with its rates; the first epoch is warm-up and does not count.
+
+    `images_per_second` is the median over the `near_epochs` epochs with near cores, or over all epochs if none had near
+    cores. `far_images_per_second` is the median over the other epochs.
+    """
     values = {name: float(value) for name, value in record.items() if isinstance(value, (int, float))}
     rates: dict[bool, list[float]] = {True: [], False: []}
     for epoch in record.get("epochs", [])[1:]:
@@ -164,12 +189,12 @@ def measured(record: dict[str, Any], nearest: float = math.inf) -> Values:
 
 
 def run_process(command: list[str]) -> dict[str, Any]:
-    """Run `python *command` in an empty folder; its record, `wall_s`, and `gpu_busy` where it trained on a GPU.
+    """Run `python *command` in an empty folder; return its record, `wall_s`, and `gpu_busy` if it trained on a GPU.
 
-    It sees a terminal, so that each contender draws what its user would see; threads are left as PyTorch sets them.
+    The process has a terminal, so that it draws its usual bar. The number of threads is PyTorch's default.
 
     Raises:
-        RuntimeError: with the last lines that it said, where it fails or outlasts the limit.
+        RuntimeError: if the process fails or exceeds the time limit; the message has the last lines of its output.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         out = Path(folder) / "record.json"
@@ -188,14 +213,14 @@ def run_process(command: list[str]) -> dict[str, Any]:
         os.close(inner)
         try:
             with watch_gpu() as samples:
-                said = _listen(process, terminal, since + TIME_LIMIT_S)
+                output = _listen(process, terminal, since + TIME_LIMIT_S)
         finally:
             _end(process)
             os.close(terminal)
         wall_s = time.monotonic() - since
         time.sleep(SETTLE_S)
         if process.returncode != 0:
-            raise RuntimeError(_last_lines(said) or f"exit code {process.returncode}")
+            raise RuntimeError(_last_lines(output) or f"exit code {process.returncode}")
         record = json.loads(out.read_text()) if out.is_file() else {}
         return {**record, **busy(samples, record.get("epochs", [])), "wall_s": wall_s}
 
@@ -207,24 +232,24 @@ def _open_terminal() -> tuple[int, int]:
 
 
 def _listen(process: subprocess.Popen[bytes], terminal: int, deadline: float) -> bytes:
-    """Empty the terminal until the process ends (a helper of its own may hold the terminal longer); the last 20 kB."""
-    said = b""
+    """Read the terminal until the process ends; return the last 20 kB. A helper may hold the terminal longer."""
+    output = b""
     while time.monotonic() < deadline:
         ended = process.poll() is not None
         if select.select([terminal], [], [], 0 if ended else 0.1)[0]:
             try:
-                said = (said + os.read(terminal, 65536))[-20_000:]
+                output = (output + os.read(terminal, 65536))[-20_000:]
                 continue
-            except OSError:  # on Linux: nobody holds the other end
+            except OSError:  # Linux raises if no process holds the other end
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=max(0.0, deadline - time.monotonic()))
         if ended or process.poll() is not None:
             break
-    return said
+    return output
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Only where it outlasted its limit, or we were interrupted: end its session, which we started."""
+    """End the session of the process if it is still running (time limit, or an interrupt)."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         try:
@@ -234,6 +259,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _last_lines(said: bytes, count: int = 12) -> str:
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode(errors="replace")).replace("\r", "\n")
+def _last_lines(output: bytes, count: int = 12) -> str:
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode(errors="replace")).replace("\r", "\n")
     return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-count:])

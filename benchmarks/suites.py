@@ -1,4 +1,4 @@
-"""What is measured, and what must be reached. Nothing here imports torch: the contenders are commands."""
+"""The suites: contenders, columns and claims. This file does not import torch, because contenders are commands."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from benchmarks.report import ratio_of
 from benchmarks.rounds import Claim, Column, Contender, Round, Suite, Values
 
 CELEBA_TRAIN = 162_770
-GPU_EPOCHS = 50  # of 3,008 images, for what trains on resident data: the GPU's use is sampled, and an epoch is short
+GPU_EPOCHS = 50  # of 3,008 images, for contenders on resident data: short epochs give too few samples of the GPU
 
 
 @dataclass(frozen=True)
 class Options:
-    """`data_dir` has MNIST in torchvision's layout, `real` says whether its own files; `scratch` is thrown away."""
+    """The options of all suites.
+
+    Args:
+        data_dir: the folder with MNIST in torchvision's layout.
+        real: whether the files in `data_dir` are MNIST itself, not synthetic bytes.
+        scratch: a folder that is removed at the end.
+        device: `cpu` or `cuda`.
+        smoke: whether to use tiny sizes.
+    """
 
     data_dir: Path
     real: bool
@@ -60,39 +68,38 @@ def mnist(options: Options) -> Suite:
 
 
 _NEAR_CORES = (
-    "A host moves a virtual machine's cores about, every few seconds or minutes; where two of them share no cache, "
-    "threads exchange data four times as slowly. That is measured before and after each epoch; images/s, and the "
-    "ratios, are of epochs with near cores (at most twice the shortest exchange seen), where a run has one: each is "
-    "run up to three times until it has. The other epochs are in the column beside."
+    "A host moves a virtual machine's cores every few seconds or minutes. If two cores share no cache, threads "
+    "exchange data four times as slowly. The exchange time is measured before and after each epoch. images/s and the "
+    "ratios come from epochs with near cores (at most twice the shortest exchange time seen), if a run has such an "
+    "epoch; each contender runs up to three times until it has one. The next column has the other epochs."
 )
 
 _ALLOCATOR = (
-    "The bare loops keep freed memory as ours does (`keep_memory` in `vae_lightning/__main__.py`); the peers have the "
+    "The bare loops and ours keep freed memory (`keep_memory` in `vae_lightning/__main__.py`); the peers have the "
     "system's setting."
 )
 
 _MNIST_NOTES = (
-    "images/s: the median over a run's epochs after the first, from the end of the epoch before to the end of this "
-    "one, validation left out (none of them validates). Start-up: from the start of the process to the end of the "
-    "first training step, imports and the reading of data inside.",
+    "images/s: the median over a run's epochs after the first, each measured from the end of the previous epoch, "
+    "without validation. Start-up: from the start of the process to the end of the first training step, with imports "
+    "and the reading of data.",
     _NEAR_CORES,
     _ALLOCATOR,
     "Ours trains on 50,000 images an epoch and keeps 10,000 to validate on; the others train on 60,000. Ours has 6/5 "
-    "as many epochs, so that each has seen as many images when its ELBO is taken.",
-    "Test ELBO: 10,000 test images, one z each, by the same code. On grey pixels for `reference`, `plain_lightning` "
-    "and `pythae` (cross-entropy with grey values, no likelihood of anything), on pixels thresholded at a half for "
-    "`reference_threshold`, the others of ours and the ceilings, on a Bernoulli draw for `ours_dynamic`. Only numbers "
-    "of the same pixels compare.",
-    "Thresholding stands for the recipe's scaling to [0, 1] in ours, which refuses grey pixels under a Bernoulli: one "
-    "comparison a pixel in place of one product.",
-    "Each has PyTorch's own threads, its logging and its bar, on a terminal. What torch.compile made in one round lies "
-    "in its cache in the next: the start-up of a compiled contender is the first round's, and then a shorter one.",
+    "as many epochs, so that all have seen equally many images when the ELBO is measured.",
+    "Test ELBO: 10,000 test images, one z each, by the same code. `reference`, `plain_lightning` and `pythae` are "
+    "evaluated on grey pixels (a cross-entropy with grey values, which is no likelihood); `ours_dynamic` on a "
+    "Bernoulli draw; all others on pixels thresholded at a half. Only numbers of the same pixels compare.",
+    "Ours thresholds the pixels, because it refuses grey pixels under a Bernoulli: one comparison per pixel replaces "
+    "the product per pixel of the recipe's scaling to [0, 1].",
+    "Each contender has PyTorch's default threads, its logging and its bar, on a terminal. torch.compile reuses its "
+    "cache from the first round, so a compiled contender starts faster in later rounds.",
 )
 
 
 def _peer(name: str, what: str, options: Options, epochs: int, *arguments: str) -> Contender:
-    given = (f"--data_dir={options.data_dir}", f"--epochs={epochs}", "--seed={seed}")
-    return Contender(name, what, ("-m", "benchmarks.mnist", *arguments, *given))
+    settings = (f"--data_dir={options.data_dir}", f"--epochs={epochs}", "--seed={seed}")
+    return Contender(name, what, ("-m", "benchmarks.mnist", *arguments, *settings))
 
 
 def _mnist_peers(options: Options, epochs: int) -> tuple[Contender, ...]:
@@ -109,25 +116,30 @@ def _mnist_peers(options: Options, epochs: int) -> tuple[Contender, ...]:
 
 
 def _mnist_ours(options: Options, epochs: int) -> tuple[Contender, ...]:
-    given = (options.data_dir, round(epochs * 6 / 5))
+    settings = (options.data_dir, round(epochs * 6 / 5))
     fast = ours.FASTEST["mnist", options.device]
     return (
         ours.mnist(
-            *("ours", f"CLI, float32, {ours.SEVERAL}, thresholded pixels", *given, "threshold", options.real),
+            *("ours", f"CLI, float32, {ours.SEVERAL}, thresholded pixels", *settings, "threshold", options.real),
             *(*ours.FLOAT32, ours.SEVERAL),
         ),
         ours.mnist(
-            *("ours_compiled", f"the same as ours, {ours.COMPILED}", *given, "threshold", options.real),
+            *("ours_compiled", f"the same as ours, {ours.COMPILED}", *settings, "threshold", options.real),
             *(*ours.FLOAT32, ours.SEVERAL, ours.COMPILED),
         ),
         ours.mnist(
-            *("ours_default", "CLI, float32, its default settings", *given, "threshold", options.real),
+            *("ours_default", "CLI, float32, its default settings", *settings, "threshold", options.real),
             *ours.FLOAT32,
         ),
         ours.mnist(
-            "ours_dynamic", "the default, binarised anew in each epoch", *given, "dynamic", options.real, *ours.FLOAT32
+            "ours_dynamic",
+            "the default, binarised anew in each epoch",
+            *settings,
+            "dynamic",
+            options.real,
+            *ours.FLOAT32,
         ),
-        ours.mnist("ours_fast", f"the same as ours, {' '.join(fast)}", *given, "threshold", options.real, *fast),
+        ours.mnist("ours_fast", f"the same as ours, {' '.join(fast)}", *settings, "threshold", options.real, *fast),
     )
 
 
@@ -177,9 +189,12 @@ def _gap(name: str, mine: str, other: str) -> Callable[[Round], float | None]:
 
 
 def _noise(gaps: list[float]) -> float | None:
-    """Below zero by as much as chance alone makes of so few rounds in one of forty measurements: Student's t times the
-    standard error. Each round has its own seed, so the rounds differ as runs do."""
-    from scipy.stats import t  # type: ignore[import-untyped]  # which scikit-learn brings
+    """The lower bound of a gap that is zero on average: minus Student's t (97.5 %) times the standard error.
+
+    Chance alone falls below this bound in one of forty measurements. Each round has its own seed. Fewer than three
+    rounds give no bound.
+    """
+    from scipy.stats import t  # type: ignore[import-untyped]  # scipy comes with scikit-learn
 
     return None if len(gaps) < 3 else -t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
 
@@ -216,20 +231,20 @@ def celeba(options: Options) -> Suite:
 
 
 _GPU_NOTE = (
-    "GPU busy: the part of the time in which some kernel ran, as the driver has it (nvidia-smi, ten samples a second), "
-    f"over the epochs after the first. Ours and the ceilings have {GPU_EPOCHS} epochs, to be long enough for that."
+    "GPU busy: the fraction of the time in which a kernel ran, as nvidia-smi reports it (ten samples a second), over "
+    f"the epochs after the first. Ours and the ceilings have {GPU_EPOCHS} epochs, so that there are enough samples."
 )
 
 _CELEBA_NOTES = (
     _ALLOCATOR,
-    "The JPEGs are blobs with grain, as large as CelebA's files on average (7.1 kB); the last 64 listed are kept "
-    "from training.",
+    "The JPEGs are blobs with grain, as large as CelebA's files on average (7.1 kB); training leaves out the last 64 "
+    "files.",
     "The network is our ConvEncoder and ConvDecoder for all: channels 32, 64, 128, 256, a hidden layer of 320, 64 "
     "latents; a Gaussian likelihood with sigma 0.1.",
-    "Data alone: per core is per second of processor time, since a second thread reads ahead in ours; the clock's time "
-    "is beside it.",
-    "`prepare`: two sizes in new folders, t(N) = fixed + N cost; the column is fixed + 202,599 cost. Files are in the "
-    "system's cache when it begins, since they were written just before.",
+    "Data alone: the claim per core uses processor time, because a second thread reads ahead in ours. The table also "
+    "has the time by the clock.",
+    "`prepare`: two sizes in new folders, t(N) = fixed + N cost; the column is fixed + 202,599 cost. The files "
+    "have just been written, so they are in the system's cache.",
 )
 
 
@@ -242,7 +257,7 @@ def _celeba_peers(options: Options, data_dir: Path, epochs: int, batch_size: int
     sizes = (f"--epochs={epochs}", f"--batch_size={batch_size}")
     resident = GPU_EPOCHS if options.device == "cuda" and not options.smoke else epochs
     fast = ours.FASTEST["celeba", options.device]
-    given, last = (data_dir, resident, batch_size), "--speed.channels_last=true"
+    settings, last = (data_dir, resident, batch_size), "--speed.channels_last=true"
 
     def ceiling(name: str, setting: str, what: str) -> Contender:
         arguments = (f"--setting={setting}", f"--epochs={resident}", f"--batch_size={batch_size}")
@@ -250,9 +265,9 @@ def _celeba_peers(options: Options, data_dir: Path, epochs: int, batch_size: int
 
     contenders = [
         _celeba(data_dir, "jpeg_lightning", *sizes, what="plain Lightning, JPEG + PIL + ToTensor, 2 workers, float32"),
-        ours.celeba("ours", "CLI on the cache, float32", *given, *ours.FLOAT32),
-        ours.celeba("ours_channels_last", f"the same, {last}", *given, *ours.FLOAT32, last),
-        ours.celeba("ours_fast", f"CLI on the cache, {' '.join(fast)}", *given, *fast),
+        ours.celeba("ours", "CLI on the cache, float32", *settings, *ours.FLOAT32),
+        ours.celeba("ours_channels_last", f"the same, {last}", *settings, *ours.FLOAT32, last),
+        ours.celeba("ours_fast", f"CLI on the cache, {' '.join(fast)}", *settings, *fast),
         ceiling("ceiling", "float32", "bare loop on resident bytes, float32"),
         ceiling("ceiling_channels_last", "channels_last", "bare loop, float32, channels_last"),
         ceiling("ceiling_fast", "bf16_channels_last", "bare loop, bf16 autocast, channels_last"),
@@ -299,7 +314,7 @@ def _celeba_claims(device: str) -> tuple[Claim, ...]:
 
 
 def _celeba_float32(one: Round) -> float | None:
-    """Which layout is the faster one depends on the CPU."""
+    """Ours / ceiling, each in its faster layout; the CPU decides which layout is faster."""
 
     def faster(*names: str) -> float | None:
         rates = [one[name]["images_per_second"] for name in names if name in one]
@@ -310,7 +325,7 @@ def _celeba_float32(one: Round) -> float | None:
 
 
 def _data_gain(one: Round) -> float | None:
-    """Of processor time, that of all threads: by the clock the thread that reads ahead would count for nothing."""
+    """The ratio of processor times. They include the thread that reads ahead, whose work the clock does not show."""
     return ratio_of({"a": one.get("data_jpeg", {}), "b": one.get("data_ours", {})}, "a", "b", "image_cpu_us")
 
 
@@ -346,8 +361,8 @@ def nll(options: Options) -> Suite:
             Claim("value: image by image - ours, nats", _gap("nll", "image_by_image", "ours"), _noise, style=".3f"),
         ),
         notes=(
-            "MNIST's network (784-400-20-400-784) after one epoch, float32 on all; ours holds its sums in float64. The "
-            "first tenth of the images is warm-up. All keep freed memory, as ours does (`keep_memory`).",
+            "MNIST's network (784-400-20-400-784) after one epoch, float32 for all; ours has its sums in float64. The "
+            "first tenth of the images is warm-up. All contenders keep freed memory (`keep_memory`).",
             *(() if options.device == "cuda" else (_NEAR_CORES,)),
         ),
     )
@@ -379,7 +394,7 @@ def startup(options: Options) -> Suite:
     )
 
 
-SMOKE = {  # one of each kind: what differs by a flag alone would take the time and show no more
+SMOKE = {  # one contender of each kind; the others differ only by a flag
     "mnist": ["reference", "plain_lightning", "pythae", "ours_fast", "ceiling_bf16"],
     "celeba": ["jpeg_lightning", "ours_fast", "ceiling_fast", "data_jpeg", "data_ours", "prepare"],
     "nll": ["image_by_image", "pythae", "ours"],

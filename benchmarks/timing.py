@@ -1,4 +1,4 @@
-"""How each contender is timed: the same marks, whether a plain loop sets them or Lightning's hooks do."""
+"""The timing of every contender: the same marks, set by a plain loop or by Lightning's hooks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-OUT = "BENCHMARK_OUT"  # the file that a contender writes its record to
-START = "BENCHMARK_START"  # time.monotonic() when its process was started: one clock for all processes of a machine
+OUT = "BENCHMARK_OUT"  # the file of a contender's record
+START = "BENCHMARK_START"  # time.monotonic() at the start of the process; all processes of a machine share this clock
 
 
 def record(**values: Any) -> None:
@@ -26,12 +26,12 @@ def record(**values: Any) -> None:
 
 
 class Stopwatch:
-    """Marks of one training run.
+    """The marks of one training run.
 
-    `first_step_s`: seconds from the start of the process to the end of the first training step. `epochs`: images, and
-    seconds from the end of the epoch before to the end of this one, less what was paused; `exchange_us`, the greater of
-    `exchange_us()` before and after it; and `ended`, by the clock that all processes share. The first epoch holds the
-    warm-up; whoever reads the record leaves it out.
+    `first_step_s` is the time in seconds from the start of the process to the end of the first training step. `epochs`
+    has an entry for each epoch: the number of images; the seconds since the end of the previous epoch, without pauses;
+    `exchange_us`, the larger of the values before and after the epoch; and `ended`, by the clock that all processes
+    share. The first epoch contains the warm-up, so readers of the record leave it out.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Stopwatch:
         self.epochs.append({"images": images, "seconds": seconds, "exchange_us": exchange, "ended": ended})
 
     def write(self) -> None:
-        unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss: bytes there, KiB elsewhere
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS and in KiB elsewhere
         record(
             first_step_s=self.first_step_s,
             epochs=self.epochs,
@@ -82,11 +82,11 @@ class Stopwatch:
 
 
 def exchange_us(times: int = 40) -> float | None:
-    """Microseconds (the fastest quarter's greatest) in which two threads read what the other has written, 2 x 0.5 MB;
-    None where one thread works, or a GPU.
+    """The time in microseconds in which two threads exchange 2 x 0.5 MB; None with a single thread or a GPU.
 
-    A host moves the cores of a virtual machine about. Where two of them share no cache this takes four times as long,
-    and a small network's step on both of them half as long again: runs compare where it is alike.
+    The result is the lower quartile of `times` exchanges. A host may move the cores of a virtual machine. If two cores
+    share no cache, the exchange takes four times as long, and a step of a small network on both takes half as long
+    again. Runs are comparable only if their exchange times are alike.
     """
     if torch.cuda.is_available() or torch.get_num_threads() == 1:
         return None
@@ -106,9 +106,9 @@ def _wait_for_device() -> None:
 
 
 class EpochTimer(pl.Callback):
-    """Sets the marks of a Lightning run, validation paused; on the CLI: --trainer.callbacks+=<the path of this class>.
+    """Set the marks of a Lightning run; on the CLI: --trainer.callbacks+=<the path of this class>.
 
-    Checkpoints and logging are inside: a user waits for them too.
+    Validation does not count. Checkpoints and logging count, because a user waits for them too.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class EpochTimer(pl.Callback):
 
 
 def count_images(batch: Any) -> int:
-    """Of {"x": [..., B, C, H, W]}, of several of these, of (x, labels), or of x alone."""
+    """The number of images in {"x": [..., B, C, H, W]}, in several such batches, in (x, labels), or in x."""
     if isinstance(batch, (list, tuple)) and isinstance(batch[0], dict):
         return sum(map(count_images, batch))
     x = batch["x"] if isinstance(batch, dict) else batch[0] if isinstance(batch, (list, tuple)) else batch

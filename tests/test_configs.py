@@ -1,4 +1,4 @@
-"""Every shipped config is built and run for a step, and says its command, its result and its cost."""
+"""Every shipped config runs for a step, and its header has a command, a result and a cost."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ MEASURED = {
 
 
 def fault(word: str, said: str) -> str | None:
-    """What is wrong with a header's result or cost: it is measured, or it was not run, which has a reason in words."""
+    """The fault of a header's result or cost; None if it has a number, or `not run:` with a reason in words."""
     if re.match(r"not run\b", said):
         reason = re.match(r"not run: (\w.*)", said, re.DOTALL)
         if reason is None or len(re.findall(r"[a-z]{2,}", reason[1])) < 4:
@@ -98,20 +98,20 @@ def fault(word: str, said: str) -> str | None:
 
 
 def header(text: str) -> str:
-    """The comment at the head of a file, without the signs of a comment."""
+    """The comment at the head of a file, without the comment signs."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
 
 def said_of(word: str, page: str) -> str | None:
-    """What stands behind a word that begins a line, with the lines that are indented under it."""
+    """The text after a word at the start of a line, with the indented lines below; None if the word is absent."""
     found = re.search(rf"^{word} +(\S.*(?:\n +\S.*)*)", page, re.MULTILINE)
     return re.sub(r"\s+", " ", found[1]) if found else None
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_its_experiments_page(name: str) -> None:
-    """The comment at its head gives the command, and result and cost: as numbers, or `not run:` with its reason."""
+    """The header has the command, and the result and cost as numbers, or `not run:` with a reason."""
     page = header((REPOSITORY / name).read_text())
     assert re.search(rf"(vae-lightning train -c |make train CONFIG=){re.escape(name)}\b", page), page
     for word in HEADERS:
@@ -150,7 +150,7 @@ def test_a_header_says_numbers_or_why_there_are_none(word: str, said: str, wrong
 def test_few_images_of_ones_own_neither_blow_up_nor_go_unsaid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Adam's first steps overshot: without a warm-up the third epoch's val/elbo was -424,085, after -22,831."""
+    """Without a warm-up Adam's first steps overshot: val/elbo fell from -22,831 to -424,085 in the third epoch."""
     monkeypatch.chdir(REPOSITORY)
     (tmp_path / "photos").mkdir()
     for number, face in enumerate(draw_faces(torch.arange(160))[0].permute(0, 2, 3, 1).numpy()):

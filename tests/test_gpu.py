@@ -1,4 +1,4 @@
-"""What only a GPU can show: `CUDA_VISIBLE_DEVICES=0 make test ARGS="tests/test_gpu.py"`; skipped without one."""
+"""Tests that need a GPU: `CUDA_VISIBLE_DEVICES=0 make test ARGS="tests/test_gpu.py"`; skipped without one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class NoWaiting(pl.Callback):
-    """From the end of step 3 to the end of step 9, whatever makes the host wait for the device is an error."""
+    """From the end of step 3 to the end of step 9, a call that makes the host wait for the device is an error."""
 
     def __init__(self) -> None:
         self.steps = 0

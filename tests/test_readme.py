@@ -1,4 +1,4 @@
-"""What the README says can be typed: its Python runs, and its commands do what they say, with a small budget."""
+"""The README's Python runs, and its commands do what the README states, with a small budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/reliability.md against the tests: every fault has its row, each test that is named exists, few rows lack one."""
+"""docs/reliability.md agrees with the tests: every fault has a row, each named test exists, few rows lack a test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_a_row_passes_or_says_why_not() -> None:
-    """At most five rows may stay without a test."""
+    """At most five rows have no test."""
     without = []
     for number, _, _, tests, result in ROWS:
         assert re.fullmatch(r"[1-9]\d*|not tested: \w.+", result), number

@@ -1,1 +1,1 @@
-"""Numbers beside the papers: which runs, what was published, what came of them. Not imported by the package."""
+"""Numbers beside the papers: the runs, the published figures, the measured figures. Not imported by the package."""

@@ -1,7 +1,7 @@
-"""`make results`: docs/results.md, and the README's table, from the newest finished run of each row.
+"""`make results`: write docs/results.md and the README's table from the newest finished run of each row.
 
-Without flags it looks for finished runs in <runs-dir>/papers/<row>/, keeps what they found in docs/results.json, and
-writes the pages anew. With --run it makes the runs of a row first; with --record it takes one that was made elsewhere.
+Without flags, the command looks for finished runs in <runs-dir>/papers/<row>/, stores their results in
+docs/results.json, and writes the pages anew. --run first makes the runs of a row. --record takes a run from elsewhere.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--run", nargs="+", default=[], metavar="ROW", help="make the runs of these rows first: train, then test")
-    add("--record", nargs="+", default=[], metavar="ROW=RUN", help="take RUN, a finished run's folder, for ROW")
-    add("--list", action="store_true", help="say the rows and their commands; write nothing")
-    add("--data-dir", help="where MNIST is; default: what the configs say")
-    add("--runs-dir", type=Path, default=Path("runs"), help="runs are made and looked for in <runs-dir>/papers/<row>")
+    add("--record", nargs="+", default=[], metavar="ROW=RUN", help="record RUN, the folder of a finished run, as ROW")
+    add("--list", action="store_true", help="print the rows and their commands; write nothing")
+    add("--data-dir", help="folder of MNIST; default: the folder in the configs")
+    add("--runs-dir", type=Path, default=Path("runs"), help="the runs of a row are in <runs-dir>/papers/<row>")
     add("--args", default="", help="more flags for --run, such as --args=--trainer.devices=1")
     add("--rows", type=Path, default=Path(__file__).parent / "rows.yaml")
-    add("--docs", type=Path, default=ROOT / "docs", help="has results.json and results.md")
-    add("--readme", type=Path, default=ROOT / "README.md", help=f"its table is between {BEGIN} and {END}")
+    add("--docs", type=Path, default=ROOT / "docs", help="folder of results.json and results.md")
+    add("--readme", type=Path, default=ROOT / "README.md", help=f"the file whose table is between {BEGIN} and {END}")
     return parser.parse_args(args)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    given = parse(args)
+    options = parse(args)
     try:
-        rows = read_rows(given.rows)
-        wanted = [_known(name, rows) for name in given.run]
-        if given.list:
+        rows = read_rows(options.rows)
+        wanted = [_known(name, rows) for name in options.run]
+        if options.list:
             print("\n".join(f"{name:<28}{row.command}" for name, row in rows.items()))
             return 0
-        failed = [row.name for row in wanted if not run(row, given)]
-        kept = read_kept(given.docs / "results.json")
+        failed = [row.name for row in wanted if not run(row, options)]
+        kept = read_kept(options.docs / "results.json")
         for name, row in rows.items():
-            kept[name] = collect(row, given.runs_dir, kept.get(name, []), ROOT)
-        for entry in given.record:
+            kept[name] = collect(row, options.runs_dir, kept.get(name, []), ROOT)
+        for entry in options.record:
             name, _, folder = entry.partition("=")
             _replace(kept, _known(name, rows), Path(folder))
-        write(rows, {name: kept[name] for name in rows if kept[name]}, given.docs, given.readme)
+        write(rows, {name: kept[name] for name in rows if kept[name]}, options.docs, options.readme)
     except RowError as error:
         print(f"results: error: {error}", file=sys.stderr)
         return 2
     for name in failed:
-        print(f"results: {name}: a run of it failed; what it said stands above", file=sys.stderr)
+        print(f"results: {name}: a run of this row failed; its output is above", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -66,14 +66,14 @@ def _known(name: str, rows: dict[str, Row]) -> Row:
     return rows[name]
 
 
-def run(row: Row, given: argparse.Namespace) -> bool:
-    """`vae-lightning train` for each seed of the row, one after the other; False where one failed."""
+def run(row: Row, options: argparse.Namespace) -> bool:
+    """Call `vae-lightning train` for each seed of the row; stop and return False if a run fails."""
     if not (ROOT / row.config).is_file():
         raise RowError(f"{row.name}: there is no {row.config}")
     for seed in row.seeds:
-        where = [f"--runs_dir={given.runs_dir}", f"--experiment=papers/{row.name}", f"--seed_everything={seed}"]
-        where += [f"--data.data_dir={given.data_dir}"] if given.data_dir else []
-        command = [sys.executable, "-m", "vae_lightning", "train", *row.arguments, *where, *given.args.split()]
+        where = [f"--runs_dir={options.runs_dir}", f"--experiment=papers/{row.name}", f"--seed_everything={seed}"]
+        where += [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
+        command = [sys.executable, "-m", "vae_lightning", "train", *row.arguments, *where, *options.args.split()]
         print(" ".join(command[1:]), flush=True)
         if subprocess.run(command, cwd=ROOT, check=False).returncode:
             return False
@@ -83,7 +83,7 @@ def run(row: Row, given: argparse.Namespace) -> bool:
 def _replace(kept: Kept, row: Row, folder: Path) -> None:
     record = record_of(row, folder, ROOT)
     if record["seed"] not in row.seeds:
-        raise RowError(f"{folder}: has the seed {record['seed']}, and {row.name} those of {list(row.seeds)}")
+        raise RowError(f"{folder}: has the seed {record['seed']}; the seeds of {row.name} are {list(row.seeds)}")
     others = [one for one in kept[row.name] if one["seed"] != record["seed"]]
     kept[row.name] = sorted([*others, record], key=lambda one: row.seeds.index(one["seed"]))
 

@@ -1,4 +1,4 @@
-"""The table as Markdown: all of it in docs/results.md, its figures between two marks in the README."""
+"""The table as Markdown: all rows in docs/results.md, and the measured rows between two marks in the README."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ BEGIN, END = "<!-- results: written by make results -->", "<!-- end of results -
 HEAD = """\
 # Numbers beside the papers
 
-Written by `make results` from the results of finished runs, which are kept in [results.json](results.json); the rows
-are those of [rows.yaml](../benchmarks/papers/rows.yaml). `make results ARGS="--run ROW"` makes the runs of a row first.
+`make results` writes this page from the results of finished runs, which are stored in [results.json](results.json).
+[rows.yaml](../benchmarks/papers/rows.yaml) defines the rows. `make results ARGS="--run ROW"` first makes the runs of a
+row.
 
-Nats per image on the official test split, lower is better, but for the MIG, which is 1 at best. -log p(x) is estimated
-by K importance samples: an upper bound, on average; beside it, how many of the K were effective. The standard error is
-over test images, or over seeds where there are several; two runs saw the same images, so the error of the gap between
-them is stated too large. Static and dynamic binarisation are different test sets. A published figure was read where its
-source says, which is not always the paper.
+The unit is nats per image on the official test split, where lower is better. The MIG is an exception: 1 is best.
+-log p(x) is estimated by K importance samples and is an upper bound on average; "effective" is the effective number of
+these samples. The standard error is over test images, or over seeds if a row has several. Two runs are tested on the
+same images, so the stated error of the gap between them is too large. Static and dynamic binarisation are different
+test sets. The brackets name the source of a published figure; the source is not always the paper.
 """
 
 
@@ -42,7 +43,7 @@ def _words(bound: str) -> str:
 
 
 def measured(row: Row, records: Sequence[Record], root: Path) -> str:
-    """The figure with what it means nothing without, or `not run` and why."""
+    """The figure with its conditions (K, ELBO, effective samples, seeds), or `not run` and the reason."""
     found = figure(row, records)
     if found is None:
         return f"not run: {_reason(row, records, root)}"
@@ -50,15 +51,15 @@ def measured(row: Row, records: Sequence[Record], root: Path) -> str:
     if row.metric == "test/nll":
         conditions.append(f"K = {records[0]['nll']['num_samples']:,}")
         elbo = figure(row, records, "test/elbo")
-        conditions += [f"ELBO {said(elbo)}"] if elbo else []
+        conditions += [f"ELBO {formatted(elbo)}"] if elbo else []
         ess = figure(row, records, "test/nll_ess")
         conditions += [f"{ess.value:.0f} effective"] if ess else []
     conditions += [f"seeds {', '.join(map(str, row.seeds))}"] if len(row.seeds) > 1 else []
-    return said(found) + (f" ({'; '.join(conditions)})" if conditions else "")
+    return formatted(found) + (f" ({'; '.join(conditions)})" if conditions else "")
 
 
-def said(found: Figure) -> str:
-    """89.73 ± 0.21; more digits for what is small."""
+def formatted(found: Figure) -> str:
+    """Format as 89.73 ± 0.21; numbers below 10 have three digits."""
     digits = 2 if abs(found.value) >= 10 else 3
     error = "" if math.isnan(found.error) else f" ± {found.error:.{digits}f}"
     return f"{found.value:.{digits}f}{error}"
@@ -70,22 +71,22 @@ def _reason(row: Row, records: Sequence[Record], root: Path) -> str:
     if not (root / row.config).is_file():
         return f"there is no {row.config}"
     done = [record["seed"] for record in records]
-    return f"seeds {done} of {list(row.seeds)} are done" if done else "no run of it has been finished"
+    return f"seeds {done} of {list(row.seeds)} are done" if done else "no run of this row has finished"
 
 
 def _commands(row: Row, records: Sequence[Record], root: Path) -> str:
     now = row.recipe(root)
     lines = [f"### {row.name}", "", "```sh", records[0]["command"] if records else row.command, "```"]
     if records and records[0]["command"] != row.command:
-        lines += ["", f"The row has changed since; it is now `{row.command}`."]
+        lines += ["", f"The row has changed since this run; its command is now `{row.command}`."]
     if any(record.get("recipe", now) != now for record in records):  # older records have none
-        lines += ["", f"What `{row.config}` says has changed since."]
+        lines += ["", f"The contents of `{row.config}` have changed since this run."]
     facts = [_facts(record) for record in records] + ([row.remark] if row.remark and records else [])
     return "\n".join([*lines, *(f"\n- {fact}" for fact in facts)])
 
 
 def _facts(record: Record) -> str:
-    """What the figure depends on besides the command, and what it took."""
+    """The further conditions of a figure, and the time of its run."""
     seconds, versions = record["seconds"], record["versions"]
     times = [f"{_time(seconds[part])} to {part}" for part in ("fit", "test") if part in seconds]
     facts = f"seed {record['seed']}, binarisation {record['binarisation']}, {record['precision']}"
@@ -97,20 +98,20 @@ def _time(seconds: float) -> str:
 
 
 def short_table(rows: Mapping[str, Row], kept: Kept, root: Path) -> str:
-    """For the README: the rows that have a figure, and their place there."""
+    """The README's table: the rows that have a figure and `in_readme`."""
     done = [row for row in rows.values() if row.in_readme and figure(row, kept.get(row.name, []))]
     lines = [[row.title, measured(row, kept[row.name], root), row.published or "-", f"`{row.name}`"] for row in done]
     return _table([["what", "measured", "published", "row"], *lines]) if done else "No row has been run yet."
 
 
 def put_between_marks(text: str, table: str) -> str | None:
-    """The text with the table between the two marks; None where it has no such place."""
+    """The text with the table between the two marks; None if the text has no marks."""
     before, found, rest = text.partition(BEGIN)
     _, ended, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table}\n{END}{after}" if found and ended else None
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    """The first row is the head."""
+    """A Markdown table whose first row is the head."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]])

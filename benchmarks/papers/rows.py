@@ -1,4 +1,4 @@
-"""A row of the table: what is run, what was published, and the results of its runs that are kept in the repository."""
+"""A row of the table: its run, the published figure, and the results that the repository keeps of its runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import yaml
 
 Record: TypeAlias = dict[str, Any]
-"""What is kept of a run's results.json."""
+"""The part of a run's results.json that is kept."""
 Kept: TypeAlias = dict[str, list[Record]]
-"""The records of each row, one for each seed."""
+"""The records of each row, one per seed."""
 
 BOUNDS = ("at_most", "at_least", "below", "above")
 KEPT = (
@@ -28,12 +28,12 @@ KEPT = (
 
 
 class RowError(ValueError):
-    """What is wrong with the rows or a run, in one line."""
+    """A mistake in the rows or in a run, in one line."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """See the head of rows.yaml."""
+    """A row of rows.yaml, whose head explains the fields."""
 
     name: str
     title: str
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def command(self) -> str:
-        """What a reader types."""
+        """The command that a reader types."""
         flags = " ".join(self.flags.split())
         return f"make train CONFIG={self.config}" + (f' ARGS="{flags}"' if flags else "")
 
@@ -59,17 +59,17 @@ class Row:
         return ["-c", self.config, *shlex.split(self.flags)]
 
     def recipe(self, root: Path) -> str | None:
-        """A digest of what the config says, whatever its comments do; None where there is none."""
+        """A digest of the config's contents without its comments; None if the file does not exist."""
         path = root / self.config
         if not path.is_file():
             return None
-        said = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        contents = json.dumps(yaml.safe_load(path.read_text()), sort_keys=True, default=str)
+        return hashlib.sha256(contents.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of a row, and its standard error: over images, or over seeds where there are several."""
+    """A number of a row with its standard error, over images or over several seeds."""
 
     value: float
     error: float
@@ -78,18 +78,20 @@ class Figure:
 def read_rows(path: Path) -> dict[str, Row]:
     known = {one.name for one in fields(Row)} - {"name"}
     rows = {}
-    for name, said in yaml.safe_load(path.read_text()).items():
-        unknown, missing = said.keys() - known, {"title", "config"} - said.keys()
+    for name, entry in yaml.safe_load(path.read_text()).items():
+        unknown, missing = entry.keys() - known, {"title", "config"} - entry.keys()
         if unknown or missing:
-            wrong = f"{sorted(unknown)[0]!r} is no part of a row" if unknown else f"{sorted(missing)[0]!r} is missing"
-            raise RowError(f"{path}: {name}: {wrong}; the parts are {', '.join(sorted(known))}")
-        rows[name] = Row(name, **said)
+            wrong = (
+                f"{sorted(unknown)[0]!r} is not a field of a row" if unknown else f"{sorted(missing)[0]!r} is missing"
+            )
+            raise RowError(f"{path}: {name}: {wrong}; the fields are {', '.join(sorted(known))}")
+        rows[name] = Row(name, **entry)
     for row in rows.values():
         for bound, value in row.must.items():
             fits = value in rows if bound in ("below", "above") else isinstance(value, (int, float))
             if bound not in BOUNDS or not fits or len(row.must) > 1:
                 wants = "at_most or at_least and a number, or below or above and a row"
-                raise RowError(f"{path}: {row.name}: must is {dict(row.must)}; it wants one of {wants}")
+                raise RowError(f"{path}: {row.name}: must is {dict(row.must)}; expected one of {wants}")
     return rows
 
 
@@ -97,7 +99,7 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 
 def collect(row: Row, runs: Path, kept: Sequence[Record], root: Path) -> list[Record]:
-    """For each seed the newest finished run in `runs`/papers/<row>, else what was kept; in the order of the seeds."""
+    """For each seed, in order: the newest finished run in `runs`/papers/<row>, else the kept record."""
     found = {record["seed"]: record for record in kept}
     folders = sorted(path.parent for path in (runs / "papers" / row.name).glob("*/results.json"))
     for folder in folders:
@@ -109,18 +111,18 @@ def collect(row: Row, runs: Path, kept: Sequence[Record], root: Path) -> list[Re
 
 
 def _made(run: str) -> str:
-    """The time that a run is named by, to be compared; one with a name of its own counts as older than all of these."""
+    """The time in a run's name, for comparison. A run whose name has no time counts as the oldest."""
     return run if re.match(r"\d{8}-\d{6}", run) else ""
 
 
 def record_of(row: Row, folder: Path, root: Path) -> Record:
-    """What is kept of a run: nothing that holds for one machine's folders alone. The config is taken as it is now."""
+    """The record of a run, without the paths of its machine. The recipe is the config's present contents."""
     try:
         text = (folder / "results.json").read_text()
-        results = json.loads(text, parse_constant=lambda _: None)  # older runs wrote NaN where null is written now
+        results = json.loads(text, parse_constant=lambda _: None)  # older runs wrote NaN in place of null
         record = {name: results[name] for name in KEPT}
         if record["metrics"].get(row.metric) is None:
-            raise RowError(f"{folder}/results.json: has no {row.metric}, which is the figure of {row.name}")
+            raise RowError(f"{folder}/results.json: has no {row.metric}, the figure of {row.name}")
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, RowError):
             raise
@@ -139,7 +141,7 @@ def read_kept(path: Path) -> Kept:
 
 
 def figure(row: Row, records: Sequence[Record], metric: str | None = None) -> Figure | None:
-    """Of a metric, by default the row's own; None where a seed of the row has not been run, or does not know it."""
+    """The figure of a metric (default: the row's own); None if a seed has no run, or its run lacks the metric."""
     name = metric or row.metric
     values = [value for record in records if (value := record["metrics"].get(name)) is not None]
     if len(values) < max(len(row.seeds), len(records)):
@@ -151,7 +153,7 @@ def figure(row: Row, records: Sequence[Record], metric: str | None = None) -> Fi
 
 
 def judged(row: Row, rows: Mapping[str, Row], kept: Kept) -> str:
-    """`met` or `MISSED`, by how much where it is against another row; empty where nothing can be said."""
+    """`met` or `MISSED`, with the gap if the bound is another row; empty without a bound or a figure."""
     mine = figure(row, kept.get(row.name, []))
     if mine is None or not row.must:
         return ""
@@ -165,8 +167,8 @@ def judged(row: Row, rows: Mapping[str, Row], kept: Kept) -> str:
     error = math.hypot(mine.error, other.error)
     digits = 2 if abs(gap) >= 0.1 else 3
     spread = "?" if math.isnan(error) else f"{error:.{digits}f}"
-    said = f"{'met' if gap > 0 else 'MISSED'}: {gap:.{digits}f} ± {spread} {bound} {value}"
+    verdict = f"{'met' if gap > 0 else 'MISSED'}: {gap:.{digits}f} ± {spread} {bound} {value}"
     my_elbo, its_elbo = (figure(one, kept.get(one.name, []), "test/elbo") for one in (row, rows[value]))
     if row.metric != "test/nll" or my_elbo is None or its_elbo is None:
-        return said
-    return f"{said}; ELBO {my_elbo.value - its_elbo.value:+.2f} ± {math.hypot(my_elbo.error, its_elbo.error):.2f}"
+        return verdict
+    return f"{verdict}; ELBO {my_elbo.value - its_elbo.value:+.2f} ± {math.hypot(my_elbo.error, its_elbo.error):.2f}"

@@ -70,7 +70,7 @@ def write_run(runs: Path, row: str, run: str, seed: int = 0, **metrics: float | 
 
 
 class Table:
-    """A folder with rows, runs and a README, and the command on it."""
+    """A folder with rows, runs and a README; a call runs the command in the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.runs, self.docs = folder, folder / "runs", folder / "docs"
@@ -117,7 +117,7 @@ def test_figures_bounds_and_reasons(table: Table) -> None:
 
 @pytest.mark.parametrize("unknown", [None, math.nan])
 def test_a_number_that_is_not_known_is_null(table: Table, unknown: float | None) -> None:
-    """An error of one image, as results.json has it now and had it once (NaN): left out, and the table is JSON."""
+    """An unknown error (null, or NaN in older results) is left out, and the table is strict JSON."""
     write_run(table.runs, "first", "20260102-000000-aaaa", nll=89.0, nll_stderr=unknown, elbo=unknown)
     write_run(table.runs, "second", "20260102-000000-aaaa", nll=88.0, nll_stderr=0.2)
     assert table() == 0
@@ -152,17 +152,20 @@ def test_a_row_that_changed_since_its_run_says_so(table: Table) -> None:
     (table.folder / "rows.yaml").write_text(ROWS.replace("num_samples=50", "num_samples=60"))
     assert table() == 0
     page = (table.docs / "results.md").read_text()
-    assert 'it is now `make train CONFIG=configs/vae/digits.yaml ARGS="--nll.num_samples=60"`' in page
+    assert 'its command is now `make train CONFIG=configs/vae/digits.yaml ARGS="--nll.num_samples=60"`' in page
     assert table.kept["first"][0]["command"].endswith('--nll.num_samples=50"')
 
 
 def test_a_config_that_changed_since_a_run_is_said(table: Table) -> None:
-    """Its contents, not its comments; of a record from before recipes were kept nothing is said."""
+    """A change of the contents is reported, not of the comments. Old records without a recipe report no change."""
 
     def says_so(config: str) -> bool:
         (table.folder / "a.yaml").write_text(config)
         assert table() == 0
-        return f"What `{table.folder}/a.yaml` says has changed since." in (table.docs / "results.md").read_text()
+        return (
+            f"The contents of `{table.folder}/a.yaml` have changed since this run."
+            in (table.docs / "results.md").read_text()
+        )
 
     (table.folder / "rows.yaml").write_text(ROWS.replace("configs/vae/digits.yaml", str(table.folder / "a.yaml")))
     write_run(table.runs, "first", "20260102-000000-aaaa", nll=89.0, nll_stderr=0.2)
@@ -240,7 +243,7 @@ def test_a_run_without_the_figure_is_refused(table: Table, capsys: pytest.Captur
     ("wrong", "said"),
     [
         ("a: {title: x}", "'config' is missing"),
-        ("a: {title: x, config: y, flag: z}", "'flag' is no part of a row"),
+        ("a: {title: x, config: y, flag: z}", "'flag' is not a field of a row"),
         ("a: {title: x, config: y, must: {at_last: 3}}", "at_last"),
         ("a: {title: x, config: y, must: {at_most: low}}", "a number"),
         ("a: {title: x, config: y, must: {below: b}}", "below"),
@@ -265,7 +268,7 @@ def test_the_error_of_a_gap() -> None:
 
 
 def test_the_projects_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each row of part D of the plan has its command; what a row leaves to the defaults is there."""
+    """Each row has a command and an existing config, and each published figure has a source."""
     rows = read_rows(REPOSITORY / "benchmarks" / "papers" / "rows.yaml")
     assert {"static-vae", "static-vamp", "dynamic-resnet-iaf", "sprites-beta-tc"} <= rows.keys()
     for row in rows.values():
@@ -278,7 +281,7 @@ def test_the_projects_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_pages_are_those_of_the_rows_and_their_records() -> None:
-    """As `make results` writes them; and no row has both a figure and a reason for having none."""
+    """The pages equal the output of `make results`; no row has both a figure and a reason for having none."""
     rows = read_rows(REPOSITORY / "benchmarks" / "papers" / "rows.yaml")
     kept = read_kept(REPOSITORY / "docs" / "results.json")
     assert (REPOSITORY / "docs" / "results.md").read_text() == page(rows, kept, REPOSITORY)
@@ -289,7 +292,7 @@ def test_the_pages_are_those_of_the_rows_and_their_records() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_row_is_run(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `--run` types is a training of this project's own, once for each seed, which leaves results to collect."""
+    """`--run` starts this project's training once for each seed."""
     typed = []
 
     class Done:

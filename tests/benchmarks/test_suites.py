@@ -1,4 +1,4 @@
-"""What the benchmark compares is alike, and what it claims follows from what it measured."""
+"""The benchmark compares equal settings, and its claims follow from its measurements."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def claim(suite: Suite, words: str) -> Claim:
 
 
 def test_data_alone_is_judged_by_the_time_of_all_threads(tmp_path: Path) -> None:
-    """A second thread halves the clock's time, and not the work."""
+    """A second thread halves the time by the clock, not the processor time."""
     one = {"data_jpeg": {"image_us": 400.0, "image_cpu_us": 400.0}, "data_ours": {"image_us": 4.0, "image_cpu_us": 8.0}}
     found = suite(tmp_path, "cpu")
     assert claim(found, "data alone").value(one) == 50
@@ -43,7 +43,7 @@ def test_data_alone_is_judged_by_the_time_of_all_threads(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_ours_is_held_against_the_ceiling_of_its_own_setting(device: str, tmp_path: Path) -> None:
-    """Compiled against compiled, uncompiled against uncompiled; float32 without TF32, as the bare loop has it."""
+    """Compiled is compared with compiled, and uncompiled with uncompiled; float32 has no TF32, like the bare loop."""
     found = suite(tmp_path, device)
     compiled = [each.name for each in found.contenders if any("compiled" in word for word in each.command)]
     is_compiled = ours.COMPILED in ours.FASTEST["celeba", device]
@@ -65,7 +65,7 @@ def test_the_drivers_lines_are_read(line: str, expected: float | None) -> None:
 
 
 def test_the_gpu_counts_after_the_first_epoch_alone() -> None:
-    """Not its start-up, nor what comes after the last step."""
+    """Samples during start-up and after the last step do not count."""
     samples = [(0.5, 0.0), (1.5, 90.0), (2.5, 100.0), (3.5, 0.0)]
     epochs = [{"ended": 1.0}, {"ended": 2.0}, {"ended": 3.0}]
     assert gpu.busy(samples, epochs) == {"gpu_busy": 95}
@@ -91,7 +91,7 @@ def test_samples_come_while_the_contender_runs(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_rate_is_that_of_epochs_with_near_cores() -> None:
-    """The first epoch, the warm-up, counts for neither; without a near one, or on a GPU, all of the others count."""
+    """The first epoch (warm-up) never counts. Without an epoch of near cores, or on a GPU, all others count."""
     epochs = [
         {"images": 10, "seconds": s, "exchange_us": us} for s, us in ((9, 60.0), (1, 70.0), (2, 300.0), (5, 280.0))
     ]

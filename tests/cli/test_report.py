@@ -1,4 +1,4 @@
-"""The last lines of a run: of a model without the slots of the shipped ones, too."""
+"""The last lines of a run, also for a model without the slots of the shipped models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the collapse report measures, on which images. What it concludes: `test_verdict.py`."""
+"""The measurements of the collapse report and the choice of its images. `test_verdict.py` tests its conclusions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def deaf_decoder(model: VAE) -> None:
 
 
 def test_a_decoder_that_ignores_z_costs_exactly_nothing() -> None:
-    """The same image under two equal distributions: a difference of 0, not a small one, however unlike the images."""
+    """The same image has two equal distributions, so the difference is exactly 0, however unlike the images are."""
     model = healthy()
     with torch.no_grad():
         deaf_decoder(model)
@@ -56,7 +56,7 @@ def test_a_decoder_that_ignores_z_costs_exactly_nothing() -> None:
 
 
 def test_the_swap_is_of_z_between_examples() -> None:
-    """log p(x_b|z_b) - log p(x_b|z_(b-1)), against the decoder run on the z of the neighbour."""
+    """log p(x_b|z_b) - log p(x_b|z_(b-1)) equals the result of running the decoder on the neighbour's z."""
     model = healthy()
     trace = model.trace({"x": X}, 3)
     swapped = model.likelihood(model.decoder(trace.latents["z"].z.roll(1, 1))).log_prob(X)
@@ -72,7 +72,7 @@ def silent_trainer(*callbacks: pl.Callback) -> pl.Trainer:
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of loaders without workers
 @pytest.mark.parametrize("sizes", [[16, 16, 8], [39, 1], [1] * 40])
 def test_the_callback_counts_each_image_once_up_to_its_number(sizes: list[int]) -> None:
-    """Whatever the batches, also those of one image, which has no other to swap with in its own batch."""
+    """The count holds for all batch sizes, also for a batch of one image, which has no partner in its own batch."""
     model, batches = healthy().float(), DataLoader([{"x": part} for part in X.float().split(sizes)], batch_size=None)  # type: ignore[arg-type]
     for asked, counted in ((20, 20), (1000, 40)):
         report = CollapseReport(num_images=asked)
@@ -134,8 +134,10 @@ class Brightness(VAE):
 @pytest.mark.parametrize("is_sorted", [True, False])
 @pytest.mark.parametrize("eval_batch_size", [30, 500])
 def test_a_sorted_test_set_costs_what_a_shuffled_one_costs(is_sorted: bool, eval_batch_size: int) -> None:
-    """16 pixels, each 1/2 nat off where black meets white, which is every second pair: 4 nats. Not 0, as it is among
-    the first 200 of a sorted set, and not 8, as it is for neighbours in the other."""
+    """Every second pair swaps black and white: 1/2 nat in each of 16 pixels, 4 nats on average.
+
+    The first 200 images of a sorted set would give 0, and neighbours in the alternating set would give 8.
+    """
     data = BlackAndWhite(is_sorted, eval_batch_size=eval_batch_size)
     report = CollapseReport(num_images=200)
     trainer = silent_trainer(report)
@@ -148,7 +150,7 @@ def test_a_sorted_test_set_costs_what_a_shuffled_one_costs(is_sorted: bool, eval
 
 @pytest.mark.parametrize("num_images", [100, 1000])
 def test_the_batch_size_changes_nothing(num_images: int) -> None:
-    """The same images, pairs and noise: the same numbers, though 100 are not all of the 355."""
+    """The images, pairs and noise are the same, so the numbers are equal, also for 100 of the 355 images."""
     found = []
     for size in (20, 44):
         data = Digits(eval_batch_size=size)
@@ -163,13 +165,13 @@ def test_the_batch_size_changes_nothing(num_images: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 100, 101, 201])
 def test_no_image_is_swapped_with_itself(count: int) -> None:
-    """About a hundred are measured at once, and never one alone: its cost would be 0."""
+    """Parts of about a hundred images are measured at once; a part of one image would have a cost of 0."""
     x = torch.randn(count, *IMAGE_SHAPE, dtype=torch.float64)
     assert (measure(healthy(), {"x": x})["swap_cost"] != 0).all()
 
 
 def test_rows_are_spread_and_shuffled() -> None:
-    """A tenth of 5,000: each tenth of the set gives a tenth of them, in no order, whatever the batches."""
+    """Of 500 rows out of 5,000, each tenth of the set gives a tenth, in random order, for all batch sizes."""
     whole, cut = SpreadRows(500), SpreadRows(500)
     whole.add({"x": torch.arange(5000)}, 0)
     for part in torch.arange(5000).split(700):
@@ -190,24 +192,27 @@ QUIET = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.enabl
 
 @pytest.mark.filterwarnings("ignore")  # as on the command line
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--model.objective.beta=1000"], "z is not used: KL 0"),
-        ([], "z is not used: it says next to nothing of the image (mutual information 0.0"),
-        (["--model.objective=FreeBits"], "z is not used: it says next to nothing of the image (mutual information 0.0"),
+        ([], "z is not used: it carries almost no information about the image (mutual information 0.0"),
+        (
+            ["--model.objective=FreeBits"],
+            "z is not used: it carries almost no information about the image (mutual information 0.0",
+        ),
     ],
 )
 def test_a_run_ends_with_it(
-    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A huge beta collapses q(z|x); after an epoch of ten steps z has a KL and says nothing: the last lines say so."""
+    """The last lines report a q(z|x) collapsed by a huge beta, and a z with a KL but no information after one epoch."""
     monkeypatch.chdir(Path(__file__).parents[2])
     args = ["train", "-c", "configs/vae/digits.yaml", f"--runs_dir={tmp_path}", *SHORT, *QUIET, *flags]
     assert main(args) == 0
     (results,) = tmp_path.rglob("results.json")
     found = json.loads(results.read_text())
-    assert found["collapse"][0].startswith(said)
-    if "KL 0" not in said:
+    assert found["collapse"][0].startswith(message)
+    if "KL 0" not in message:
         assert f"(mutual information {found['metrics']['test/mutual_information/z']:.3f} +- " in found["collapse"][0]
     shown = capsys.readouterr().out
     assert f"latents     {found['collapse'][0]}\n" in shown
@@ -215,7 +220,7 @@ def test_a_run_ends_with_it(
 
 
 def test_a_model_that_is_given_pixels_is_asked_for_the_others_alone() -> None:
-    """The neighbour's own known pixels are no surprise: the cost stays finite."""
+    """The known pixels of the neighbour's image have no density, so the cost stays finite."""
     x = (torch.rand(6, 1, 4, 4) < 0.5).float()
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)
     mask[..., 1] = True

@@ -1,4 +1,4 @@
-"""Disentanglement scores where the answer is known: a code that is the factors, turned, repeated, mixed, or noise."""
+"""Disentanglement scores of codes with known scores: the factors themselves, turned, repeated, mixed, or noise."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PERFECT = FACTORS + 1e-3 * NOISE
 
 
 Score = Callable[[NDArray, NDArray], float | tuple[float, ...]]
-FEW_TREES = partial(dci, num_trees=10)  # the laws hold with any number, and a hundred take ten times as long
+FEW_TREES = partial(dci, num_trees=10)  # the laws hold for any number of trees, and a hundred take ten times as long
 SCORES: list[Score] = [mutual_information_gap, separated_attribute_predictability, factor_vae_score, FEW_TREES]
 
 
 def of(score: Score, codes: NDArray) -> list[float]:
-    """The score as a list: DCI has three."""
+    """The score as a list, because DCI has three numbers."""
     return np.atleast_1d(score(codes, FACTORS)).tolist()
 
 
@@ -59,7 +59,7 @@ def test_order_sign_and_scale_of_the_dimensions_do_not_matter(score: Score) -> N
 
 @pytest.mark.parametrize("score", SCORES)
 def test_noise_scores_nothing(score: Score) -> None:
-    """But for chance, which is one third of the FactorVAE score's votes, and in each factor one value of all."""
+    """Only chance remains: one third of the FactorVAE score's votes, and one value of all in each factor."""
     chance = {factor_vae_score: [1 / 3], FEW_TREES: [0, 0, np.mean([1 / size for size in SIZES])]}
     assert of(score, NOISE) == pytest.approx(chance.get(score, [0]), abs=0.08)
 
@@ -75,7 +75,7 @@ def test_a_dimension_that_is_constant_changes_nothing(score: Score) -> None:
 
 
 def test_a_factor_that_two_dimensions_hold_has_no_gap() -> None:
-    """MIG and SAP lose that factor's third; a dimension still holds one factor, but the factor is not in one."""
+    """MIG and SAP lose this factor's third. Each dimension holds one factor, but two dimensions hold the factor."""
     codes = np.concatenate([PERFECT, FACTORS[:, :1] + 1e-3 * NOISE[:, 1:2]], 1)
     assert mutual_information_gap(codes, FACTORS) == pytest.approx(2 / 3, abs=0.01)
     assert separated_attribute_predictability(codes, FACTORS) == pytest.approx(2 / 3, abs=0.01)
@@ -87,7 +87,7 @@ def test_a_factor_that_two_dimensions_hold_has_no_gap() -> None:
 
 
 def test_a_turned_code_says_as_much_and_is_disentangled_no_more() -> None:
-    """Two factors in two dimensions alike: their gaps are 0, a third is left; what can be predicted stays."""
+    """Two dimensions hold two factors alike: their gaps are 0 and a third remains; predictions stay accurate."""
     codes = turned(PERFECT)
     assert mutual_information_gap(codes, FACTORS) == pytest.approx(1 / 3, abs=0.05)
     assert separated_attribute_predictability(codes, FACTORS) == pytest.approx(1 / 3, abs=0.03)
@@ -98,7 +98,7 @@ def test_a_turned_code_says_as_much_and_is_disentangled_no_more() -> None:
 
 
 def test_two_factors_in_one_dimension() -> None:
-    """A dimension that holds two factors is entangled, though each factor is in one dimension: 1 - log 2 / log 3."""
+    """One dimension of two factors has disentanglement 1 - log 2 / log 3."""
     codes = np.stack([FACTORS[:, 0] + 3 * FACTORS[:, 1], FACTORS[:, 2]], 1) + 1e-3 * NOISE[:, :2]
     found = FEW_TREES(codes, FACTORS)
     assert found.completeness > 0.98
@@ -107,14 +107,14 @@ def test_two_factors_in_one_dimension() -> None:
 
 
 def test_mutual_information_gap_by_hand() -> None:
-    """One bit of a factor of two bits in one dimension, nothing in the other: a gap of one half."""
+    """One dimension holds one bit of a factor of two bits, the other none: the gap is one half."""
     factor = np.arange(400) % 4
     codes = np.stack([factor // 2, (np.arange(400) // 4) % 2], 1).astype(float)
     assert mutual_information_gap(codes, factor[:, None]) == pytest.approx(0.5, abs=1e-9)
 
 
 def test_more_values_than_bins() -> None:
-    """20 bins cannot tell 40 values apart: the score of a perfect code is log 20 / log 40."""
+    """20 bins cannot distinguish 40 values, so the score of a perfect code is log 20 / log 40."""
     factor = np.arange(4000) % 40
     codes = np.stack([factor + 0.5, RANDOM.normal(size=4000)], 1)
     gap = np.log(20) / np.log(40)
@@ -124,14 +124,14 @@ def test_more_values_than_bins() -> None:
 
 @pytest.mark.parametrize("score", SCORES)
 def test_a_factor_that_never_moves_is_found_nowhere(score: Score) -> None:
-    """Beside three perfect ones: three quarters of each mean; the votes on it are lost, all or some."""
+    """A constant factor beside three perfect ones leaves three quarters of each mean; it loses votes."""
     still = np.concatenate([FACTORS, np.zeros((2000, 1), int)], 1)
     found = np.atleast_1d(score(PERFECT, still))
     assert found[min(1, len(found) - 1)] == pytest.approx(0.75, abs=0.02 if score is not factor_vae_score else 0.1)
 
 
 def test_the_error_of_a_mean_is_its_standard_error() -> None:
-    """s / sqrt(N), on average over splits; of both parts of a score that has two."""
+    """The average over splits is s / sqrt(N), for both parts of a score with two parts."""
     codes = RANDOM.normal(size=(60, 2)) * [1.0, 30.0]
     found = standard_error(lambda codes, _: tuple(codes.mean(0)), codes, FACTORS[:60], num_splits=4000)
     assert found == pytest.approx(codes.std(0, ddof=1) / np.sqrt(60), rel=0.04)
@@ -142,7 +142,7 @@ QUICK = partial(factor_vae_score, num_votes=100)
 
 @pytest.mark.parametrize("score", [mutual_information_gap, separated_attribute_predictability, QUICK])
 def test_the_error_of_a_score_is_its_spread_over_samples(score: Score) -> None:
-    """Of 40 other samples of 800 images: within a factor of 1.6, for ten splits know it to a fifth."""
+    """The error is within a factor 1.6 of the spread over 40 samples of 800 images; ten splits know it to a fifth."""
     drawn = [np.stack([RANDOM.integers(size, size=800) for size in SIZES], 1) for _ in range(40)]
     codes = [factors + 1.5 * RANDOM.normal(size=(800, 3)) for factors in drawn]
     spread = np.std([score(c, f) for c, f in zip(codes, drawn, strict=True)], ddof=1)
@@ -151,7 +151,7 @@ def test_the_error_of_a_score_is_its_spread_over_samples(score: Score) -> None:
 
 
 def test_few_images_of_many_values_are_no_warning() -> None:
-    """40 orientations, of which the halves of 200 images train on 50: their error is found without a word."""
+    """Halves of 200 images train on 50 images of 40 orientations; the error is computed without a warning."""
     factor = RANDOM.integers(40, size=(200, 1))
     errors = standard_error(partial(dci, num_trees=2), factor + RANDOM.normal(size=(200, 2)), factor, num_splits=2)
     assert np.isfinite(errors).all()
@@ -159,7 +159,7 @@ def test_few_images_of_many_values_are_no_warning() -> None:
 
 @pytest.mark.parametrize("score", SCORES)
 def test_a_code_that_never_moves_scores_nothing(score: Score) -> None:
-    """But for chance: the share of the value that is the commonest where the trees learned."""
+    """Only chance remains: the test share of the value that is commonest among the training images."""
     train, test = FACTORS[::2], FACTORS[1::2]
     commonest = np.mean([np.mean(b == np.bincount(a).argmax()) for a, b in zip(train.T, test.T, strict=True)])
     chance = {factor_vae_score: [1 / 3], FEW_TREES: [0, 0, commonest]}
@@ -175,7 +175,7 @@ def entangled(count: int) -> tuple[NDArray, NDArray]:
 
 
 def test_the_scores_of_disentanglement_lib_on_the_same_codes() -> None:
-    """What its own functions say of these codes; its trees are drawn anew, which moves the third digit of DCI."""
+    """The scores equal those of its own functions; its trees are random, which changes the third digit of DCI."""
     codes, factors = entangled(600)
     assert mutual_information_gap(codes, factors) == pytest.approx(0.457003, abs=5e-7)
     found = dci(codes, factors)
@@ -185,7 +185,7 @@ def test_the_scores_of_disentanglement_lib_on_the_same_codes() -> None:
 
 
 def test_dci_by_its_formulas_from_scikit_learns_boosted_trees() -> None:
-    """With all of their defaults; rows weigh by their importance, entropies have the base of their length."""
+    """The trees have their defaults, rows count by their importance, entropies have the base of their length."""
     codes, factors = entangled(600)
     fitted = [GradientBoostingClassifier(random_state=0).fit(codes[::2], factor[::2]) for factor in factors.T]
     r = np.stack([trees.feature_importances_ for trees in fitted], 1)  # [5, 3]
@@ -197,7 +197,7 @@ def test_dci_by_its_formulas_from_scikit_learns_boosted_trees() -> None:
 
 
 def test_dci_is_of_images_that_are_spread_over_all() -> None:
-    """Sorted by a factor, of which the first half of the images has two values of four."""
+    """The images are sorted by a factor, so the first half has only two of its four values."""
     codes, factors = entangled(600)
     order = np.argsort(factors[:, 2], kind="stable")
     codes, factors = codes[order], factors[order]

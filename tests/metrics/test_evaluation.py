@@ -1,4 +1,4 @@
-"""What stands beside the NLL at test: each number against the model whose answer is known, over batches and ranks."""
+"""The metrics beside the NLL: each agrees with a model whose answer is known, for all batches and ranks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ QUIET = {
 
 
 def trace_of(q: Distribution, p: Distribution | None = None, num_samples: int = 1, x: Tensor | None = None) -> Trace:
-    """A trace with one latent, z; its x and p(x|z) are of no matter unless given."""
+    """A trace with one latent, z. Its x and p(x|z) are placeholders unless the test passes x."""
     z = q.sample((num_samples,))
     x = torch.zeros(z.shape[1], 1, 2, 2) if x is None else x
     p_x = Independent(Normal(torch.zeros(num_samples, *x.shape), 1.0), 3)
@@ -59,7 +59,7 @@ def trace_of(q: Distribution, p: Distribution | None = None, num_samples: int = 
 
 
 def found(metric: Evaluator, *traces: Trace, data: ImageDataModule | None = None) -> dict[str, Any]:
-    assert metric.misfit(traces[0], data) is None
+    assert metric.why_not_applicable(traces[0], data) is None
     metric.begin(MODEL, data)
     for trace in traces:
         metric.update(trace, {"x": trace.x})
@@ -86,7 +86,7 @@ def test_every_sample_is_effective_at_the_exact_posterior() -> None:
 
 
 def test_effective_samples_are_those_of_the_weights() -> None:
-    """The same noise in one piece, by the formula; and far weights do not underflow."""
+    """The formula on the same noise gives the same result; weights of distant images do not underflow."""
     model = linear_gaussian(ELBO)
     for x in (X[:20], 100 * X[:20]):
         torch.manual_seed(5)
@@ -102,7 +102,7 @@ def test_effective_samples_are_those_of_the_weights() -> None:
 
 
 def test_rate_and_distortion_at_the_exact_posterior() -> None:
-    """R + D = -log p(x) there, on average; the standard error covers the difference."""
+    """At the exact posterior R + D = -log p(x) on average, within the standard error."""
     model = linear_gaussian(ELBO)
     set_exact_posterior(model)
     numbers = found(RateDistortion(), *(model.trace({"x": x}, 200) for x in X.split([17, 23])))
@@ -138,8 +138,10 @@ def test_a_density_that_does_not_factorise_has_no_kl_for_each_dimension() -> Non
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 @pytest.mark.parametrize("prior", [MixtureOfNormals, partial(VampPrior, num_components=5)])
 def test_a_prior_that_is_no_product_has_no_kl_for_each_dimension(prior: PriorRecipe) -> None:
-    """A mixture over codes that are a product: the log of a sum has no parts that add up. Neither in the trace nor in
-    what a test finds; the latent is judged by its whole KL."""
+    """The log of a mixture is not a sum over dimensions. Neither the trace nor the test has a KL by dimension.
+
+    The latent is judged by its whole KL.
+    """
     evaluation, collapse = Evaluation([LatentUnits()]), CollapseReport()
     torch.manual_seed(0)
     model = VAE((1, 8, 8), 3, prior=prior, likelihood=partial(Likelihood, num_steps=16))
@@ -158,7 +160,7 @@ def test_a_prior_that_is_no_product_has_no_kl_for_each_dimension(prior: PriorRec
 
 @pytest.mark.parametrize("sizes", [[600], [1, 250, 349]])
 def test_active_units(sizes: list[int]) -> None:
-    """Means that vary by 1, by a little more than 0.01 and by less, and by nothing around a large value."""
+    """The means have a variance of 1, slightly above 0.01, slightly below 0.01, and 0 around a large value."""
     means = torch.randn(600, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     means = (means - means.mean(0)) / means.std(0, unbiased=False)
     means = means * torch.tensor([1.0, 0.0101**0.5, 0.0099**0.5, 0.0]) + torch.tensor([0.0, 0.0, 0.0, 1e3])
@@ -168,7 +170,7 @@ def test_active_units(sizes: list[int]) -> None:
 
 
 def test_a_relaxed_category_has_a_density_and_so_its_information() -> None:
-    """A mean in closed form it has not, as flows have none: another matter. 40 images, two codes: log 2 nats."""
+    """40 images have two codes: log 2 nats. The missing closed-form mean does not matter for the information."""
     logits = 60 * torch.eye(2, dtype=torch.float64)[torch.arange(40) % 2]
     trace = trace_of(
         RelaxedCategorical((2,))(logits), FamilyPrior((2,), RelaxedCategorical)(), x=torch.zeros(40, 1, 2, 2)
@@ -177,7 +179,7 @@ def test_a_relaxed_category_has_a_density_and_so_its_information() -> None:
 
 
 def test_units_of_a_flow_are_counted_by_samples_without_bias() -> None:
-    """A q without a mean: E_q[z] is estimated, and the noise of the estimate does not count as activity."""
+    """If q has no mean, E_q[z] is estimated, and the noise of the estimate does not count as activity."""
 
     class NoMean(TransformedDistribution):
         arg_constraints = {}  # noqa: RUF012 - as torch has it
@@ -191,7 +193,7 @@ def test_units_of_a_flow_are_counted_by_samples_without_bias() -> None:
 
 
 def test_a_latent_below_another_is_averaged_over_it() -> None:
-    """q(z|x, z') has a mean for each sample of z': the units are those of the mean over them."""
+    """q(z|x, z') has a mean for each sample of z'; the units belong to the average of these means."""
     x = torch.randn(2000, 1)
     above = torch.randn(8, 2000, 1)
     q = normal(torch.cat([x + above, above], -1), 0.1)
@@ -217,7 +219,7 @@ def test_information_adds_up_to_the_rate_at_the_same_samples() -> None:
 
 
 def test_codes_far_apart_name_their_image() -> None:
-    """I(x;z) = log N where no two posteriors meet; where all are one, z says nothing, and the gap is the whole rate."""
+    """I(x;z) = log N if no two posteriors overlap. If all are equal, I is 0 and the gap is the whole rate."""
     apart = found(Information(), trace_of(normal(1e3 * torch.arange(30.0)[:, None])))
     assert apart["mutual_information/z"] == pytest.approx(math.log(30), abs=1e-5)
     alike = found(Information(), trace_of(normal(torch.full((30, 1), 2.0))))
@@ -245,7 +247,7 @@ def test_information_of_gaussians_is_known() -> None:
 def test_information_is_left_out_where_the_aggregate_cannot_be_had(q: Distribution, said: str) -> None:
     z = q.sample((1,)) if len(q.batch_shape) == 1 else q.sample()
     trace = Trace(torch.zeros(2, 1, 2, 2), normal(torch.zeros(1, 2, 3)), {"z": Latent(z, q, standard(3))})
-    assert said in (Information().misfit(trace, None) or "")
+    assert said in (Information().why_not_applicable(trace, None) or "")
 
 
 # -- reconstructions --------------------------------------------------------------------------------------------------
@@ -275,7 +277,7 @@ def test_small_images_have_no_ssim() -> None:
 
 
 def test_the_sprites_own_factors_score_one(tmp_path: Path) -> None:
-    """Codes that are the factors, by the data module's own batches. MIG: 20 bins cannot tell 40 or 32 values apart."""
+    """The codes are the factors of the data module's batches. MIG is below 1: 20 bins cannot distinguish 40 values."""
     data = ProceduralSprites(str(tmp_path), num_images=6000, eval_batch_size=170)
     data.prepare_data()
     metric = Disentanglement(num_trees=3)
@@ -283,7 +285,7 @@ def test_the_sprites_own_factors_score_one(tmp_path: Path) -> None:
     for batch in data.test_dataloader():
         assert batch["label"].shape[1] == len(data.factors) == 5
         trace = trace_of(normal(batch["label"].double(), 1e-3), x=batch["x"])
-        assert metric.misfit(trace, data) is None
+        assert metric.why_not_applicable(trace, data) is None
         metric.update(trace, batch)
     scores = metric.compute()
     assert min(scores["sap"], scores["factor_vae_score"]) > 0.98
@@ -306,7 +308,7 @@ def run_test(evaluation: Evaluation, eval_batch_size: int = 500, latent_size: in
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_numbers_do_not_depend_on_the_batch_size() -> None:
-    """What has no noise in it, to rounding; the rest to its standard error."""
+    """Numbers without noise agree to rounding, the others within their standard error."""
     whole, cut = Evaluation(), Evaluation()
     a, b = run_test(whole), run_test(cut, eval_batch_size=100)
     assert a.keys() == b.keys()
@@ -325,7 +327,7 @@ def test_numbers_do_not_depend_on_the_batch_size() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_a_latent_of_one_dimension_has_lists_of_one_number() -> None:
-    """In the details of results.json, where a latent of more dimensions has its own, and not among the metrics."""
+    """The lists are in the details of results.json, as for larger latents, and not among the metrics."""
     evaluation = Evaluation([LatentUnits()])
     numbers = run_test(evaluation, latent_size=1)
     details = evaluation.results()["details"]
@@ -343,7 +345,7 @@ def test_what_is_asked_for_and_does_not_apply_is_refused(evaluation: Evaluation)
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 def test_errors_of_the_terms_are_those_of_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """s / sqrt(N) of what the steps of all batches have said of each image, and of their parts; the means as logged."""
+    """The errors are s / sqrt(N) of the terms of all images, and the means are the logged ones."""
     said: list[dict[str, Tensor]] = []
     step = VAE.test_step
 
@@ -390,14 +392,14 @@ def join(store: str, rank: int) -> None:
 
 
 class Still(VAE):
-    """Its samples are all alike, so that no noise tells one rank's share from another's."""
+    """A model whose samples are all equal, so that the ranks' shares do not differ by noise."""
 
     def sample(self, n: int) -> Tensor:
         return torch.full((n, 1, 8, 8), 0.25)
 
 
 def over_images(rank: int, world_size: int) -> dict[str, Any]:
-    """Every metric on this rank's share of 41 images, in batches of 8, with samples that belong to the images."""
+    """The results of every metric for this rank's share of 41 images in batches of 8, with fixed samples."""
     generator = torch.Generator().manual_seed(3)
     x = torch.rand(41, 1, 12, 12, generator=generator, dtype=torch.float64)
     mean = torch.randn(41, 2, generator=generator, dtype=torch.float64)
@@ -420,7 +422,7 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
 
 
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
-    """41 images: batches of 8, 8 and 8 on one rank, of 8, 8 and 1 on the other. This process is rank 0."""
+    """Of 41 images one rank has batches of 8, 8 and 8, the other 8, 8 and 1. This process is rank 0."""
     one, store = over_images(0, 1), str(tmp_path / "store")
     env = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
     other = subprocess.Popen([sys.executable, "-W", "ignore", "-c", RANK_ONE, store], env=env)

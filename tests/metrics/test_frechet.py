@@ -1,4 +1,4 @@
-"""The Frechet distance and the classifier that it looks through: known distances, named extractors, no download."""
+"""The Frechet distance and its classifier: known distances, named extractors, no download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from tests.helpers import REPOSITORY, TrainedRun, trained_run
 from vae_lightning.__main__ import main
 from vae_lightning.data import Digits, ImageDataModule, Images, ProceduralSprites
 from vae_lightning.metrics import FID, FrechetDistance
-from vae_lightning.metrics.classifier import Classifier, columns, load_classifier, prepare_classifier, train_classifier
+from vae_lightning.metrics.classifier import (
+    Classifier,
+    label_columns,
+    load_classifier,
+    prepare_classifier,
+    train_classifier,
+)
 from vae_lightning.metrics.frechet import _Frechet
 from vae_lightning.models import VAE
 from vae_lightning.trace import Trace
@@ -27,7 +33,7 @@ NO_TRACE = Trace(torch.zeros(2, 1, 8, 8), torch.distributions.Normal(0.0, 1.0))
 
 
 class Fixed(ImageDataModule):
-    """The images that it is given."""
+    """A data module of fixed images."""
 
     image_shape = (1, 8, 8)
 
@@ -40,7 +46,7 @@ class Fixed(ImageDataModule):
 
 
 class FirstPixels(nn.Module):
-    """Two features: so the distance is that of two small Gaussians."""
+    """An extractor of two features, so that the distance is that of two small Gaussians."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)[:, :2]
@@ -78,7 +84,7 @@ def test_the_distance_of_a_set_from_itself_is_nothing_and_a_shift_counts_squared
 
 
 def test_a_spread_counts_by_the_difference_of_deviations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Diagonal Gaussians with equal means: the sum of (sigma - sigma')^2."""
+    """For diagonal Gaussians with equal means the distance is the sum of (sigma - sigma')^2."""
     pixels = torch.randint(0, 256, (4000, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
     x = pixels.float() / 255
     narrow = iter((0.5 + 0.25 * (x - 0.5)).split(500))
@@ -88,7 +94,7 @@ def test_a_spread_counts_by_the_difference_of_deviations(monkeypatch: pytest.Mon
 
 
 def test_no_two_samples_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight batches of a VAE's own samples: each has its own, whatever the batch, and a second test has the same."""
+    """All samples of eight batches of a VAE differ, and a second test draws the same samples."""
     drawn: list[Tensor] = []
     sample = VAE.sample
 
@@ -109,7 +115,7 @@ def test_no_two_samples_have_the_same_noise(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_distance_is_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By numpy from the same float32 features, to 1e-10: a float32 has seven digits."""
+    """The distance agrees with numpy's on the same float32 features to 1e-10; a float32 sum has seven digits."""
     pixels = torch.randint(0, 256, (400, 1, 8, 8), generator=GENERATOR, dtype=torch.uint8)
     x = pixels.float() / 255
     metric = InFirstPixels()
@@ -152,9 +158,9 @@ def test_several_labels_are_learned_side_by_side(tmp_path: Path) -> None:
     data = ProceduralSprites(str(tmp_path), num_images=60)
     data.prepare_data()
     images = data.images("train")
-    classifier = Classifier(data.image_shape, (columns(images).amax(0) + 1).tolist())
+    classifier = Classifier(data.image_shape, (label_columns(images).amax(0) + 1).tolist())
     assert [logits.shape[1] for logits in classifier.logits(torch.zeros(2, *data.image_shape))] == [3, 6, 40, 32, 32]
-    labels = columns(images)[:4]
+    labels = label_columns(images)[:4]
     loss = classifier.loss(torch.zeros(4, *data.image_shape), labels)
     expected = torch.log(torch.tensor([3.0, 6, 40, 32, 32])).sum()
     assert loss.item() == pytest.approx(expected.item(), rel=0.2)  # untrained: nearly uniform
@@ -179,10 +185,10 @@ def test_a_classifier_of_other_data_is_refused(tmp_path: Path) -> None:
 
 def test_what_does_not_apply() -> None:
     few = Fixed(torch.zeros(100, 1, 8, 8, dtype=torch.uint8))
-    assert "no labels" in str(FrechetDistance().misfit(NO_TRACE, few))
-    assert "needs 4 test images" in str(InFirstPixels().misfit(NO_TRACE, Fixed(few.pixels[:3])))
-    assert InFirstPixels().misfit(NO_TRACE, few) is None
-    assert FrechetDistance().misfit(NO_TRACE, Digits()) is None
+    assert "no labels" in str(FrechetDistance().why_not_applicable(NO_TRACE, few))
+    assert "need 4 test images" in str(InFirstPixels().why_not_applicable(NO_TRACE, Fixed(few.pixels[:3])))
+    assert InFirstPixels().why_not_applicable(NO_TRACE, few) is None
+    assert FrechetDistance().why_not_applicable(NO_TRACE, Digits()) is None
     with pytest.raises(UserError, match="num_steps"):
         FrechetDistance(num_steps=0)
 
@@ -190,11 +196,11 @@ def test_what_does_not_apply() -> None:
 def test_inception_needs_its_package_and_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metric, digits = FID(str(tmp_path / "inception.pth")), Digits()
     monkeypatch.setattr("vae_lightning.metrics.frechet.find_spec", lambda _: None)
-    assert "torch-fidelity is not installed" in str(metric.misfit(NO_TRACE, digits))
+    assert "torch-fidelity is not installed" in str(metric.why_not_applicable(NO_TRACE, digits))
     monkeypatch.setattr("vae_lightning.metrics.frechet.find_spec", lambda _: object())
-    assert "inception.pth" in str(metric.misfit(NO_TRACE, digits))
+    assert "inception.pth" in str(metric.why_not_applicable(NO_TRACE, digits))
     (tmp_path / "inception.pth").write_bytes(b"")
-    assert "needs 4096 test images; there are 355" in str(metric.misfit(NO_TRACE, digits))
+    assert "need 4096 test images; there are 355" in str(metric.why_not_applicable(NO_TRACE, digits))
 
 
 # -- by the command line ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Missing pixels: the chain leaves the others alone, and has the law that it claims on the linear-Gaussian model."""
+"""Imputation keeps observed pixels, and has the stated distribution on the linear-Gaussian model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODELS: dict[str, LatentVariableModel] = {
 
 
 def law_of_the_rest(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of p(x_missing|x_observed) where x ~ N(b, W W^T + sigma^2 I)."""
+    """Mean and covariance of p(x_missing|x_observed) for x ~ N(b, W W^T + sigma^2 I)."""
     w, b = weights(model)
     covariance = w @ w.T + SIGMA**2 * torch.eye(len(b), dtype=torch.float64)
     m, o = MISSING.flatten(), ~MISSING.flatten()
@@ -37,7 +37,7 @@ def law_of_the_rest(model: VAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def far_from_the_posterior() -> VAE:
-    """q is wider than p(z|x) and beside it, in a model whose pixels say much of z: the correction has work to do."""
+    """A model whose q is wider than p(z|x) and has other means, so that the correction has an effect."""
     model = linear_gaussian(ELBO)
     set_exact_posterior(model)
     encoder = list(model.encoder.modules())[-1]
@@ -47,7 +47,7 @@ def far_from_the_posterior() -> VAE:
 
 
 def standardised_distance(model: VAE, corrected: bool, num_steps: int) -> tuple[float, float]:
-    """How far mean and covariance of 4,000 chains' last draws are from the law, in standard errors: the largest."""
+    """The largest deviations of mean and covariance of 4,000 chains' last draws, in standard errors."""
     torch.manual_seed(1)
     x = torch.randn(1, *IMAGE_SHAPE, dtype=torch.float64)
     mean, covariance = law_of_the_rest(model, x)
@@ -67,14 +67,14 @@ def test_the_corrected_chain_has_the_right_law_whatever_q_is() -> None:
 
 
 def test_the_plain_chain_is_off_where_q_is_off() -> None:
-    """The negative control: the same model, the same number of steps, without accepting and rejecting."""
+    """The negative control: the same model and number of steps, without rejections."""
     off_mean, _ = standardised_distance(far_from_the_posterior(), corrected=False, num_steps=120)
     assert off_mean > 50
 
 
 @pytest.mark.parametrize("corrected", [False, True])
 def test_both_chains_have_the_right_law_at_the_exact_posterior(corrected: bool) -> None:
-    """There every proposal is accepted."""
+    """At the exact posterior every proposal is accepted."""
     model = linear_gaussian(ELBO)
     set_exact_posterior(model)
     assert max(standardised_distance(model, corrected, num_steps=40)) < 4
@@ -92,7 +92,7 @@ def test_the_acceptance_is_a_share() -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("num_steps", [1, 5])
 def test_observed_pixels_stay_as_they_are(name: str, num_steps: int) -> None:
-    """Exactly, for every model; missing ones are drawn: 0 or 1 by a Bernoulli, and their means are probabilities."""
+    """Observed pixels are unchanged for every model. Missing pixels are draws of 0 or 1, their means probabilities."""
     batch = {"x": torch.rand(6, *SHAPE).round(), "label": torch.arange(6)}
     missing = draw_missing(batch["x"], 0.6)
     missing[..., 2] = False  # what `by column` is given
@@ -136,7 +136,7 @@ def test_what_a_model_is_given_cannot_be_missing() -> None:
 
 
 def test_missing_error_is_over_the_missing_pixels() -> None:
-    """Two of four are missing, off by 0.5 and 0.1: (0.25 + 0.01) / 2; the others do not count."""
+    """Two of four pixels are missing, with errors of 0.5 and 0.1: (0.25 + 0.01) / 2. The others do not count."""
     x = torch.tensor([0.0, 1.0, 0.0, 1.0]).view(1, 1, 2, 2)
     guess = torch.tensor([0.5, 0.9, 0.7, 0.2]).view(1, 1, 2, 2)
     missing = torch.tensor([True, True, False, False]).view(1, 1, 2, 2)
@@ -144,7 +144,7 @@ def test_missing_error_is_over_the_missing_pixels() -> None:
 
 
 def test_the_share_of_missing_pixels_is_the_one_asked_for() -> None:
-    """In all channels of a pixel at once."""
+    """A missing pixel is missing in all of its channels."""
     missing = draw_missing(torch.zeros(50, 3, 20, 20), 0.8)
     assert missing.shape == (50, 1, 20, 20)
     assert missing.double().mean().item() == pytest.approx(0.8, abs=0.015)

@@ -1,4 +1,4 @@
-"""The importance-sampled likelihood against the model whose log p(x) is known."""
+"""The importance-sampled likelihood agrees with a model whose log p(x) is known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ X = torch.randn(6, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1), dty
 
 
 def test_converges_to_the_exact_log_p() -> None:
-    """With an inexact q, 50,000 samples come within 0.02 nats, and 10 are below on average."""
+    """With an inexact q, 50,000 samples are within 0.02 nats, and 10 samples are too low on average."""
     model = linear_gaussian(ELBO)
     set_exact_posterior(model)
     with torch.no_grad():
@@ -36,7 +36,7 @@ def test_converges_to_the_exact_log_p() -> None:
 
 
 def test_the_networks_run_in_full_precision_for_it_whatever_they_train_in() -> None:
-    """Under bf16-mixed the test's own ELBO is of bfloat16 networks, and each of the K weights of float32 ones."""
+    """Under bf16-mixed the test's ELBO uses bfloat16 networks, and the K importance weights use float32 ones."""
     model, dtypes = VAE((1, 8, 8), 2, likelihood=partial(Binomial, num_steps=16)), []
     model.decoder.register_forward_hook(lambda *call: dtypes.append((len(call[2]), call[2].dtype)))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -49,7 +49,7 @@ def test_the_networks_run_in_full_precision_for_it_whatever_they_train_in() -> N
 
 @pytest.mark.parametrize(("num_samples", "chunk_size"), [(1, 20), (7, 3), (20, 20), (21, 20)])
 def test_every_sample_counts_once_whatever_the_chunk(num_samples: int, chunk_size: int) -> None:
-    """At the exact posterior each weight is p(x): a sample too many or too few would show as log((K +- 1) / K)."""
+    """At the exact posterior each weight is p(x); a wrong number of samples would differ by log((K +- 1) / K)."""
     model = linear_gaussian(ELBO)
     set_exact_posterior(model)
     found = log_marginal_likelihood(model, {"x": X}, num_samples, chunk_size)
@@ -82,7 +82,7 @@ def test_no_trace_is_larger_than_a_chunk_nor_than_a_cache(
 
 @pytest.mark.parametrize("chunk_size", [50, 7])
 def test_the_sums_over_samples_are_in_double_precision(chunk_size: int) -> None:
-    """Of a float32 model's weights, at -10^5 nats, where float32 has steps of 2^-7: the exact sums to 1e-9."""
+    """The sums are exact to 1e-9 for log weights of -10^5 nats, at which float32 has steps of 2^-7."""
     model, x = linear_gaussian(ELBO), 300 * X.float()
     set_exact_posterior(model)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_the_sums_over_samples_are_in_double_precision(chunk_size: int) -> None:
 
 
 def test_weights_that_underflow_do_not() -> None:
-    """log p(x) below -2,000 nats: e^(log w) is 0 in any float, the estimate is finite and exact."""
+    """The estimate is exact for log p(x) below -2,000 nats, at which e^(log w) is 0 in every float type."""
     model = linear_gaussian(ELBO)
     set_exact_posterior(model)
     far = 200 * X
@@ -111,7 +111,7 @@ def test_weights_that_underflow_do_not() -> None:
 
 @pytest.mark.parametrize("sizes", [(12,), (5, 5, 2), (1,) * 12])
 def test_mean_and_standard_error(sizes: tuple[int, ...]) -> None:
-    """Those of all values together, whatever the batches; a large offset costs no digits."""
+    """The result is that of all values together for all batch sizes; a large offset loses no digits."""
     values: Tensor = 1e4 + torch.randn(12, dtype=torch.float64)
     metric = MeanAndError()
     for part in values.split(list(sizes)):
@@ -136,7 +136,7 @@ def test_states_stay_in_double_precision() -> None:
 def test_bits_per_dimension_where_they_mean_something(
     likelihood: FamilyRecipe, dequantise: bool, offset: float | None
 ) -> None:
-    """nll / (D log 2) for a mass; with log2 of the number of levels added for dequantised data; else not logged."""
+    """The number is nll / (D log 2) for a mass; dequantised data add log2 of the levels; a density has none."""
     model = VAE((1, 8, 8), 2, likelihood=likelihood)
     trainer = pl.Trainer(
         accelerator="cpu",

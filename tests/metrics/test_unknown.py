@@ -1,4 +1,4 @@
-"""What is not known is said to be unknown: the error of fewer than two images, of an information at its ceiling."""
+"""Unknown numbers are reported as unknown: the error of fewer than two images, and of an information at its limit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUIET = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--nll.num_sampl
 
 
 def strict_json(path: Path) -> dict[str, Any]:
-    """As JSON is: NaN and Infinity are no part of it."""
+    """Read strict JSON, which has neither NaN nor Infinity."""
     return dict(json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path}: {name}")))
 
 
@@ -43,7 +43,7 @@ def strict_json(path: Path) -> dict[str, Any]:
 def test_a_test_of_one_image_has_no_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`+- ?` on the screen, null in results.json, an empty cell in metrics.csv; the means are there."""
+    """The errors are `+- ?` on the screen, null in results.json, empty cells in metrics.csv; the means are numbers."""
     monkeypatch.chdir(REPOSITORY)
     assert main(["train", "-c", DIGITS, *SHORT, *QUIET, *ONE_IMAGE, f"--runs_dir={tmp_path}"]) == 0
     run = only(tmp_path, "vae/digits/*")
@@ -67,7 +67,7 @@ def test_a_test_of_one_image_has_no_errors(
 
 
 def test_numbers_that_are_not_finite_are_null() -> None:
-    """Wherever they stand; others stay as they are."""
+    """They become null at every depth; all other values are unchanged."""
     value = {"a": math.inf, "b": [math.nan, -math.inf, 1.5, 3], "c": {"d": (math.nan, "NaN", None, True)}}
     expected = {"a": None, "b": [None, None, 1.5, 3], "c": {"d": [None, "NaN", None, True]}}
     assert _with_nulls(value) == expected
@@ -84,7 +84,7 @@ def test_fewer_than_two_examples_have_no_error(count: int, shape: tuple[int, ...
     assert error.isnan().all()
     assert mean.isnan().all() if count == 0 else (mean == 2.5).all()
     metric.update(torch.full((2, *shape), 2.5))
-    assert (metric.compute()[1] == 0).all()  # of three that are alike it is known
+    assert (metric.compute()[1] == 0).all()  # the error of three equal values is known
 
 
 def test_of_one_value_there_is_no_error() -> None:
@@ -100,7 +100,7 @@ def test_it_is_shown_as_a_question() -> None:
 
 
 def test_the_units_of_one_image_are_not_known() -> None:
-    """Neither is the error of its rate; the KL of each dimension is."""
+    """The error of the rate is unknown too; the KL of each dimension is known."""
     trace = trace_of(normal(torch.tensor([[1.0, 0.0]])))
     numbers = {**found(LatentUnits(), trace), **found(RateDistortion(), trace)}
     assert math.isnan(numbers["active_units/z"])
@@ -111,14 +111,14 @@ def test_the_units_of_one_image_are_not_known() -> None:
 
 
 def test_a_fitted_prior_is_worth_something_of_unknown_error() -> None:
-    """One held-out image, as `fit-prior` reports it."""
+    """The report of `fit-prior` with one held-out image."""
     encoded = Encoded(torch.zeros(1, 1, 2), torch.full((1, 1), -7.0))
     said = report(VAE((1, 8, 8), latent_size=2), StandardNormal((2,)), encoded)
     assert "ELBO        -7.00 +- ? -> -7.00 +- ? nats/image with the fitted prior, a gain of 0.00 +- ?" in said
 
 
 def test_scores_of_too_few_images_are_not_known() -> None:
-    """No two share a value, so that no group has a variance; of three, one half is a single image."""
+    """If no two images share a value, no group has a variance. Of three images, one half has a single image."""
     codes, factors = np.random.default_rng(0).normal(size=(6, 2)), np.stack([np.arange(6)] * 2, 1)
     assert math.isnan(factor_vae_score(codes, factors))
     assert np.isnan(standard_error(mutual_information_gap, codes[:3], factors[:3]))
@@ -129,7 +129,7 @@ def test_scores_of_too_few_images_are_not_known() -> None:
 
 
 def apart(distance: float, num_images: int = 200) -> dict[str, Any]:
-    """Codes of width 1 on a line, so far apart."""
+    """The information of codes of width 1 on a line, `distance` apart."""
     torch.manual_seed(0)
     return found(Information(), trace_of(normal(distance * torch.arange(num_images, dtype=torch.float64)[:, None])))
 
@@ -146,7 +146,7 @@ def test_information_within_a_twentieth_of_its_ceiling_has_no_error(distance: fl
 
 
 class Sharp(VAE):
-    """q(z|x) = N(100 x, 1) of the first pixels that vary: an image's name."""
+    """q(z|x) = N(100 x, 1) of the first pixels that vary, which identify the image."""
 
     def encode(self, x: Tensor) -> Independent:
         return Independent(Normal(100 * x[:, 0, 2:5].flatten(1), 1.0), 1)
@@ -154,7 +154,7 @@ class Sharp(VAE):
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of loaders without workers
 def test_a_test_at_the_ceiling_logs_no_error() -> None:
-    """By Lightning: NaN among the callback's metrics, which results.json makes null."""
+    """The callback's metrics hold NaN, which results.json makes null; the loggers do not get the error."""
     evaluation = Evaluation([Information()])
     trainer = silent_trainer(evaluation)
     trainer.test(Sharp((1, 8, 8), 24, likelihood=partial(Binomial, num_steps=16)), datamodule=Digits(), verbose=False)

@@ -1,4 +1,4 @@
-"""The verdict on the latents: models whose sickness is known by construction, and numbers that point two ways."""
+"""The verdict on the latents: models with a known problem, and numbers that contradict each other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def same_for_all(mean: float, sigma: float, rows: slice = slice(None)) -> Callab
 
 
 def of_width(sigma: float) -> Callable[[VAE], None]:
-    """Its means are those of the exact posterior."""
+    """Give q(z|x) this sigma and the means of the exact posterior."""
 
     def change(model: VAE) -> None:
         last(model.encoder).weight[2:] = 0
@@ -55,7 +55,7 @@ def leave_it(model: VAE) -> None: ...
 
 
 def verdict_of(model: VAE, *others: pl.Callback) -> Verdict:
-    """By Lightning, the report before the callbacks that it learns from."""
+    """The verdict of a Lightning test in which the report stands before the other callbacks."""
     report = CollapseReport()
     torch.manual_seed(0)
     batches = DataLoader([{"x": part} for part in X.split(90)], batch_size=None)  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def verdict_of(model: VAE, *others: pl.Callback) -> Verdict:
     return report.verdict
 
 
-SAYS_NOTHING = "z is not used: it says next to nothing of the image ("
+SAYS_NOTHING = "z is not used: it carries almost no information about the image ("
 CASES = {
     "healthy": (leave_it, []),
     "collapsed to the prior": (same_for_all(0, 1), ["z is not used: KL 0 nats an image, q(z|x) has collapsed"]),
@@ -78,7 +78,7 @@ CASES = {
     "a dead dimension": (same_for_all(0, 1, slice(1, 2)), ["1 of 2 dimensions of z are dead"]),
     "a dimension alike for all": (
         same_for_all(0.5, 1, slice(1, 2)),
-        ["1 of 2 dimensions of z cost KL and say nothing"],
+        ["1 of 2 dimensions of z cost KL without information"],
     ),
     "no width": (of_width(1e-4), ["2 of 2 dimensions of z are all but deterministic"]),
     "great width": (of_width(50.0), [SAYS_NOTHING, "2 of 2 dimensions of z have a q(z|x) more than 10 times as wide"]),
@@ -89,8 +89,10 @@ CASES = {
 @pytest.mark.parametrize("is_evaluated", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_each_sickness_by_its_name(case: str, is_evaluated: bool) -> None:
-    """What is broken is found, with a remedy, in one line each, and what is not is not; with or without the mutual
-    information and the active units."""
+    """Each problem is found, with one line and a remedy, and nothing else is.
+
+    This holds with and without the mutual information and the active units.
+    """
     break_it, said = CASES[case]
     model = healthy().float()
     with torch.no_grad():
@@ -107,7 +109,7 @@ def test_each_sickness_by_its_name(case: str, is_evaluated: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # as above
 def test_the_numbers_are_those_of_the_evaluation() -> None:
-    """The verdict names what stands in the line above it, or what stands in for that."""
+    """The verdict names the numbers of `Evaluation`, or the moments of q that replace them."""
     evaluation, away = Evaluation(), healthy().float()
     with torch.no_grad():
         same_for_all(3, 1)(away)
@@ -123,7 +125,7 @@ def test_the_numbers_are_those_of_the_evaluation() -> None:
 
 @pytest.mark.filterwarnings("ignore")  # as above
 def test_information_at_its_ceiling_is_said_to_be() -> None:
-    """Codes of no width name their image: log N, with no error, and the line says what that is."""
+    """Codes of no width identify their image: the information is log N without an error, and the line explains it."""
     model = healthy().float()
     with torch.no_grad():
         of_width(1e-4)(model)
@@ -136,8 +138,10 @@ def test_information_at_its_ceiling_is_said_to_be() -> None:
 @pytest.mark.filterwarnings("ignore")  # as above
 @pytest.mark.parametrize("is_evaluated", [True, False])
 def test_a_flow_is_judged_by_the_rest(is_evaluated: bool) -> None:
-    """It has neither moments nor an information: its KL, its units and the swap cost are known. Untrained, z does not
-    tell images apart, though the decoder reads it."""
+    """A flow has no moments and no information; its KL, units and swap cost are known.
+
+    In an untrained model z does not distinguish images, though the decoder reads z.
+    """
     data, report = Digits(), CollapseReport()
     torch.manual_seed(0)
     model = VAE(data.image_shape, 3, posterior=partial(IAF, num_steps=1), likelihood=partial(Binomial, num_steps=16))
@@ -151,7 +155,7 @@ def test_a_flow_is_judged_by_the_rest(is_evaluated: bool) -> None:
     )
 
 
-# -- numbers that point two ways --------------------------------------------------------------------------------------
+# -- numbers that disagree ---------------------------------------------------------------------------------------------
 
 
 def judged(
@@ -161,7 +165,7 @@ def judged(
     active: float | None = None,
     **kls: float,
 ) -> Verdict:
-    """Of 100 images, with that swap cost and its standard error; the latents have these KLs, by default z has 5."""
+    """The verdict of 100 images with this swap cost and error; the latents have these KLs, by default z has 5."""
     spread = torch.linspace(-1, 1, 100, dtype=torch.float64)
     use = {"swap_cost": cost + 10 * cost_error * spread / spread.std()}
     use |= {f"kl/{name}": torch.full((100,), kl) for name, kl in (kls or {"z": 5.0}).items()}
@@ -183,8 +187,8 @@ def judged(
             1.0,
             "it is not clear whether the decoder uses its latents: another image's z costs 0.30",
         ),
-        ((0.0, 0.04), (3.0, 0.05), 1.0, "the decoder does not use what its latents say of the image"),
-        ((0.0, 0.04), (3.0, math.nan), 1.0, "the decoder does not use what its latents say of the image"),
+        ((0.0, 0.04), (3.0, 0.05), 1.0, "the decoder does not use the information in its latents"),
+        ((0.0, 0.04), (3.0, math.nan), 1.0, "the decoder does not use the information in its latents"),
         ((3.0, 0.4), (0.05, 0.02), 1.0, SAYS_NOTHING),  # and the line names the 3 nats
         ((0.0, 0.004), (0.05, 0.02), 1.0, SAYS_NOTHING),
         ((0.3, 0.4), None, 0.0, SAYS_NOTHING),
@@ -201,7 +205,7 @@ def judged(
 def test_numbers_that_disagree(
     cost: tuple[float, float], information: tuple[float, float] | None, active: float | None, said: str | None
 ) -> None:
-    """What is within its errors of both is called not clear; what is clear by one number is not denied by another."""
+    """A number within its errors of both answers is not clear; a clear number is not overruled by an unclear one."""
     verdict = judged(*cost, information, active)
     first = verdict.findings[0] if verdict.findings else ""
     assert first.startswith(said) if said else verdict.findings == []
@@ -213,9 +217,11 @@ def test_numbers_that_disagree(
 
 
 def test_the_decoder_ignores_z_only_where_nothing_changes() -> None:
-    """A mean of 0 is both: of differences that cancel, and of differences that are nothing."""
+    """A mean of 0 has two causes: differences that cancel, and differences of zero."""
     assert judged(0.0, 1e-4, (3.0, 0.1)).findings[0].startswith("the decoder ignores its latents")
-    assert judged(0.0, 0.03, (3.0, 0.1)).findings[0].startswith("the decoder does not use what its latents say")
+    assert (
+        judged(0.0, 0.03, (3.0, 0.1)).findings[0].startswith("the decoder does not use the information in its latents")
+    )
 
 
 @pytest.mark.parametrize("cost", [math.nan, math.inf])

@@ -18,7 +18,7 @@ from tests.helpers import REPOSITORY
 from vae_lightning.__main__ import main
 from vae_lightning.data import ImageFolder, cache
 from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
-from vae_lightning.metrics.classifier import grey
+from vae_lightning.metrics.classifier import grey_images
 from vae_lightning.storage.archive import ImageArchive
 from vae_lightning.storage.cache import Contents, Header
 from vae_lightning.storage.files import read_bytes, read_file
@@ -75,7 +75,7 @@ def test_each_split_is_verified_at_its_own_images(tmp_path: Path, folder: Path, 
     with pytest.raises(UserError, match="were damaged after they were written"):
         images.verify(torch.tensor([image - first]))
     with pytest.raises(UserError, match="were damaged after they were written"):
-        grey(images, torch.tensor([image - first]))  # what metrics read beside the loaders
+        grey_images(images, torch.tensor([image - first]))  # what metrics read beside the loaders
     other = 419 - 300 if image == 300 else 0 if image != 420 else 79
     images.verify(torch.tensor([other]))
 

@@ -1,4 +1,4 @@
-"""A prior fitted after training: the command, its file, its numbers, and one line for each mistake."""
+"""A prior fitted after training: the command, its file, its numbers, and one-line errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(trained: TrainedRun, tmp_path: Path) -> Path:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *args: object) -> str:
-    """The one line that a command ends in."""
+    """The single line of error that a command prints."""
     capsys.readouterr()
     assert main([str(arg) for arg in args]) == 2
     said = capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_mistakes_on_the_command_line_are_one_line_each(run: Path, capsys: pytes
 
 
 def test_the_fitted_prior_replaces_the_models_own(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
-    """The same density as before it was written, from a recipe with settings of its own."""
+    """The prior read from the file has the same density, also for a recipe with settings."""
     monkeypatch.setattr(Prior, "fit_steps", 50)
     checkpoint, recipe = run / CHECKPOINT, partial(LearnedNormal, min_sigma=0.01)
     model = load_model(checkpoint)
@@ -165,7 +165,7 @@ MAP_PRIORS = [partial(MixtureOfFullNormals, num_components=2), LearnedNormal, pa
 
 @pytest.mark.parametrize("recipe", MAP_PRIORS)
 def test_a_prior_is_fitted_to_latent_maps(monkeypatch: pytest.MonkeyPatch, recipe: PriorRecipe) -> None:
-    """Of N(3, 1/4) in each place: it says more of them than N(0, I), and samples are maps."""
+    """Latents from N(3, 1/4) are likelier under the fitted prior than under N(0, I), and samples are maps."""
     monkeypatch.setattr(Prior, "fit_steps", 100)
     model = VAE((1, 8, 8), (2, 3, 3))
     assert encode(model, [{"x": torch.zeros(4, 1, 8, 8)}], "the test").z.shape == (4, 1, 2, 3, 3)
@@ -191,7 +191,7 @@ SPACES: list[tuple[PriorRecipe, PriorRecipe, bool]] = [
 
 @pytest.mark.parametrize(("own", "fitted", "fits"), SPACES)
 def test_a_prior_over_another_space_is_not_fitted(own: PriorRecipe, fitted: PriorRecipe, fits: bool) -> None:
-    """A mixture of Gaussians on a simplex has a density as high as one likes, and the gain in it is none."""
+    """A mixture of Gaussians on a simplex has an unbounded density, so its gain is meaningless."""
     if fits:
         check_space(own((4,)), fitted)
         return
@@ -218,7 +218,7 @@ def test_an_empty_set_and_a_model_without_one_prior_are_refused() -> None:
 
 
 def test_every_fittable_prior_is_stopped_by_held_out_latents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 40 training latents in 8 dimensions the fit keeps the state that held-out ones like best, and not the last."""
+    """A fit on 40 latents in 8 dimensions keeps the state that is best on held-out latents, not the last."""
     monkeypatch.setattr(Prior, "fit_steps", 200)
     z, held_out = torch.randn(40, 8), torch.randn(2000, 8)
     prior = MixtureOfFullNormals((8,), 5)

@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_impute_writes_a_picture_and_says_numbers(
     runs: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five rows for each ten images; numbers of the chain and of the mean image, and what is wrong of binary pixels."""
+    """Five rows for each ten images; the errors of chain and mean image, and of binary pixels."""
     corrected = ["--corrected"] if name in ("VAE", "DLGM") else []
     assert main(["impute", str(runs[name]), "--missing=0.8", "--steps=4", "--num_images=12", *corrected]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -72,7 +72,7 @@ def test_impute_writes_a_picture_and_says_numbers(
 
 
 def test_the_images_are_spread_over_the_test_set(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is said of them, and a file may be sorted by class: not the first ones."""
+    """The images are spread over the set and not the first ones, because a file may be sorted by class."""
     seen: list[Tensor] = []
     monkeypatch.setattr(
         "vae_lightning.verbs.impute.impute",

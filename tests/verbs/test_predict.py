@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 
 def predict(run: Path, *flags: str) -> dict[str, np.ndarray]:
-    """What the command wrote; the file must not be there before, and must load without pickles."""
+    """The arrays that the command wrote. The file must be new and must load without pickles."""
     split = next((flag.partition("=")[2] for flag in flags if flag.startswith("--split=")), "test")
     path = run / f"predictions-{split}.npz"
     assert not path.exists()
@@ -68,7 +68,7 @@ def predict(run: Path, *flags: str) -> dict[str, np.ndarray]:
 def test_every_image_of_a_split_in_its_order(
     trained: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str
 ) -> None:
-    """Against q(z|x) of the pixels as the data set holds them, all at once."""
+    """The codes equal q(z|x) of all pixels of the data set at once."""
     run = trained.copy_to(tmp_path)
     found = predict(run, f"--split={split}")
     assert found.keys() == {"z_mean", "z_scale", "label", "split"}
@@ -263,7 +263,7 @@ def test_the_mean_and_the_scale_are_those_of_the_draws(family: str) -> None:
 
 @pytest.mark.parametrize("layer", ["z1", "z2"])
 def test_a_layer_of_a_hierarchy_has_the_moments_over_the_layers_above(layer: str) -> None:
-    """q(z1|x) of a Ladder, and not q(z1|x, z2) at one sample of z2."""
+    """The moments belong to q(z1|x) of a Ladder, not to q(z1|x, z2) at one sample of z2."""
     torch.manual_seed(2)
     likelihood = partial(Binomial, num_steps=16)
     model = HVAE((1, 8, 8), (3, 2), decoder=TINY, transition=TINY, likelihood=likelihood)

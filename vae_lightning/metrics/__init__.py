@@ -1,4 +1,4 @@
-"""Numbers about a trained model, from `trace` and `sample` alone: so they serve every model."""
+"""Numbers about a trained model. Every metric uses only `trace` and `sample`, so it works with every model."""
 
 from vae_lightning.metrics.collapse import CollapseReport
 from vae_lightning.metrics.disentanglement import Disentanglement

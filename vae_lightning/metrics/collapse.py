@@ -1,4 +1,4 @@
-"""Whether a trained model still uses its latents: what is measured of it. `verdict.py` says what that means."""
+"""Measure whether a trained model uses its latents. `verdict.py` interprets the measurements."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ from vae_lightning.metrics.estimate import mean_and_error
 from vae_lightning.metrics.evaluation import Evaluation
 from vae_lightning.metrics.evaluator import log_numbers
 from vae_lightning.metrics.rows import SpreadRows
-from vae_lightning.metrics.verdict import Verdict, judge, num_dead, of_each_latent
+from vae_lightning.metrics.verdict import Verdict, by_latent, judge, num_dead
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.noise import reseed
 from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch, UserError
 
-_SWAP = 4  # a stream of noise; that of `Frechet` and those of the model's own steps are beside it
+_SWAP = 4  # a noise stream of its own, apart from those of `frechet.py` and of the model's steps
 _ROWS_AT_ONCE = 100
 
 
 class CollapseReport(pl.Callback):
-    """At test: `verdict`, whether the latents are used, from one sample for each of `num_images` images and from what
-    `Evaluation` has found; `findings`, its sentences on what is wrong.
+    """Report at test whether the model uses its latents, from a sample of the test images.
 
-    Logs `test/swap_cost`, E[log p(x|z)] less the same with z of another image, in nats, with its standard error, and
-    for each latent whose q and p are products over dimensions `test/dead_dimensions/<latent>`, how many have a KL below
-    0.01 nats an image.
-    The images are spread over the test set and paired at random, so that a set sorted by class says no more and no less
-    than a shuffled one; they are the same for any batch size and any number of ranks. 0 leaves the report out. A
-    conditional model's condition is swapped with z.
+    `verdict` combines these measurements with the results of `Evaluation`; `findings` holds one sentence for each
+    problem. The callback logs two numbers:
+
+    - `test/swap_cost`, with its standard error: E[log p(x|z)] minus the same with the z of another image, in nats.
+    - `test/dead_dimensions/<latent>`: the number of dimensions with a KL below 0.01 nats per image, for each latent
+      whose q and p factorise over dimensions.
+
+    The images are spread over the test set and paired at random, so a set sorted by class gives the same result as a
+    shuffled set. The images do not depend on the batch size or the number of ranks. In a conditional model the
+    condition is swapped together with z.
+
+    Args:
+        num_images: The number of test images to use; 0 turns the report off.
     """
 
     def __init__(self, num_images: int = 1000) -> None:
@@ -47,12 +53,13 @@ class CollapseReport(pl.Callback):
 
     @property
     def verdict(self) -> Verdict | None:
-        """Once all callbacks are through with the test; None where nothing was measured."""
+        """The verdict, available after all callbacks have finished the test; None if nothing was measured."""
         found = self._evaluation.found if self._evaluation else {}
         return judge(self._use, found) if self._use else None
 
     @property
     def findings(self) -> list[str]:
+        """One sentence, with a remedy, for each problem of the latents."""
         return self.verdict.findings if self.verdict else []
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -73,26 +80,31 @@ class CollapseReport(pl.Callback):
             self._rows.add(batch, (batch_idx * trainer.world_size + trainer.global_rank) * size)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Each rank measures all rows, with the same noise: they are few, and no rank then depends on the others."""
+        """Each rank measures all rows with the same noise. The rows are few, and so every rank logs equal numbers."""
         assert isinstance(pl_module, LatentVariableModel)
         rows = self._rows.from_all_ranks()
         self._rows = SpreadRows(self.num_images)
-        if len(rows.get("x", ())) < 2:  # one image has no other to swap with
+        if len(rows.get("x", ())) < 2:  # a swap needs two images
             return
         self._use = measure(pl_module, rows)
         if self._use:
             cost = mean_and_error(self._use["swap_cost"])
             numbers = {"test/swap_cost": cost.mean, "test/swap_cost_stderr": cost.error}
-            dead = of_each_latent("kl_by_dimension", self._use)
+            dead = by_latent("kl_by_dimension", self._use)
             numbers |= {f"test/dead_dimensions/{name}": num_dead(kl.mean(0)) for name, kl in dead.items()}
             log_numbers(pl_module, numbers)
 
 
 @torch.no_grad()
 def measure(model: LatentVariableModel, rows: Batch) -> dict[str, Tensor]:
-    """`use_of_latents` of N rows, [N, ...] on the CPU, about a hundred at once; empty for a model without latents."""
+    """`use_of_latents` of N rows, each entry [N, ...] on the CPU; empty if the model has no latents.
+
+    The rows are evaluated in parts of about a hundred.
+    """
     count = len(rows["x"])
-    parts = torch.arange(count).tensor_split(-(-count // _ROWS_AT_ONCE))  # equal to one: of 2 rows or more
+    parts = torch.arange(count).tensor_split(
+        -(-count // _ROWS_AT_ONCE)
+    )  # sizes differ by at most one, so each part has a pair
     found = []
     for number, index in enumerate(parts):
         reseed(model.device, _SWAP, number)
@@ -103,12 +115,13 @@ def measure(model: LatentVariableModel, rows: Batch) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def use_of_latents(trace: Trace) -> dict[str, Tensor]:
-    """What tells whether latents are used, for each example, K averaged: all [B, ...].
+    """Statistics of each example that show whether the latents are used, averaged over K: all [B, ...].
 
-    `swap_cost`: log p(x_b|z_b) - log p(x_b|z_(b-1)), in nats, zero to the last digit where p(x|z) ignores z. No decoder
-    is run for it: it is p(x|z_(b-1)) asked for the neighbour's image. `kl/<latent>` in nats. Where the distributions
-    have them, `kl_by_dimension/<latent>`; `mean/<latent>` and `variance/<latent>` of q(z|x); and `scale/<latent>`, the
-    standard deviation of q in the prior's.
+    - `swap_cost`: log p(x_b|z_b) - log p(x_b|z_(b-1)), in nats; exactly zero if p(x|z) ignores z. The decoder does not
+      run again: the density p(x|z_(b-1)) of the trace is evaluated at the neighbour's image.
+    - `kl/<latent>`, in nats, and `kl_by_dimension/<latent>` if q and p factorise.
+    - `mean/<latent>` and `variance/<latent>` of q(z|x), if q knows them.
+    - `scale/<latent>`: the standard deviation of q divided by that of the prior, if both know it.
     """
     other = trace.x.roll(-1, 0)
     p_x = given(trace.p_x, known_pixels(trace.p_x), other)
@@ -118,13 +131,13 @@ def use_of_latents(trace: Trace) -> dict[str, Tensor]:
     use |= {f"kl_by_dimension/{name}": kl.flatten(1) for name, kl in trace.kl_by_dimension().items()}
     for name, latent in trace.latents.items():
         shape = latent.z.shape  # [K, B, *event]
-        for kind, moment in _moments(latent):
-            use[f"{kind}/{name}"] = moment.expand(shape).mean(0).flatten(1)
+        for moment_name, moment in _moments(latent):
+            use[f"{moment_name}/{name}"] = moment.expand(shape).mean(0).flatten(1)
     return use
 
 
 def _moments(latent: Latent) -> Iterator[tuple[str, Tensor]]:
-    """Those that q and p know: a flow, say, knows none."""
+    """The moments that q and p know; a flow, for example, knows none."""
     with suppress(NotImplementedError):
         yield "mean", latent.q.mean
     with suppress(NotImplementedError):

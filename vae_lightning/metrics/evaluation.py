@@ -1,4 +1,4 @@
-"""The evaluation at test: which metrics there are, which apply, and what they found."""
+"""The evaluation at test: choose the metrics that apply, run them, and collect their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vae_lightning.data import ImageDataModule
 from vae_lightning.metrics.disentanglement import Disentanglement
 from vae_lightning.metrics.evaluator import Evaluator, Finding, log_numbers
 from vae_lightning.metrics.information import Information
-from vae_lightning.metrics.latents import LatentUnits, RateDistortion, add
+from vae_lightning.metrics.latents import LatentUnits, RateDistortion, update_mean
 from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.models import LatentVariableModel
@@ -20,14 +20,17 @@ DEFAULT: tuple[type[Evaluator], ...] = (RateDistortion, LatentUnits, Information
 
 
 class Evaluation(pl.Callback):
-    """At test: numbers beside the ELBO and the NLL, each from the model's traces and samples alone.
+    """Compute further metrics at test, beside the ELBO and the NLL, from the model's traces and samples.
 
-    And the standard errors over images of the terms that `test` logs under every objective: `test/elbo_stderr`, of
-    `log_likelihood`, `kl` and `kl/<latent>` too.
+    The callback also logs the standard errors over images of the terms that every objective logs at test:
+    `test/elbo_stderr` and those of `log_likelihood`, `kl` and `kl/<latent>`. A metric that the user names and that does
+    not apply to the model or the data ends the test with an error.
 
-    `metrics`: those that are wanted; null is each of RateDistortion, LatentUnits, Information, Reconstruction and
-    Disentanglement that applies to the model and the data. `also`: more of them, such as FrechetDistance. One that is
-    asked for and does not apply ends the test. `num_samples`: of the latents, for each image.
+    Args:
+        metrics: The metrics to compute. null: each of RateDistortion, LatentUnits, Information, Reconstruction and
+            Disentanglement that applies to the model and the data.
+        also: Metrics to compute in addition to `metrics`, such as FrechetDistance.
+        num_samples: The number of latent samples for each image.
     """
 
     def __init__(
@@ -43,11 +46,11 @@ class Evaluation(pl.Callback):
 
     @property
     def numbers(self) -> dict[str, float]:
-        """What the last test found that is a number."""
+        """The results of the last test that are numbers."""
         return {name: value for name, value in self.found.items() if isinstance(value, (int, float))}
 
     def results(self) -> dict[str, Any]:
-        """For results.json: what is no single number, what each is measured in, and what was left out and why."""
+        """The entries of results.json: lists and texts, the units, and the metrics left out with the reason."""
         units = {name: unit for metric in self._running for name, unit in metric.units.items()}
         details = {name: value for name, value in self.found.items() if name not in self.numbers}
         return {"details": details, "units": units, "left_out": self.left_out}
@@ -60,12 +63,12 @@ class Evaluation(pl.Callback):
             self._begin(pl_module, getattr(trainer, "datamodule", None), batch)
 
     def _begin(self, model: LatentVariableModel, data: ImageDataModule | None, batch: Batch) -> None:
-        """Before any work is done: what applies? Asked of two images."""
+        """Choose the metrics that apply, by a trace of two images, before any work is done."""
         self.found, self.left_out, self._running, self._terms = {}, {}, [], {}
         trace = model.trace({name: value[:2] for name, value in batch.items()}, self.num_samples)
         wanted = [metric() for metric in DEFAULT] if self.metrics is None else self.metrics
         for metric in [*wanted, *self.also]:
-            name, reason = type(metric).__name__, metric.misfit(trace, data)
+            name, reason = type(metric).__name__, metric.why_not_applicable(trace, data)
             if reason is None:
                 metric.begin(model, data)
                 self._running.append(metric)
@@ -84,7 +87,7 @@ class Evaluation(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         for name, term in outputs.items():
-            add(term, self._terms, name)
+            update_mean(self._terms, name, term)
         if self._running:
             assert isinstance(pl_module, LatentVariableModel)
             trace = pl_module.trace(batch, self.num_samples)

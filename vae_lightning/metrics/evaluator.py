@@ -1,4 +1,4 @@
-"""What an evaluation metric is: it sees the traces of the test set, and says a few numbers and what they are in."""
+"""The base class of the evaluation metrics, and what they share: logging, and the order of rows over ranks."""
 
 from __future__ import annotations
 
@@ -22,44 +22,48 @@ from vae_lightning.types import Batch
 
 T = TypeVar("T")
 Finding: TypeAlias = float | list[float] | str
-"""A number is logged as `test/<name>`; a list or a text stands in results.json alone, under `details`. NaN: unknown."""
+"""A number is logged as `test/<name>`; a list or a text is only written to results.json (`details`). NaN: unknown."""
 
 _DRAWS = 64
 
 
 class Evaluator(ABC):
-    """traces of the test set -> findings by name. To add one: subclass it, and name it in `evaluation.py` or a YAML.
+    """A metric of the traces of the test set; it returns its results by name.
 
-    `begin` is called once a test, on every rank, before its first batch; `compute` once after the last, on every rank,
-    and returns the same on each. `units` by the first part of a finding's name (`psnr`, not `psnr_stderr`).
+    To add a metric, subclass `Evaluator` and name the class in `evaluation.py` or in a YAML file. Every rank calls
+    `begin` before the first test batch and `compute` after the last one; `compute` must return the same on every rank.
+    `units` maps the first part of a result's name to its unit (`psnr`, not `psnr_stderr`).
     """
 
     units: ClassVar[Mapping[str, str]]
 
-    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
-        """Why this does not apply to the model or the data, as the end of a sentence; None where it does.
+    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        """The reason why the metric does not apply, as the end of a sentence; None if the metric applies.
 
-        `trace`: of two test images.
+        Args:
+            trace: the trace of two test images.
+            data: the data module, if there is one.
         """
         return None
 
     @abstractmethod
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
-        """Forget what was before."""
+        """Reset the metric's state at the start of a test."""
 
-    def update(self, trace: Trace, batch: Batch) -> None:  # noqa: B027 - one that looks at samples alone needs none
-        """Look at a batch of test images."""
+    def update(self, trace: Trace, batch: Batch) -> None:  # noqa: B027 - a metric of samples needs no update
+        """Add a batch of test images and its trace to the state."""
 
     @abstractmethod
-    def compute(self) -> dict[str, Finding]: ...
+    def compute(self) -> dict[str, Finding]:
+        """The results by name, over all test images of all ranks."""
 
 
 def log_numbers(module: pl.LightningModule, numbers: Mapping[str, float]) -> None:
-    """Log the numbers of a test, which every rank has found alike.
+    """Log the numbers of a test; every rank must hold equal numbers.
 
-    Lightning warns of each number that is not reduced over ranks. The maximum of equal numbers is that number to the
-    last bit, which their mean over three ranks is not. A standard error that is not known (NaN) is null in
-    results.json, and is kept from the loggers: metrics.csv leaves its cell empty, W&B draws no point.
+    Lightning warns about each number that is not reduced over ranks. The maximum of equal numbers keeps the last bit; a
+    mean over three ranks would not. An unknown standard error (NaN) becomes null in results.json and is not passed to
+    the loggers, so that its cell in metrics.csv is empty and W&B draws no point.
     """
     unknown = {name for name, value in numbers.items() if name.endswith("_stderr") and math.isnan(value)}
     for name, value in numbers.items():
@@ -67,23 +71,23 @@ def log_numbers(module: pl.LightningModule, numbers: Mapping[str, float]) -> Non
 
 
 def in_order(batches: Sequence[Tensor]) -> Tensor:
-    """The rows of this rank's batches, [n, ...] each, and of all other ranks', [N, ...], in the order of one rank.
+    """Concatenate the batches of all ranks, [n, ...] each, to [N, ...] in the order that a single rank has.
 
     Rank r of W evaluates the batches r, r + W, r + 2 W, ... (see `ImageLoader`).
     """
     sizes = from_all_ranks(torch.tensor([len(batch) for batch in batches], device=batches[0].device))
     rows = from_all_ranks(torch.cat(list(batches)))
-    parts = [own.split(size.tolist()) for own, size in zip(rows, sizes, strict=True)]
+    parts = [rank_rows.split(size.tolist()) for rank_rows, size in zip(rows, sizes, strict=True)]
     return torch.cat([batch for turn in zip_longest(*parts) for batch in turn if batch is not None])
 
 
 def from_all_ranks(values: Tensor) -> list[Tensor]:
-    """This tensor of each rank, rank by rank; their first dimensions may differ."""
+    """Gather this tensor from each rank, in the order of the ranks; the first dimensions may differ."""
     return [values] if rank_and_world_size()[1] == 1 else list(gather_all_tensors(values))
 
 
 def objects_from_all_ranks(value: T) -> list[T]:
-    """This value of each rank, rank by rank: plain data that a rank may lack parts of."""
+    """Gather this value (plain, picklable data) from each rank, in the order of the ranks."""
     world_size = rank_and_world_size()[1]
     values = [value] * world_size
     if world_size > 1:
@@ -92,14 +96,14 @@ def objects_from_all_ranks(value: T) -> list[T]:
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """0 and 1 where there is one process."""
+    """The rank and the number of ranks: 0 and 1 if there is a single process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def closed_form_mean(q: Distribution) -> Tensor | None:
-    """E_q[z] where the distribution knows it: a flow does not."""
+    """E_q[z] in closed form; None if q has none, as a flow."""
     try:
         return q.mean
     except NotImplementedError:
@@ -107,14 +111,16 @@ def closed_form_mean(q: Distribution) -> Tensor | None:
 
 
 def mean_draws(latent: Latent) -> Tensor:
-    """[S, B, D] of which the mean over S estimates E_q[z|x] without bias, with z flattened; S = 1 where that is exact.
+    """Values [S, B, D] whose mean over S is an unbiased estimate of E_q[z|x], with z flattened.
 
-    A q that depends on an earlier sample has one mean for each of the trace's K samples; a q without a mean in closed
-    form is sampled 64 times more.
+    S is 1 if q has a closed-form mean that depends on x alone. A q that depends on an earlier latent has one mean for
+    each of the trace's K samples. A q without a closed-form mean is sampled 64 times.
     """
     mean, conditional = closed_form_mean(latent.q), len(latent.q.batch_shape) > 1
     if mean is None:
-        draws = latent.z if conditional else copy(latent.q).sample((_DRAWS,))  # a copy: some remember their last sample
+        draws = (
+            latent.z if conditional else copy(latent.q).sample((_DRAWS,))
+        )  # a copy, because some distributions keep their last sample
     else:
         draws = mean if conditional else mean[None]
     return draws.flatten(2)

@@ -1,4 +1,4 @@
-"""What the code says of the image: the rate, cut into mutual information and the aggregate posterior's distance."""
+"""The rate, split into mutual information and the distance of the aggregate posterior from the prior."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch, UserError
 
 _AT_THE_LIMIT = 0.05  # nats below log N
-_NUMBERS_AT_ONCE = 2**21  # of the differences z_i - mu_n: 8 MiB, which a cache still holds
+_NUMBERS_AT_ONCE = 2**21  # differences z_i - mu_n: 8 MiB, which fit a cache
 
 
 class Information(Evaluator):
-    """I(x;z) = E_x KL(q(z|x) || q(z)) and the gap KL(q(z) || p(z)), q(z) = 1/N sum_n q(z|x_n): they add up to the rate.
+    """Rate = I(x;z) + gap: I = E_x KL(q(z|x) || q(z)), gap = KL(q(z) || p(z)), q(z) = 1/N sum_n q(z|x_n).
 
-    Hoffman & Johnson 2016, "ELBO surgery" (http://approximateinference.org/accepted/HoffmanJohnson2016.pdf); the
-    decomposition is exact at the same samples. Estimator: q(z) is the mixture over all N test images, with nothing left
-    out; the outer mean is over one z ~ q(z|x_i) for each of `num_points` images, evenly spread over the test set, and
-    has the standard error stated. Without bias for the N images themselves. Taken for the distribution that these were
-    drawn from, I is too low (it cannot exceed log N, `information_limit`) and the gap too high, by as much.
+    Use the two numbers to see how much of the rate is information about the image, and how far the codes as a whole are
+    from the prior. Hoffman & Johnson 2016, "ELBO surgery"
+    (http://approximateinference.org/accepted/HoffmanJohnson2016.pdf); the sum is exact at the same samples. The metric
+    covers every latent whose q(z|x) depends on x alone; the gap needs a prior that depends on nothing.
 
-    Within 0.05 nats of log N the error of I is left out: nearly every image gives log N to the last digit, and all that
-    is uncertain lies in the few whose codes meet others', of which the `num_points` hold too few to tell how many there
-    are. What the number then says is that I is at least about log N.
+    q(z) is the mixture over all N test images. The outer mean is over one z ~ q(z|x_i) of `num_points` images. Both
+    numbers are unbiased for these N images. As estimates for the data's distribution, I is too low (its maximum is
+    log N, `information_limit`) and the gap is too high by the same amount.
 
-    For every latent whose q(z|x) depends on x alone; the gap where its prior depends on nothing.
+    Within 0.05 nats of log N the standard error of I is unknown: nearly every image gives log N to the last digit, and
+    the uncertainty lies in the few images whose codes overlap with others. I is then at least about log N.
+
+    Args:
+        num_points: The number of images of the outer mean, evenly spread over the test set.
     """
 
     units: ClassVar[Mapping[str, str]] = {"mutual_information": "nats", "aggregate_gap": "nats"}
@@ -45,13 +48,13 @@ class Information(Evaluator):
             raise UserError(f"Information: num_points is {num_points}; it must be at least 2")
         self.num_points = num_points
 
-    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
-        reasons = [f"of {name} {self._misfit(latent)}" for name, latent in trace.latents.items()]
-        fitting = [latent for latent in trace.latents.values() if self._misfit(latent) is None]
-        return None if fitting else "; ".join(reasons) or "the model has no latents"
+    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        reasons = [f"of {name} {self._why_not_measurable(latent)}" for name, latent in trace.latents.items()]
+        measurable = [latent for latent in trace.latents.values() if self._why_not_measurable(latent) is None]
+        return None if measurable else "; ".join(reasons) or "the model has no latents"
 
     @staticmethod
-    def _misfit(latent: Latent) -> str | None:
+    def _why_not_measurable(latent: Latent) -> str | None:
         if len(latent.q.batch_shape) != 1:
             return "q depends on another latent, so that q(z) is no mixture over images alone"
         if isinstance(latent.q, (Flowed, TransformedDistribution)):
@@ -64,30 +67,32 @@ class Information(Evaluator):
 
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
         self._seen: dict[str, list[_Seen]] = {}
-        self._fits: dict[str, bool] = {}
+        self._is_measurable: dict[str, bool] = {}
 
     def update(self, trace: Trace, batch: Batch) -> None:
         for name, latent in trace.latents.items():
-            if name not in self._fits:  # asked once: it evaluates q at every pair of images
-                self._fits[name] = self._misfit(latent) is None
-            if self._fits[name]:
+            if name not in self._is_measurable:  # checked once, because the check evaluates q at every pair of images
+                self._is_measurable[name] = self._why_not_measurable(latent) is None
+            if self._is_measurable[name]:
                 z = latent.z[0]
                 self._seen.setdefault(name, []).append(_Seen(z, latent.q.log_prob(z), latent.q, latent.p))
 
     def compute(self) -> dict[str, Finding]:
         found: dict[str, Finding] = {}
         for name, seen in self._seen.items():
-            z, own = in_order([s.z for s in seen]), in_order([s.log_q for s in seen])
+            z, log_q = in_order([s.z for s in seen]), in_order([s.log_q for s in seen])
             chosen = torch.linspace(0, len(z) - 1, min(self.num_points, len(z)), device=z.device).round().long()
             log_q_z = log_aggregate([s.q for s in seen], z[chosen], len(z))
             limit = math.log(len(z))
-            information = mean_and_error(own[chosen].double() - log_q_z)
+            information = mean_and_error(log_q[chosen].double() - log_q_z)
             if information.mean > limit - _AT_THE_LIMIT:
                 information = information._replace(error=math.nan)
-            found |= _named(f"mutual_information/{name}", information)
+            found |= _with_stderr(f"mutual_information/{name}", information)
             prior = seen[0].p
             if len(prior.batch_shape) == 0:
-                found |= _named(f"aggregate_gap/{name}", mean_and_error(log_q_z - prior.log_prob(z[chosen]).double()))
+                found |= _with_stderr(
+                    f"aggregate_gap/{name}", mean_and_error(log_q_z - prior.log_prob(z[chosen]).double())
+                )
             found["information_limit"] = (
                 f"log {len(z)} = {limit:.3f} nats: I cannot be measured above it, and within {_AT_THE_LIMIT} of it has "
                 "no standard error"
@@ -96,7 +101,7 @@ class Information(Evaluator):
 
 
 class _Seen(NamedTuple):
-    """Of a batch and a latent: z [B, *event], log q(z|x) [B], q and p."""
+    """One latent of one batch: z [B, *event], log q(z|x) [B], q and p."""
 
     z: Tensor
     log_q: Tensor
@@ -105,7 +110,7 @@ class _Seen(NamedTuple):
 
 
 def log_aggregate(posteriors: Iterable[Distribution], z: Tensor, num_images: int) -> Tensor:
-    """log q(z_i) = log 1/N sum_n q(z_i|x_n) of points z [M, *event]: float64 [M]; the sum is over the ranks too."""
+    """log q(z_i) = log 1/N sum_n q(z_i|x_n) at the points z [M, *event]: float64 [M]. The sum includes all ranks."""
     log_sum = torch.full((len(z),), -math.inf, dtype=torch.float64, device=z.device)
     for q in posteriors:
         step = max(1, _NUMBERS_AT_ONCE // (q.batch_shape.numel() * q.event_shape.numel()))
@@ -114,5 +119,5 @@ def log_aggregate(posteriors: Iterable[Distribution], z: Tensor, num_images: int
     return torch.stack(from_all_ranks(log_sum)).logsumexp(0) - math.log(num_images)
 
 
-def _named(name: str, found: Estimate) -> dict[str, Finding]:
+def _with_stderr(name: str, found: Estimate) -> dict[str, Finding]:
     return {name: found.mean, f"{name}_stderr": found.error}

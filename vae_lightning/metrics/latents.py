@@ -1,4 +1,4 @@
-"""How much a code carries: the rate, the distortion, and what each latent dimension has of them."""
+"""The rate, the distortion, and the activity and KL of each latent dimension."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from vae_lightning.types import Batch
 class RateDistortion(Evaluator):
     """R = E_x KL(q(z|x) || p(z)) and D = -E_x E_q log p(x|z), in nats per image: -ELBO = R + D.
 
-    Alemi et al. 2018, "Fixing a broken ELBO" (https://arxiv.org/abs/1711.00464). `test/kl` and minus
-    `test/log_likelihood` by samples of their own, with standard errors over images.
+    Use both numbers to compare models at equal ELBO. They estimate `test/kl` and minus `test/log_likelihood` from
+    further samples, with standard errors over images. Alemi et al. 2018, "Fixing a broken ELBO"
+    (https://arxiv.org/abs/1711.00464).
     """
 
     units: ClassVar[Mapping[str, str]] = {"rate": "nats per image", "distortion": "nats per image"}
@@ -34,19 +35,19 @@ class RateDistortion(Evaluator):
         self._rate.update(torch.stack(list(trace.kl().values())).sum(0))
 
     def compute(self) -> dict[str, Finding]:
-        return {**named("rate", self._rate), **named("distortion", self._distortion)}
+        return {**with_stderr("rate", self._rate), **with_stderr("distortion", self._distortion)}
 
-    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
         return None if trace.latents else "the model has no latents"
 
 
 class LatentUnits(Evaluator):
-    """`active_units/<latent>`: how many dimensions have Var_x(E_q[z|x]) > 0.01, over the test images.
+    """`active_units/<latent>`: the number of dimensions with Var_x(E_q[z|x]) > 0.01, over the test images.
 
-    Burda, Grosse & Salakhutdinov 2016 (https://arxiv.org/abs/1509.00519), section 5.2. In the details: that variance,
-    and the KL of each dimension, in nats per image with its standard error, where q and p both factorise over the
-    dimensions (in closed form, or at the sample). Of a density that does not factorise only the sum exists, which is
-    `test/kl/<latent>`.
+    Use the count to see how many dimensions carry information. Burda, Grosse & Salakhutdinov 2016
+    (https://arxiv.org/abs/1509.00519), section 5.2. The details hold this variance for each dimension and, if q and p
+    both factorise over the dimensions, the KL of each dimension in nats per image with its standard error. If q or p
+    does not factorise, only the sum exists: `test/kl/<latent>`.
     """
 
     units: ClassVar[Mapping[str, str]] = {
@@ -56,7 +57,7 @@ class LatentUnits(Evaluator):
     }
     threshold = 0.01
 
-    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
         return None if trace.latents else "the model has no latents"
 
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
@@ -67,34 +68,34 @@ class LatentUnits(Evaluator):
         for name, latent in trace.latents.items():
             draws = mean_draws(latent).double()  # [S, B, D]
             mean = draws.mean(0)
-            # the square of a mean of S draws is too large by their variance over S
+            # the squared mean of S draws is too large, on average by their variance / S
             square = mean.square() - (draws.var(0) / len(draws) if len(draws) > 1 else 0)
-            add(torch.stack((mean, square), 1), self._means, name)  # [B, 2, D]
+            update_mean(self._means, name, torch.stack((mean, square), 1))  # [B, 2, D]
         for name, kl in trace.kl_by_dimension().items():
-            add(kl.flatten(1), self._kls, name)
+            update_mean(self._kls, name, kl.flatten(1))
 
     def compute(self) -> dict[str, Finding]:
         found: dict[str, Finding] = {}
         for name, moments in self._means.items():
             (mean, square), (error, _) = moments.compute()
-            variance = (square - mean.square()).where(~error.isnan(), torch.nan)  # of one image it is not known
+            variance = (square - mean.square()).where(~error.isnan(), torch.nan)  # unknown for one image
             active = float((variance > self.threshold).sum())
             found[f"active_units/{name}"] = math.nan if variance.isnan().any() else active
             found[f"variance_of_means/{name}"] = variance.tolist()
         for name, moments in self._kls.items():
-            mean, error = (value.flatten() for value in moments.compute())  # torchmetrics makes of [1] a number
+            mean, error = (value.flatten() for value in moments.compute())  # torchmetrics returns [1] as a scalar
             found |= {f"kl_per_dimension/{name}": mean.tolist(), f"kl_per_dimension_stderr/{name}": error.tolist()}
         return found
 
 
-def add(values: Tensor, to: dict[str, MeanAndError], name: str) -> None:
-    """Values [B, *shape] to the mean of that name, which is begun where there is none."""
-    if name not in to:
-        to[name] = MeanAndError(tuple(values.shape[1:])).to(values.device)
-    to[name].update(values)
+def update_mean(means: dict[str, MeanAndError], name: str, values: Tensor) -> None:
+    """Add the values [B, *shape] to the mean called `name`; create the mean at its first values."""
+    if name not in means:
+        means[name] = MeanAndError(tuple(values.shape[1:])).to(values.device)
+    means[name].update(values)
 
 
-def named(name: str, metric: MeanAndError) -> dict[str, Finding]:
-    """`name` and `name_stderr`, its standard error over examples."""
+def with_stderr(name: str, metric: MeanAndError) -> dict[str, Finding]:
+    """The mean as `name` and its standard error over examples as `name_stderr`."""
     mean, error = metric.compute()
     return {name: mean.item(), f"{name}_stderr": error.item()}

@@ -1,4 +1,4 @@
-"""The marginal likelihood log p(x), estimated by importance sampling: the number that papers report."""
+"""Importance-sampled estimates of the marginal likelihood log p(x), the number that papers report."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, Shape, UserError
 
 _ROWS_ON_CPU = 1000
-"""Images times samples in one pass on a CPU: its cache holds what a layer of an MNIST-sized network makes of so many,
-and there are enough of them to keep the products at full speed."""
+"""Images times samples in one pass on a CPU: few enough that a layer's outputs of an MNIST-sized network fit the cache,
+and enough for matrix products at full speed."""
 
 
 class ImportanceEstimate(NamedTuple):
-    """`log_p`, in nats, and `effective_samples`, how many of the K samples the weights leave: float64 [B] each."""
+    """`log_p`, in nats, and `effective_samples`, the effective number of the K samples: float64 [B] each."""
 
     log_p: Tensor
     effective_samples: Tensor
@@ -34,11 +34,17 @@ def importance_estimate(
 ) -> ImportanceEstimate:
     """log 1/K sum_k w_k and (sum_k w_k)^2 / sum_k w_k^2, with w_k = p(x, z_k) / q(z_k|x), z_k ~ q(z|x).
 
-    The first is on average a lower bound of log p(x), tighter as K = `num_samples` grows (Burda et al. 2016). The
-    second, Kong's effective sample size (1992), lies between 1, where one sample outweighs all others and the bound is
-    loose, and K, where q(z|x) is the posterior. Streamed in log space: the memory is that of `chunk_size` samples,
-    whatever K is, and on a CPU of a thousand images times samples. Sums are in float64, each weight in the
-    model's own full precision.
+    The first number is on average a lower bound of log p(x), tighter as K grows (Burda et al. 2016,
+    https://arxiv.org/abs/1509.00519, eq. 8). The second is the effective sample size of Kong (1992). It is 1 if one
+    sample outweighs all others, so that the bound is loose, and K if q(z|x) is the posterior. Sums are in float64 and
+    in log space; each weight has the model's own full precision.
+
+    Args:
+        model: the model.
+        batch: the images, [B, C, H, W] under `x`.
+        num_samples: K.
+        chunk_size: the number of samples evaluated at once, which bounds the memory. On a CPU a pass is also limited to
+            a thousand images times samples.
     """
     num_images = len(batch["x"])
     at_once = max(1, _ROWS_ON_CPU // min(chunk_size, num_samples)) if batch["x"].is_cpu else num_images
@@ -51,7 +57,7 @@ def importance_estimate(
 
 
 def _streamed(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_size: int) -> ImportanceEstimate:
-    """`importance_estimate` of all images of `batch` at once, chunk by chunk of their samples."""
+    """`importance_estimate` of all images of `batch` at once, `chunk_size` samples at a time."""
     log_sum = torch.full((len(batch["x"]),), -math.inf, dtype=torch.float64, device=batch["x"].device)
     log_squares = log_sum
     for start in range(0, num_samples, chunk_size):
@@ -62,15 +68,17 @@ def _streamed(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_
 
 
 def log_marginal_likelihood(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_size: int = 20) -> Tensor:
-    """log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x), K = `num_samples`: float64 [B] nats."""
+    """log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x), K = `num_samples`: float64 [B], in nats."""
     return importance_estimate(model, batch, num_samples, chunk_size).log_p
 
 
 class MeanAndError(Metric):
     """Mean and standard error over examples, exact over any number of batches and ranks (sums in float64).
 
-    The values of a batch are [B, *shape]; mean and error have that shape. The error of fewer than two examples is not
-    known: NaN.
+    The values of a batch are [B, *shape]; mean and error are [*shape]. The error of fewer than two examples is NaN.
+
+    Args:
+        shape: the shape of one example's value.
     """
 
     full_state_update = False
@@ -95,18 +103,22 @@ class MeanAndError(Metric):
         return mean, (variance / self.count).sqrt().where(self.count > 1, torch.nan)
 
     def set_dtype(self, dst_type: Any) -> MeanAndError:
-        """The states stay float64, whatever the module around them is cast to."""
+        """Keep the states in float64 if the module around them is cast to another type."""
         return self
 
 
 class MarginalLikelihood(pl.Callback):
-    """At test: `test/nll` = -log p(x) by `num_samples` importance samples, and its standard error over images.
+    """Estimate `test/nll` = -log p(x) at test by importance sampling, in nats with a standard error over images.
 
-    `test/nll_ess`: the effective sample size of these K, averaged over images. Near 1, more samples lower the number.
+    The callback logs two further numbers, each with its standard error:
 
-    `test/nll_bpd`, in bits per dimension, with its standard error, where they mean something: under a likelihood over
-    grey levels, or for dequantised data. `bits_per_dimension`: true insists on them, and refuses any other likelihood
-    before training.
+    - `test/nll_ess`: the effective sample size, averaged over images. If it is near 1, more samples lower `test/nll`.
+    - `test/nll_bpd`: bits per dimension, for a likelihood over grey levels or for dequantised data.
+
+    Args:
+        num_samples: The number K of importance samples for each image.
+        chunk_size: The number of samples evaluated at once; a smaller number takes less memory.
+        bits_per_dimension: Require `test/nll_bpd`: a likelihood without bits per dimension is refused before training.
     """
 
     def __init__(self, num_samples: int = 200, chunk_size: int = 20, bits_per_dimension: bool = False) -> None:
@@ -133,7 +145,9 @@ class MarginalLikelihood(pl.Callback):
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx == 0:  # not at its end, where the noise that it takes would be the next metric's
+        if (
+            batch_idx == 0
+        ):  # at the start, so that this trace does not change the noise of the callbacks at the batch's end
             assert isinstance(pl_module, LatentVariableModel)
             self._p_x = pl_module.trace(batch).p_x
 

@@ -1,4 +1,4 @@
-"""How close a reconstruction comes to its image."""
+"""The similarity of a reconstruction to its image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from vae_lightning.data import ImageDataModule
 from vae_lightning.metrics.evaluator import Evaluator, Finding
-from vae_lightning.metrics.latents import named
+from vae_lightning.metrics.latents import with_stderr
 from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
@@ -20,14 +20,15 @@ from vae_lightning.types import Batch
 class Reconstruction(Evaluator):
     """PSNR = -10 log10 |x - E[x|z]|^2 / pixels, in dB, and SSIM (Wang et al. 2004), z ~ q(z|x), averaged over images.
 
-    By torchmetrics, image by image, for pixels in [0, 1]. Against x as the model sees it: for a binarised x, the
-    binarised one. SSIM has torchmetrics' Gaussian window of 11 x 11 pixels: a smaller image has no SSIM.
+    torchmetrics computes both for each image, for pixels in [0, 1]. The reference is the x that the model sees: the
+    binarised image if the data are binarised. SSIM has a Gaussian window of 11 x 11 pixels, so smaller images have no
+    SSIM.
     """
 
     units: ClassVar[Mapping[str, str]] = {"psnr": "dB", "ssim": "1 at best"}
 
-    def misfit(self, trace: Trace, data: ImageDataModule | None) -> str | None:
-        return None if trace.x.dim() == 4 else f"x is no image [C, H, W]: it is {list(trace.x.shape[1:])}"
+    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        return None if trace.x.dim() == 4 else f"x is not an image [C, H, W]: its shape is {list(trace.x.shape[1:])}"
 
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
         self._psnr, self._ssim = MeanAndError().to(model.device), MeanAndError().to(model.device)
@@ -43,4 +44,4 @@ class Reconstruction(Evaluator):
             self._ssim.update(ssim)
 
     def compute(self) -> dict[str, Finding]:
-        return {**named("psnr", self._psnr), **(named("ssim", self._ssim) if self._has_ssim else {})}
+        return {**with_stderr("psnr", self._psnr), **(with_stderr("ssim", self._ssim) if self._has_ssim else {})}

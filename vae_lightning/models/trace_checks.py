@@ -28,14 +28,15 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
     check_finite(owner, state)
     _check_likelihood(trace)
     for name, latent in trace.latents.items():
+        posterior, prior = distribution_name(latent.q), distribution_name(latent.p)
         if not torch.isfinite(latent.z).all():
             raise UserError(
-                f"latent {name}: a sample of its posterior {distribution_name(latent.q)} is not finite, with weights that are; "
+                f"latent {name}: a sample of its posterior {posterior} is not finite, with weights that are; "
                 "they are too large: train again with a smaller learning rate or --trainer.gradient_clip_val"
             )
         if not share_support(latent.q, latent.p, latent.z):
             raise UserError(
-                f"latent {name}: its posterior {distribution_name(latent.q)} and its prior {distribution_name(latent.p)} are not over the "
+                f"latent {name}: its posterior {posterior} and its prior {prior} are not over the "
                 "same space; give the posterior's own family as the prior (--model.prior=FamilyPrior "
                 "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size; a "
                 "latent whose prior has no such flag takes DiagonalNormal, or another posterior over R^D"
@@ -43,15 +44,16 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
 
 
 def _check_likelihood(trace: Trace) -> None:
+    likelihood = distribution_name(trace.p_x)
     if not has_mean(trace.p_x):
         raise UserError(
-            f"the likelihood {distribution_name(trace.p_x)} does not know its mean, which reconstructions and samples are; choose "
+            f"the likelihood {likelihood} does not know its mean, which reconstructions and samples are; choose "
             "one that does (--model.likelihood=DiagonalNormal or ContinuousBernoulli, Bernoulli for binarised pixels)"
         )
     value = trace.outside_support()
     if value is not None:
         raise UserError(
-            f"the likelihood {distribution_name(trace.p_x)} gives no probability to a pixel of value {value:.4g}, or an infinite "
+            f"the likelihood {likelihood} gives no probability to a pixel of value {value:.4g}, or an infinite "
             "density; choose Bernoulli for pixels of 0 and 1 (--data.binarisation=dynamic or threshold makes them "
             "such), or a likelihood for grey pixels (--model.likelihood=ContinuousBernoulli or DiagonalNormal, or "
             "Binomial or DiscretizedLogistic where its number of levels fits)"
