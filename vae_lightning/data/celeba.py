@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from vae_lightning.data.archive import ImageArchive
-from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
+from vae_lightning.data.base import SPLITS, CachedImages, Source
 from vae_lightning.data.cache import Contents, fill_from
 from vae_lightning.data.decode import CROP_FILTER, decode_crop
 from vae_lightning.data.files import (
@@ -59,29 +59,9 @@ class CelebA(CachedImages):
     counts: ClassVar[tuple[int, int, int]] = (162_770, 19_867, 19_962)
 
     def __init__(
-        self,
-        data_dir: str = "data",
-        crop: Crop = "center148",
-        size: int = 64,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        flip: bool = False,
-        dequantise: bool = False,
-        resident: Resident = "auto",
-        cache_dir: str | None = None,
-        seed: int = 0,
-        verify: bool = True,
+        self, data_dir: str = "data", *, crop: Crop = "center148", size: int = 64, verify: bool = True, **kwargs: Any
     ) -> None:
-        super().__init__(
-            data_dir,
-            batch_size,
-            eval_batch_size,
-            flip=flip,
-            dequantise=dequantise,
-            resident=resident,
-            seed=seed,
-            cache_dir=cache_dir,
-        )
+        super().__init__(data_dir=data_dir, binarisation="none", **kwargs)
         if crop not in CROPS:
             raise UserError(f"CelebA: crop is {crop!r}; choose one of {', '.join(CROPS)}")
         if size < 1:

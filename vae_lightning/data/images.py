@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 from vae_lightning.cores import num_cores
-from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
+from vae_lightning.data.base import SPLITS, CachedImages, Source, Split
 from vae_lightning.data.cache import Contents, fill_from, read_header
 from vae_lightning.data.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
 from vae_lightning.data.files import Listing, MissingFileError, list_folder, read_file, write_whole
 from vae_lightning.data.folders import Parts, Splits, classes_of, shown, split_folders
 from vae_lightning.data.loader import Images
 from vae_lightning.data.progress import Progress
-from vae_lightning.data.transforms import Binarisation
 from vae_lightning.types import UserError
 
 # fmt: off
@@ -60,18 +59,10 @@ class ImageFolder(CachedImages):
         splits: Splits = "auto",
         grey_bits: int = 16,
         skip_broken: bool = False,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        binarisation: Binarisation = "none",
-        flip: bool = False,
-        dequantise: bool = False,
-        resident: Resident = "auto",
         cache_dir: str = "data/cache",
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            data_dir, batch_size, eval_batch_size, binarisation, flip, dequantise, resident, seed, cache_dir=cache_dir
-        )
+        super().__init__(data_dir=data_dir, cache_dir=cache_dir, **kwargs)
         if channels not in (1, 3, 4) or height < 1 or width < 1:
             raise UserError(f"ImageFolder: {channels} x {height} x {width}: channels are 1, 3 or 4, sizes at least 1")
         if fit not in ("crop", "pad", "stretch"):

@@ -10,17 +10,16 @@ import stat
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from vae_lightning.data.base import ImageDataModule, Resident, Split
+from vae_lightning.data.base import ImageDataModule, Split
 from vae_lightning.data.files import BYTE_ORDER_MARK, check_digest, download, find, read_bytes, read_idx, write_whole
 from vae_lightning.data.loader import Images
-from vae_lightning.data.transforms import Binarisation
 from vae_lightning.types import Shape, UserError
 
 
@@ -48,20 +47,9 @@ class MNIST(ImageDataModule):
     }
 
     def __init__(
-        self,
-        data_dir: str = "data",
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        binarisation: Binarisation = "none",
-        dequantise: bool = False,
-        resident: Resident = "auto",
-        seed: int = 0,
-        verify: bool = True,
-        num_val: int | None = None,
+        self, data_dir: str = "data", *, verify: bool = True, num_val: int | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(
-            data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
-        )
+        super().__init__(data_dir=data_dir, flip=False, **kwargs)
         if num_val is not None and num_val < 1:
             raise UserError(f"{type(self).__name__}: num_val is {num_val}; it must be at least 1")
         self.verify, self.num_val = verify, num_val
@@ -133,16 +121,8 @@ class BinarizedMNIST(ImageDataModule):
         "test": ("binarized_mnist_test", 10_000, "9fcd8da6f0fdf09b2ba30fe63a0bb784042a0de82563172530229b983e294ff2"),
     }
 
-    def __init__(
-        self,
-        data_dir: str = "data",
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        resident: Resident = "auto",
-        seed: int = 0,
-        verify: bool = True,
-    ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, resident=resident, seed=seed)
+    def __init__(self, data_dir: str = "data", *, verify: bool = True, **kwargs: Any) -> None:
+        super().__init__(data_dir=data_dir, binarisation="none", flip=False, dequantise=False, **kwargs)
         self.binarisation = "static"
         self.verify = verify
 

@@ -7,13 +7,13 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae_lightning.data.base import CachedImages, ImageDataModule, Resident, Source, Split
+from vae_lightning.data.base import CachedImages, ImageDataModule, Source, Split
 from vae_lightning.data.cache import Contents, fill_from
 from vae_lightning.data.decode import FILTER, decode
 from vae_lightning.data.files import (
@@ -29,10 +29,10 @@ from vae_lightning.data.files import (
 )
 from vae_lightning.data.loader import Images
 from vae_lightning.data.mnist import MNIST, idx_names
-from vae_lightning.data.transforms import Binarisation
 from vae_lightning.noise import derive_seed
 from vae_lightning.types import UserError
 
+Subset: TypeAlias = Literal["balanced", "letters", "digits", "byclass", "bymerge", "mnist"]
 _NOT_FOUND = "Dataset not found or corrupted"
 """Torchvision's words, whose advice is for another program."""
 
@@ -199,20 +199,9 @@ class EMNIST(TorchvisionImages):
     }
 
     def __init__(
-        self,
-        data_dir: str = "data",
-        subset: Literal["balanced", "letters", "digits", "byclass", "bymerge", "mnist"] = "balanced",
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        binarisation: Binarisation = "none",
-        dequantise: bool = False,
-        resident: Resident = "auto",
-        seed: int = 0,
-        verify: bool = True,
+        self, data_dir: str = "data", *, subset: Subset = "balanced", verify: bool = True, **kwargs: Any
     ) -> None:
-        super().__init__(
-            data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
-        )
+        super().__init__(data_dir=data_dir, flip=False, **kwargs)
         self.subset, self.verify = subset, verify
 
     def files(self, train: bool) -> str:
