@@ -51,6 +51,7 @@ class CelebA(CachedImages):
     this layout that are not CelebA.
     """
 
+    location = "celeba"
     digests: ClassVar[Mapping[str, str]] = {  # MD5
         "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
         "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
@@ -169,7 +170,7 @@ class CelebA(CachedImages):
         )
 
     def _folders(self) -> tuple[Path, Path]:
-        return Path(self.data_dir) / "celeba", Path(self.data_dir)
+        return Path(self.data_dir) / self.location, Path(self.data_dir)
 
     def _remedy(self) -> str:
         return (

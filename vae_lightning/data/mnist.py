@@ -38,7 +38,7 @@ class MNIST(ImageDataModule):
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "http://yann.lecun.com/exdb/mnist/",
     )
-    folder: ClassVar[str] = "MNIST"
+    location = "MNIST/raw"
     digests: ClassVar[Mapping[str, tuple[str, str | None]]] = {  # MD5 of the .gz file and of its contents
         "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
         "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
@@ -93,7 +93,7 @@ class MNIST(ImageDataModule):
 
     def _folders(self) -> list[Path]:
         """Its own; and `data_dir` itself where digests tell whose a file is: the look-alikes' have the same names."""
-        own = Path(self.data_dir) / self.folder / "raw"
+        own = Path(self.data_dir) / self.location
         return [own, Path(self.data_dir)] if all(contents for _, contents in self.digests.values()) else [own]
 
 
@@ -114,6 +114,7 @@ class BinarizedMNIST(ImageDataModule):
     """
 
     image_shape = (1, 28, 28)
+    location = "binarized_mnist"
     url: ClassVar[str] = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
     files: ClassVar[Mapping[Split, tuple[str, int, str]]] = {  # name, images, SHA-256 of the packed bits
         "train": ("binarized_mnist_train", 50_000, "727146c35424b019f3e350e1e69faa05644a0abaf787e3f4e1a9632220a13906"),
@@ -140,7 +141,7 @@ class BinarizedMNIST(ImageDataModule):
 
     @property
     def _folder(self) -> Path:
-        return Path(self.data_dir) / "binarized_mnist"
+        return Path(self.data_dir) / self.location
 
     def _read(self, name: str, count: int, digest: str) -> np.ndarray:
         """The packed bits of a file: from the cache where it is of this text, else parsed, and cached once verified."""
