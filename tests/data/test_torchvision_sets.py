@@ -50,7 +50,7 @@ def test_look_alikes_are_verified_by_what_is_known_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: type[FashionMNIST]
 ) -> None:
     """Their counts, the digest of a packed file, and that no file is MNIST's own."""
-    raw, data = tmp_path / dataset.folder / "raw", dataset(str(tmp_path))
+    raw, data = tmp_path / dataset.location, dataset(str(tmp_path))
     name = "t10k-images-idx3-ubyte"
     write_mnist(raw, gz=True)
     with pytest.raises(UserError, match=f"{name}.gz: wrong digest: expected {dataset.digests[name][0]}"):

@@ -46,7 +46,9 @@ class ImageDataModule(pl.LightningDataModule):
     batches_per_call = 1
     """Above 1: the training loader yields lists of so many batches (`--speed.steps_per_call`)."""
     factors: ClassVar[Mapping[str, int]] = {}
-    """Where `label` [B, F] is the factors that an image was made from: their names and numbers of values, by column."""
+    """If `label` [B, F] holds the factors that an image was made from: their names and numbers of values, by column."""
+    location: ClassVar[str] = ""
+    """The file or folder of `data_dir` that is there once the data set was fetched; empty if nothing is fetched."""
 
     def __init__(
         self,

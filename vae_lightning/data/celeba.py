@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source
+from vae_lightning.data.base import SPLITS, CachedImages, Source
 from vae_lightning.runs.whole_files import file_digest, one_at_a_time
 from vae_lightning.storage.archive import ImageArchive
 from vae_lightning.storage.cache import Contents, fill_from
@@ -50,6 +50,7 @@ class CelebA(CachedImages):
     this layout that are not CelebA.
     """
 
+    location = "celeba"
     digests: ClassVar[Mapping[str, str]] = {  # MD5
         "img_align_celeba.zip": "00d2c5bc6d35e252742224ab0c1e8fcb",
         "list_eval_partition.txt": "d32c9cbf5e040fd4025c592c306e6668",
@@ -58,29 +59,9 @@ class CelebA(CachedImages):
     counts: ClassVar[tuple[int, int, int]] = (162_770, 19_867, 19_962)
 
     def __init__(
-        self,
-        data_dir: str = "data",
-        crop: Crop = "center148",
-        size: int = 64,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        flip: bool = False,
-        dequantise: bool = False,
-        resident: Resident = "auto",
-        cache_dir: str | None = None,
-        seed: int = 0,
-        verify: bool = True,
+        self, data_dir: str = "data", *, crop: Crop = "center148", size: int = 64, verify: bool = True, **kwargs: Any
     ) -> None:
-        super().__init__(
-            data_dir,
-            batch_size,
-            eval_batch_size,
-            flip=flip,
-            dequantise=dequantise,
-            resident=resident,
-            seed=seed,
-            cache_dir=cache_dir,
-        )
+        super().__init__(data_dir=data_dir, binarisation="none", **kwargs)
         if crop not in CROPS:
             raise UserError(f"CelebA: crop is {crop!r}; choose one of {', '.join(CROPS)}")
         if size < 1:
@@ -188,7 +169,7 @@ class CelebA(CachedImages):
         )
 
     def _folders(self) -> tuple[Path, Path]:
-        return Path(self.data_dir) / "celeba", Path(self.data_dir)
+        return Path(self.data_dir) / self.location, Path(self.data_dir)
 
     def _remedy(self) -> str:
         return (

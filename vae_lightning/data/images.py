@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vae_lightning.data.base import SPLITS, CachedImages, Resident, Source, Split
+from vae_lightning.data.base import SPLITS, CachedImages, Source, Split
 from vae_lightning.data.folders import Parts, Splits, classes_of, shown, split_folders
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.whole_files import write_whole
@@ -23,7 +23,6 @@ from vae_lightning.storage.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
 from vae_lightning.storage.files import Listing, MissingFileError, list_folder, read_file
 from vae_lightning.storage.loader import Images
 from vae_lightning.storage.progress import Progress
-from vae_lightning.storage.transforms import Binarisation
 from vae_lightning.types import UserError
 
 # fmt: off
@@ -61,18 +60,10 @@ class ImageFolder(CachedImages):
         splits: Splits = "auto",
         grey_bits: int = 16,
         skip_broken: bool = False,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        binarisation: Binarisation = "none",
-        flip: bool = False,
-        dequantise: bool = False,
-        resident: Resident = "auto",
         cache_dir: str = "data/cache",
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            data_dir, batch_size, eval_batch_size, binarisation, flip, dequantise, resident, seed, cache_dir=cache_dir
-        )
+        super().__init__(data_dir=data_dir, cache_dir=cache_dir, **kwargs)
         if channels not in (1, 3, 4) or height < 1 or width < 1:
             raise UserError(f"ImageFolder: {channels} x {height} x {width}: channels are 1, 3 or 4, sizes at least 1")
         if fit not in ("crop", "pad", "stretch"):

@@ -10,18 +10,17 @@ import stat
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from vae_lightning.data.base import ImageDataModule, Resident, Split
+from vae_lightning.data.base import ImageDataModule, Split
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.files import BYTE_ORDER_MARK, check_digest, download, find, read_bytes, read_idx
 from vae_lightning.storage.loader import Images
-from vae_lightning.storage.transforms import Binarisation
 from vae_lightning.types import Shape, UserError
 
 
@@ -40,7 +39,7 @@ class MNIST(ImageDataModule):
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "http://yann.lecun.com/exdb/mnist/",
     )
-    folder: ClassVar[str] = "MNIST"
+    location = "MNIST/raw"
     digests: ClassVar[Mapping[str, tuple[str, str | None]]] = {  # MD5 of the .gz file and of its contents
         "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
         "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
@@ -49,20 +48,9 @@ class MNIST(ImageDataModule):
     }
 
     def __init__(
-        self,
-        data_dir: str = "data",
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        binarisation: Binarisation = "none",
-        dequantise: bool = False,
-        resident: Resident = "auto",
-        seed: int = 0,
-        verify: bool = True,
-        num_val: int | None = None,
+        self, data_dir: str = "data", *, verify: bool = True, num_val: int | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(
-            data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
-        )
+        super().__init__(data_dir=data_dir, flip=False, **kwargs)
         if num_val is not None and num_val < 1:
             raise UserError(f"{type(self).__name__}: num_val is {num_val}; it must be at least 1")
         self.verify, self.num_val = verify, num_val
@@ -106,7 +94,7 @@ class MNIST(ImageDataModule):
 
     def _folders(self) -> list[Path]:
         """Its own; and `data_dir` itself where digests tell whose a file is: the look-alikes' have the same names."""
-        own = Path(self.data_dir) / self.folder / "raw"
+        own = Path(self.data_dir) / self.location
         return [own, Path(self.data_dir)] if all(contents for _, contents in self.digests.values()) else [own]
 
 
@@ -127,6 +115,7 @@ class BinarizedMNIST(ImageDataModule):
     """
 
     image_shape = (1, 28, 28)
+    location = "binarized_mnist"
     url: ClassVar[str] = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
     files: ClassVar[Mapping[Split, tuple[str, int, str]]] = {  # name, images, SHA-256 of the packed bits
         "train": ("binarized_mnist_train", 50_000, "727146c35424b019f3e350e1e69faa05644a0abaf787e3f4e1a9632220a13906"),
@@ -134,16 +123,8 @@ class BinarizedMNIST(ImageDataModule):
         "test": ("binarized_mnist_test", 10_000, "9fcd8da6f0fdf09b2ba30fe63a0bb784042a0de82563172530229b983e294ff2"),
     }
 
-    def __init__(
-        self,
-        data_dir: str = "data",
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        resident: Resident = "auto",
-        seed: int = 0,
-        verify: bool = True,
-    ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, resident=resident, seed=seed)
+    def __init__(self, data_dir: str = "data", *, verify: bool = True, **kwargs: Any) -> None:
+        super().__init__(data_dir=data_dir, binarisation="none", flip=False, dequantise=False, **kwargs)
         self.binarisation = "static"
         self.verify = verify
 
@@ -161,7 +142,7 @@ class BinarizedMNIST(ImageDataModule):
 
     @property
     def _folder(self) -> Path:
-        return Path(self.data_dir) / "binarized_mnist"
+        return Path(self.data_dir) / self.location
 
     def _read(self, name: str, count: int, digest: str) -> np.ndarray:
         """The packed bits of a file: from the cache where it is of this text, else parsed, and cached once verified."""

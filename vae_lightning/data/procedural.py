@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vae_lightning.data.base import CachedImages, Resident, Source
+from vae_lightning.data.base import CachedImages, Source
 from vae_lightning.runs.machine import available_memory
 from vae_lightning.storage.cache import Contents
-from vae_lightning.storage.transforms import Binarisation
 from vae_lightning.synthetic import (
     DRAWING_VERSION,
     NUM_SPRITES,
@@ -28,8 +27,8 @@ from vae_lightning.types import UserError
 class _Drawn(CachedImages):
     """`num_images` drawings, nine tenths of them `train`, and as many `val` as `test`."""
 
-    def __init__(self, num_images: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, data_dir: str = "data", *, num_images: int, **kwargs: Any) -> None:
+        super().__init__(data_dir=data_dir, **kwargs)
         if num_images < 20:
             raise UserError(f"{type(self).__name__}: num_images is {num_images}; it must be at least 20")
         self.num_images = num_images
@@ -65,29 +64,8 @@ class ProceduralFaces(_Drawn):
 
     image_shape = (3, 64, 64)
 
-    def __init__(
-        self,
-        data_dir: str = "data",
-        num_images: int = 12_000,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        flip: bool = False,
-        dequantise: bool = False,
-        resident: Resident = "auto",
-        cache_dir: str | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            num_images,
-            data_dir,
-            batch_size,
-            eval_batch_size,
-            flip=flip,
-            dequantise=dequantise,
-            resident=resident,
-            seed=seed,
-            cache_dir=cache_dir,
-        )
+    def __init__(self, data_dir: str = "data", *, num_images: int = 12_000, **kwargs: Any) -> None:
+        super().__init__(data_dir=data_dir, num_images=num_images, binarisation="none", **kwargs)
 
     def contents(self) -> Contents:
         def fill(start: int, stop: int) -> np.ndarray:
@@ -106,27 +84,8 @@ class ProceduralSprites(_Drawn):
     image_shape = (1, 64, 64)
     factors = SPRITE_FACTORS
 
-    def __init__(
-        self,
-        data_dir: str = "data",
-        num_images: int = 40_000,
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        binarisation: Binarisation = "none",
-        resident: Resident = "auto",
-        cache_dir: str | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            num_images,
-            data_dir,
-            batch_size,
-            eval_batch_size,
-            binarisation,
-            resident=resident,
-            seed=seed,
-            cache_dir=cache_dir,
-        )
+    def __init__(self, data_dir: str = "data", *, num_images: int = 40_000, **kwargs: Any) -> None:
+        super().__init__(data_dir=data_dir, num_images=num_images, flip=False, dequantise=False, **kwargs)
         if num_images > NUM_SPRITES:
             raise UserError(f"ProceduralSprites: num_images is {num_images}; there are {NUM_SPRITES:,}")
 

@@ -7,13 +7,13 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae_lightning.data.base import CachedImages, ImageDataModule, Resident, Source, Split
+from vae_lightning.data.base import CachedImages, ImageDataModule, Source, Split
 from vae_lightning.data.mnist import MNIST, idx_names
 from vae_lightning.noise import derive_seed
 from vae_lightning.runs.whole_files import file_digest, one_at_a_time
@@ -29,9 +29,9 @@ from vae_lightning.storage.files import (
     read_idx,
 )
 from vae_lightning.storage.loader import Images
-from vae_lightning.storage.transforms import Binarisation
 from vae_lightning.types import UserError
 
+Subset: TypeAlias = Literal["balanced", "letters", "digits", "byclass", "bymerge", "mnist"]
 _NOT_FOUND = "Dataset not found or corrupted"
 """Torchvision's words, whose advice is for another program."""
 
@@ -62,7 +62,7 @@ class FashionMNIST(_LookAlike):
     """70,000 grey pictures of clothes, 28 x 28 (Xiao et al. 2017, https://arxiv.org/abs/1708.07747), split as MNIST."""
 
     mirrors = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
-    folder = "FashionMNIST"
+    location = "FashionMNIST/raw"
     digests: ClassVar[Mapping[str, tuple[str, str | None]]] = {
         "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", None),
         "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", None),
@@ -75,7 +75,7 @@ class KMNIST(_LookAlike):
     """70,000 cursive Japanese characters (Clanuwat et al. 2018, https://arxiv.org/abs/1812.01718), split as MNIST."""
 
     mirrors = ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",)
-    folder = "KMNIST"
+    location = "KMNIST/raw"
     digests: ClassVar[Mapping[str, tuple[str, str | None]]] = {
         "train-images-idx3-ubyte": ("bdb82020997e1d708af4cf47b453dcf7", None),
         "train-labels-idx1-ubyte": ("e144d726b3acfaa3e44228e80efcd344", None),
@@ -187,6 +187,7 @@ class EMNIST(TorchvisionImages):
     """
 
     image_shape = (1, 28, 28)
+    location = "EMNIST/raw"
     num_val = 10_000
     counts: ClassVar[Mapping[str, tuple[int, int]]] = {  # of the training images, of the test images
         "balanced": (112_800, 18_800),
@@ -198,20 +199,9 @@ class EMNIST(TorchvisionImages):
     }
 
     def __init__(
-        self,
-        data_dir: str = "data",
-        subset: Literal["balanced", "letters", "digits", "byclass", "bymerge", "mnist"] = "balanced",
-        batch_size: int = 128,
-        eval_batch_size: int = 500,
-        binarisation: Binarisation = "none",
-        dequantise: bool = False,
-        resident: Resident = "auto",
-        seed: int = 0,
-        verify: bool = True,
+        self, data_dir: str = "data", *, subset: Subset = "balanced", verify: bool = True, **kwargs: Any
     ) -> None:
-        super().__init__(
-            data_dir, batch_size, eval_batch_size, binarisation, dequantise=dequantise, resident=resident, seed=seed
-        )
+        super().__init__(data_dir=data_dir, flip=False, **kwargs)
         self.subset, self.verify = subset, verify
 
     def files(self, train: bool) -> str:
@@ -222,7 +212,7 @@ class EMNIST(TorchvisionImages):
             from torchvision import datasets  # here and below: seconds of imports
 
             datasets.EMNIST(self.data_dir, split=self.subset, train=train, download=True)
-        own = Path(self.data_dir) / "EMNIST" / "raw"
+        own = Path(self.data_dir) / self.location
         folders = [own, own / "gzip", Path(self.data_dir), Path(self.data_dir) / "gzip"]
         paths = [find(folders, idx_names(name), "") for name in self._names(train)]
         arrays = _Arrays(*(read_idx(path) for path in paths))
@@ -244,7 +234,7 @@ class EMNIST(TorchvisionImages):
 
     def discard(self, train: bool) -> None:
         part = "train" if train else "test"
-        for path in (Path(self.data_dir) / "EMNIST" / "raw").glob(f"emnist-{self.subset}-{part}-*-ubyte"):
+        for path in (Path(self.data_dir) / self.location).glob(f"emnist-{self.subset}-{part}-*-ubyte"):
             try:
                 read_idx(path)
             except UserError:
@@ -258,6 +248,7 @@ class CIFAR10(TorchvisionImages):
     """60,000 colour pictures of 10 classes, 32 x 32 (Krizhevsky 2009): 45,000 / 5,000 / 10,000."""
 
     image_shape = (3, 32, 32)
+    location = "cifar-10-batches-py"
     num_val = 5_000
 
     def files(self, train: bool) -> str:
@@ -276,6 +267,7 @@ class SVHN(TorchvisionImages):
     """Digits of house numbers in colour, 32 x 32 (Netzer et al. 2011): 73,257 + 26,032, the "extra" images left out."""
 
     image_shape = (3, 32, 32)
+    location = "train_32x32.mat"
     num_val = 7_000
 
     def files(self, train: bool) -> str:
@@ -296,6 +288,7 @@ class Omniglot(CachedImages):
     """
 
     image_shape = (1, 28, 28)
+    location = "omniglot-py"
     counts: ClassVar[Mapping[bool, int]] = {True: 19_280, False: 13_180}  # of the background set, of the other
 
     def prepare_data(self) -> None:

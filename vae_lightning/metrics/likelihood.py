@@ -35,7 +35,7 @@ def importance_estimate(
     """log 1/K sum_k w_k and (sum_k w_k)^2 / sum_k w_k^2, with w_k = p(x, z_k) / q(z_k|x), z_k ~ q(z|x).
 
     The first number is on average a lower bound of log p(x), tighter as K grows (Burda et al. 2016,
-    https://arxiv.org/abs/1509.00519, eq. 8). The second is the effective sample size of Kong (1992). It is 1 if one
+    https://arxiv.org/abs/1509.00519). The second is the effective sample size of Kong (1992). It is 1 if one
     sample outweighs all others, so that the bound is loose, and K if q(z|x) is the posterior. Sums are in float64 and
     in log space; each weight has the model's own full precision.
 

@@ -24,17 +24,6 @@ from vae_lightning.runs.suggestions import OneLineParser
 _GIB = 2**30
 MALWARE: Mapping[str, tuple[str, ...]] = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 """Releases that stole credentials as they were imported: GHSA-w37p-236h-pfx3."""
-_FOLDERS: Mapping[str, str] = {  # data sets by what each has in the data folder
-    "MNIST": "MNIST/raw",
-    "FashionMNIST": "FashionMNIST/raw",
-    "KMNIST": "KMNIST/raw",
-    "EMNIST": "EMNIST/raw",
-    "BinarizedMNIST": "binarized_mnist",
-    "CIFAR10": "cifar-10-batches-py",
-    "SVHN": "train_32x32.mat",
-    "Omniglot": "omniglot-py",
-    "CelebA": "celeba",
-}
 
 
 class Finding(NamedTuple):
@@ -241,23 +230,35 @@ def check_shared_memory(devices: int, folder: Path = Path("/dev/shm")) -> Findin
 
 
 def check_data(data_dir: Path) -> Iterator[Finding]:
-    """A line for each data set that has a folder there, its files read and their digests compared; else one line."""
-    names = [name for name, folder in _FOLDERS.items() if (data_dir / folder).exists()]
-    if not names:
+    """A line for each data set that was fetched to `data_dir`: its files are read, its digests compared; else one line.
+
+    Lightning is imported only if there is anything in `data_dir`.
+    """
+    sets = list(_fetched(data_dir)) if data_dir.is_dir() and any(data_dir.iterdir()) else []
+    if not sets:
         said = f"none in {data_dir}; digits, faces and sprites need none, the others are fetched by their first run"
         yield Finding("data", "ok", said)
         return
-    from vae_lightning import data  # here, because it imports Lightning
     from vae_lightning.storage.files import MissingFileError
     from vae_lightning.types import UserError
 
-    for name in names:
+    for cls in sets:
         try:
-            yield Finding("data", "ok", f"{name}: {_describe(getattr(data, name)(data_dir=str(data_dir)))}")
+            yield Finding("data", "ok", f"{cls.__name__}: {_describe(cls(data_dir=str(data_dir)))}")
         except MissingFileError as error:
-            yield Finding("data", "warn", f"{name}: {error}")
+            yield Finding("data", "warn", f"{cls.__name__}: {error}")
         except UserError as error:  # which says what to do
-            yield Finding("data", "FAIL", f"{name}: {error}")
+            yield Finding("data", "FAIL", f"{cls.__name__}: {error}")
+
+
+def _fetched(data_dir: Path) -> Iterator[Any]:
+    """The classes of data sets whose `location` exists in `data_dir`."""
+    from vae_lightning import data  # here, because it imports Lightning
+
+    for cls in (getattr(data, name) for name in data.__all__):
+        location = getattr(cls, "location", "")
+        if location and (data_dir / location).exists():
+            yield cls
 
 
 def _describe(dataset: Any) -> str:
