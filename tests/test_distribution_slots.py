@@ -98,7 +98,7 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
         2,
         r"ConvIAF: is a flow of maps .* has shape \(8,\); .*--model.latent_size",
     ),
-    "vectors": (["--model.posterior=IAF", "--model.latent_size=[3,2,2]"], 2, r"IAF: is a flow of vectors; .*ConvIAF"),
+    "vectors": (["--model.posterior=IAF", "--model.latent_size=[3,2,2]"], 2, r"IAF: is a flow of vectors, .*ConvIAF"),
     "latent": (["--model.latent_size=[3,2]"], 2, r"latent_size is \[3, 2\]; .*\[channels, height, width\]"),
     "no gradient": (["--model.posterior=Categorical"], 1, "no pathwise gradient.*RelaxedCategorical"),
     "a likelihood": (["--model.posterior=Bernoulli"], 1, "posterior Bernoulli: .*no pathwise gradient.*DiagonalNormal"),
@@ -116,7 +116,7 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
         "likelihood Beta gives no probability to a pixel of value [01], or an infinite density; .*ContinuousBernoulli",
     ),
     "no mean": (["--model.likelihood=ConvIAF"], 1, "likelihood ConvIAF does not know its mean.*DiagonalNormal"),
-    "a flow of pixels": (["--model.likelihood=IAF"], 2, "IAF: is a flow of vectors; .*likelihood.*DiagonalNormal"),
+    "a flow of pixels": (["--model.likelihood=IAF"], 2, "IAF: is a flow of vectors, .*likelihood.*DiagonalNormal"),
     "bits": (
         ["--model.likelihood=DiagonalNormal", "--nll.bits_per_dimension=true"],
         1,

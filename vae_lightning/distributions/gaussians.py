@@ -105,6 +105,10 @@ class TriangularNormal(VectorNormal):
     """The base of `FullNormal` and `LinearIAF`: mu [D], sigma [D] and I + W / D^1/2, W strictly lower triangular.
 
     The features are mu, the raw sigma and W, row by row [D (D - 1) / 2].
+
+    Args:
+        event_shape: Shape of one z; the model sets it.
+        min_sigma: Floor of sigma, in the units of z.
     """
 
     @property
