@@ -17,7 +17,7 @@ GPU_EPOCHS = 50  # of 3,008 images, for contenders on resident data: short epoch
 
 @dataclass(frozen=True)
 class Options:
-    """The options of all suites. `data_dir` has MNIST in torchvision's layout; `real`: it is MNIST, not synthetic bytes."""
+    """The options of all suites. `data_dir` has MNIST in torchvision's layout; `real`: not synthetic bytes."""
 
     data_dir: Path
     real: bool
