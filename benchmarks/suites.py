@@ -17,15 +17,7 @@ GPU_EPOCHS = 50  # of 3,008 images, for contenders on resident data: short epoch
 
 @dataclass(frozen=True)
 class Options:
-    """The options of all suites.
-
-    Args:
-        data_dir: the folder with MNIST in torchvision's layout.
-        real: whether the files in `data_dir` are MNIST itself, not synthetic bytes.
-        scratch: a folder that is removed at the end.
-        device: `cpu` or `cuda`.
-        smoke: whether to use tiny sizes.
-    """
+    """The options of all suites. `data_dir` has MNIST in torchvision's layout; `real`: not synthetic bytes."""
 
     data_dir: Path
     real: bool

@@ -268,7 +268,7 @@ def test_the_error_of_a_gap() -> None:
 
 
 def test_the_projects_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each row has a command and an existing config, and each published figure has a source."""
+    """Each row has a command and a shipped config, and each published figure has a source."""
     rows = read_rows(REPOSITORY / "benchmarks" / "papers" / "rows.yaml")
     assert {"static-vae", "static-vamp", "dynamic-resnet-iaf", "sprites-beta-tc"} <= rows.keys()
     for row in rows.values():
