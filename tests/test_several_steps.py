@@ -146,7 +146,7 @@ def test_resume_between_calls_is_exact(tmp_path: Path) -> None:
 
 def test_a_run_that_was_cut_within_a_call_is_not_taken_further(tmp_path: Path) -> None:
     fit(3, tmp_path, max_steps=8)
-    with pytest.raises(UserError, match="ended by max_steps within a round"):
+    with pytest.raises(UserError, match="max_steps ended the run within a call"):
         fit(3, None, tmp_path / "step8.ckpt")
 
 
