@@ -67,7 +67,7 @@ def test_one_that_would_write_the_runs_own_files_is_refused(
     assert main([*command, "--trainer.callbacks+=ModelCheckpoint", *flags]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"ModelCheckpoint would write {taken}, which the run itself writes to {tmp_path}" in said
+    assert f"ModelCheckpoint would write {taken}, which the run writes to {tmp_path}" in said
     assert not list(tmp_path.rglob("*.*"))
 
 

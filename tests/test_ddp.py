@@ -119,7 +119,7 @@ def test_within_an_epoch_another_number_of_ranks_is_refused_and_between_two_it_i
     copy = Path(shutil.copytree(two, tmp_path / "copy", ignore=shutil.ignore_patterns("wandb")))
     fit = ("fit", "-c", DIGITS, *EPOCHS, *ONE, f"--ckpt_path={copy}")
     assert main([*fit, "--trainer.max_epochs=3"]) == 0
-    assert "NOT EXACT: not the run that it would have been without a stop: devices 2 -> 1\n" in capsys.readouterr().out
+    assert "NOT EXACT: the resumed run differs from an uninterrupted one: devices 2 -> 1\n" in capsys.readouterr().out
     resumed = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)
     assert resumed["global_step"] == 20 + 20  # the whole epoch: one process has as many batches as it has images
 

@@ -24,7 +24,7 @@ from vae_lightning.types import UserError
 
 
 class Memory(Logger):
-    """Every metric with its step."""
+    """A logger that stores every metric with its step."""
 
     name, version = "memory", 0
 
@@ -50,7 +50,7 @@ class Saver(pl.Callback):
 def fit(
     steps_per_call: int, folder: Path | None = None, ckpt_path: Path | None = None, scheduler: Any = None, **flags: Any
 ) -> tuple[VAE, pl.Trainer, Memory]:
-    """3 epochs of 7 batches: of 200 images each, the last of 66."""
+    """Fit for 3 epochs of 7 batches: 200 images in each batch, 66 in the last."""
     pl.seed_everything(0, verbose=False)
     step_lr = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.7)
     model = VAE(
@@ -112,7 +112,7 @@ def test_several_steps_are_the_same_steps(flags: dict[str, Any]) -> None:
 
 
 def test_callbacks_are_asked_at_every_step() -> None:
-    """Those that have a hook within a step, by a class or by a function; afterwards all of them are there again."""
+    """Callbacks with a hook within a step are called, and afterwards the trainer has all callbacks again."""
     calls: list[str] = []
 
     class Listener(pl.Callback):
@@ -146,7 +146,7 @@ def test_resume_between_calls_is_exact(tmp_path: Path) -> None:
 
 def test_a_run_that_was_cut_within_a_call_is_not_taken_further(tmp_path: Path) -> None:
     fit(3, tmp_path, max_steps=8)
-    with pytest.raises(UserError, match="ended by max_steps within a round"):
+    with pytest.raises(UserError, match="max_steps ended the run within a call"):
         fit(3, None, tmp_path / "step8.ckpt")
 
 

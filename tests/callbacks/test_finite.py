@@ -131,7 +131,7 @@ def test_the_run_of_bad_steps_is_counted_across_a_resume() -> None:
 @pytest.mark.parametrize("callbacks", [(), (partial(EMA, decay=0.5),)], ids=["plain", "ema"])
 def test_a_weight_that_is_not_finite_is_never_saved(callbacks: Any, tmp_path: Path) -> None:
     model = Spoiled("weight", [6])
-    with pytest.raises(UserError, match=r"^[\w.]+weight is not finite at step 8: not saved; .*are from before"):
+    with pytest.raises(UserError, match=r"^[\w.]+weight is not finite at step 8: not saved; .*are from earlier steps"):
         fit(tmp_path, model, FiniteSteps(), *(make() for make in callbacks))
     assert all_finite(tmp_path / "checkpoints" / "best.ckpt")
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4

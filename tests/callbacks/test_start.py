@@ -34,7 +34,7 @@ CASES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "none-wanted": ((*SMALL, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"), None),
     "batch": (
         (*SMALL, *STEP, "--data.batch_size=5000"),
-        "data.batch_size is 5000 and there are 1266 training images: an epoch is one step of them all; ",
+        "data.batch_size is 5000 and there are 1266 training images: an epoch is one step on all of them; ",
     ),
     "weights": ((*LARGE, *STEP, "--model.latent_size=600"), "1,266 training images for 2.0 M weights: the model may "),
 }

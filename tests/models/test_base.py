@@ -104,7 +104,7 @@ def test_noise_is_a_function_of_the_step_and_of_the_rank(monkeypatch: pytest.Mon
 
 
 class SeedSpy(VAE):
-    """Keeps the seed that torch's generator has where a trace begins, by what the Trainer is doing."""
+    """Stores the generator's seed at the beginning of each trace, by the Trainer's stage."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -134,7 +134,7 @@ def test_training_and_evaluation_never_have_the_same_noise(
 def test_each_rank_trains_on_noise_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_per_call: int
 ) -> None:
-    """The same weights and images: the latents that a step draws differ from rank to rank, and repeat on each."""
+    """With the same weights and images, the latents of a step differ between ranks and repeat on each rank."""
     drawn: list[Tensor] = []
     x = torch.rand(6, 1, 8, 8)
 
@@ -164,7 +164,7 @@ def test_each_rank_trains_on_noise_of_its_own(
 
 
 class WithAProduct(ELBO):
-    """The ELBO, and x x^T: [B, B], of which each example has its row's mean."""
+    """The ELBO with one more term: the mean of each example's row of x x^T, which is [B, B]."""
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
         rows = trace.x.flatten(1) @ trace.x.flatten(1).T
@@ -172,7 +172,7 @@ class WithAProduct(ELBO):
 
 
 def test_an_objective_is_float32_where_the_networks_are_bfloat16(tmp_path: Path) -> None:
-    """A product of matrices within it too, which autocast would round: in training and in validation."""
+    """Autocast does not round a product of matrices in the objective, in training and in validation."""
     model = vae(objective=WithAProduct)
     loop = trainer(tmp_path, precision="bf16-mixed", num_sanity_val_steps=0)
     x = torch.full((4, 1, 8, 8), 1 / 16)
@@ -202,7 +202,7 @@ def test_a_setting_that_torch_refuses_is_one_line(tmp_path: Path) -> None:
 
 
 class LostAtZero(ELBO):
-    """The ELBO's loss, less log sum x: infinite for a black image, with the ELBO's gradient."""
+    """The ELBO's loss minus log sum x: infinite for a black image, but with the ELBO's finite gradient."""
 
     def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
         terms = super().forward(trace, step)
@@ -212,7 +212,7 @@ class LostAtZero(ELBO):
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 @pytest.mark.skipif(find_compiler() is None, reason="torch.compile wants a C++ compiler, and there is none")
 def test_a_loss_that_is_not_finite_has_such_a_gradient_when_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler that took `0 * loss` for 0 would leave the finite gradient that this objective has."""
+    """A compiler that replaced `0 * loss` by 0 would leave this objective's finite gradient."""
     monkeypatch.setattr(Family, "validate_args", False)  # as it is outside of tests
     monkeypatch.setattr(Distribution, "_validate_args", False)
     model = VAE((1, 2, 2), 2, encoder=TINY, decoder=TINY, objective=LostAtZero)
@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_has_such_a_gradient_when_compiled_too(monkeyp
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_a_grey_pixel_is_impossible_under_a_bernoulli(stage: str, tmp_path: Path) -> None:
-    """Said at the first batch of every stage, with what to choose instead; binarised, the same model runs."""
+    """The first batch of every stage gives an error with a remedy; the same model runs on binarised data."""
     model = VAE((1, 8, 8), 4, encoder=TINY, decoder=TINY)
     with pytest.raises(UserError, match=r"binarisation=dynamic.*ContinuousBernoulli"):
         getattr(trainer(tmp_path), stage)(model, datamodule=Digits())

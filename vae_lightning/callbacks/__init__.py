@@ -1,4 +1,4 @@
-"""Callbacks: pictures, run-keeping and speed. They use `trace` and `sample` alone, so each serves every model."""
+"""Callbacks: pictures, run-keeping and speed. They use only `trace` and `sample`, so each works with every model."""
 
 from vae_lightning.callbacks.averaging import EMA
 from vae_lightning.callbacks.checkpoint import BestAndLast

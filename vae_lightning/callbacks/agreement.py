@@ -1,4 +1,4 @@
-"""What all ranks do at the same step: they stop, or they save, where one of them is asked to."""
+"""Let all ranks stop or save at the same step if one of them is asked to."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from torch import distributed
 
 from vae_lightning.runs import signals
 
-_SECONDS = 0.2  # between two questions
-_MOST = 100  # steps between two questions
+_SECONDS = 0.2  # between two comparisons
+_MOST = 100  # steps between two comparisons
 
 
 class Agreement:
-    """Every few steps the ranks compare, on the CPU, what signals they have had: no device waits for it.
+    """Compares the signals that the ranks have received, on the CPU, so that no GPU waits.
 
-    How many steps, they agree on as well: as many as take a fifth of a second. One process asks at each step.
+    The ranks compare every few steps: as many as take a fifth of a second, a number on which they agree, too. A single
+    process looks at its signals at each step.
+
+    Args:
+        world_size: The number of ranks.
     """
 
     def __init__(self, world_size: int) -> None:
@@ -30,12 +34,18 @@ class Agreement:
             self._group = distributed.new_group(backend="gloo")
 
     def is_due(self) -> bool:
-        """Called once at each step, on every rank alike."""
+        """Return whether the ranks compare at this step; call this once at each step, on every rank."""
         self._left -= 1
         return self._left <= 0
 
-    def reach(self, save: bool) -> tuple[bool, bool]:
-        """(stop, save): whether any rank is to. A signal of another rank is this one's from here on."""
+    def any_rank(self, save: bool) -> tuple[bool, bool]:
+        """Return (stop, save): whether any rank has a signal to stop, and whether any rank wants to save.
+
+        Afterwards a signal of one rank counts as a signal of every rank.
+
+        Args:
+            save: Whether this rank wants to save.
+        """
         if self.world_size == 1:
             return signals.requested() > 0, save
         values = torch.tensor([signals.requested(), int(save), self._suggestion()])
@@ -45,8 +55,8 @@ class Agreement:
         signals.request(stop)
         return stop > 0, saves > 0
 
-    def least(self, count: int) -> int:
-        """The smallest of the ranks' counts."""
+    def minimum(self, count: int) -> int:
+        """Return the smallest `count` of all ranks."""
         if self.world_size == 1:
             return count
         value = torch.tensor(count)

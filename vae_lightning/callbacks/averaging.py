@@ -14,11 +14,14 @@ from vae_lightning.types import UserError
 class EMA(WeightAveraging):
     """w' <- decay w' + (1 - decay) w after every n-th step: validation, pictures, checkpoints and tests use w'.
 
-    n = `update_every_n_steps`, and `decay` is that of one update; with `--speed.steps_per_call` n is a multiple of it.
-    Lightning's callback, with three changes. A checkpoint written while w' stands in the model (a validation that is
-    left, the end of the fit) also keeps w, with which a fit goes on. A test after a fit gets w', as a test without one
-    does. Buffers are copied from w's model, not averaged: they may be counters.
-    On the command line: `--trainer.callbacks+=EMA`.
+    Use this for smoother samples and a steadier validation ELBO; on the command line: `--trainer.callbacks+=EMA`.
+    The callback is Lightning's, with three changes. Checkpoints written while the averaged weights are swapped in (an
+    interrupted validation, the end of the fit) also keep w, from which a fit is resumed. A test after a fit uses w', as
+    a test in a new process does. Buffers are copied and not averaged, because they may be counters.
+
+    Args:
+        decay: The weight of the old average in one update, in [0, 1).
+        update_every_n_steps: n; a multiple of --speed.steps_per_call.
     """
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
@@ -35,7 +38,7 @@ class EMA(WeightAveraging):
         if multi_step is not None and self.update_every_n_steps % multi_step.steps_per_call:
             raise UserError(
                 f"EMA: update_every_n_steps is {self.update_every_n_steps}; with --speed.steps_per_call="
-                f"{multi_step.steps_per_call} it sees the weights after so many steps: choose a multiple"
+                f"{multi_step.steps_per_call} the average sees the weights after each call only: choose a multiple"
             )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -43,15 +46,17 @@ class EMA(WeightAveraging):
         if stage == "fit":
             self._swapped = False
             assert self._average_model is not None
-            self._average_model.n_averaged = self._average_model.n_averaged.cpu()  # it is looked at in each step
+            self._average_model.n_averaged = (
+                self._average_model.n_averaged.cpu()
+            )  # read at each step, without a wait for the GPU
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """A multiple of n was reached or passed: the last call of an epoch may be of fewer steps."""
+        """Return whether a multiple of n was reached or passed; the last call of an epoch may have fewer steps."""
         n = self.update_every_n_steps
         return step_idx is not None and (step_idx + 1) // n > self._latest_update_step // n
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a fit the model holds the weights of the checkpoint that is validated."""
+        """Swap only within a fit: in `validate` the model already has the checkpoint's averaged weights."""
         if trainer.state.fn == "fit":
             super().on_validation_epoch_start(trainer, pl_module)
 
@@ -62,7 +67,7 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Lightning's gives w to a test as well, if the same trainer has fitted before."""
+        """Restore w only for a fit; Lightning also gives w to a test by a trainer that has fitted before."""
         if trainer.state.fn == "fit":
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
@@ -71,7 +76,7 @@ class EMA(WeightAveraging):
         self._swapped = not self._swapped
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning's forgets w here, with which a run that is made longer goes on."""
+        """Swap instead of copying as Lightning does: w is kept, from which a longer run is resumed."""
         self._swap_models(pl_module)
 
     def on_save_checkpoint(

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the best by validation ELBO, and the last, from which the run goes on as if never stopped."""
+"""Checkpoints of a run: the best by validation ELBO, and the last, from which the run is resumed exactly."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from vae_lightning.types import UserError
 
 
 class BestAndLast(ModelCheckpoint):
-    """`checkpoints/best.ckpt` (greatest `monitor`) and `checkpoints/last.ckpt`, in the trainer's root folder.
+    """Writes `checkpoints/best.ckpt` and `checkpoints/last.ckpt` in the trainer's root folder.
 
-    The default is `val/elbo` and not `val/loss`: a loss whose beta changes cannot be compared from epoch to epoch.
-    A value that is not finite is never the best.
-    `last` is written at each validation, `last_every_minutes` after it was written before, at the end, and when a
-    signal asks the run to stop (see `signals`): between two optimizer steps, on all ranks at the same one. It is never
-    written with a weight that is not finite.
+    `last.ckpt` is written at each validation, at an interval, at the end, and when a signal asks the run to stop (see
+    `signals`): between two optimizer steps, and on all ranks at the same step. No checkpoint is written if a weight is
+    not finite.
+
+    Args:
+        monitor: The metric of best.ckpt. val/elbo, and not val/loss: a loss whose beta changes cannot be compared
+            between epochs. A value that is not finite is never the best.
+        mode: "max" if the greatest value of the metric is the best, "min" if the smallest is.
+        last_every_minutes: The most minutes between two writes of last.ckpt.
     """
 
     def __init__(self, monitor: str = "val/elbo", mode: str = "max", last_every_minutes: float = 10.0) -> None:
@@ -42,7 +46,7 @@ class BestAndLast(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.last_every_minutes = last_every_minutes
-        self.has_refused = False  # was a value of `monitor` not finite?
+        self.has_refused = False  # whether a value of `monitor` was not finite
         self._complete: list[int] = []
         self._mid_validation = self._at_epoch_end = self._is_cut = False
         self._last_step, self._last_time = -1, time.monotonic()
@@ -52,8 +56,8 @@ class BestAndLast(ModelCheckpoint):
         if self.dirpath is None:
             self.dirpath = str(Path(trainer.default_root_dir).absolute() / "checkpoints")
         super().setup(trainer, pl_module, stage)
-        # Lightning's handlers begin a collective inside a signal handler, and hang; its loop broadcasts a flag at
-        # each step. Ours is raised by the same loop, where a step and its logging are over.
+        # Lightning's signal handlers start a collective operation and hang, and its loop broadcasts a flag at each
+        # step. The same loop reads our flag after a step and its logging.
         trainer._signal_connector = self._connector  # type: ignore[assignment]
         if stage == "fit":
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -64,7 +68,7 @@ class BestAndLast(ModelCheckpoint):
         return {**super().state_dict(), "complete": self._complete}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Scores are the checkpoint's, paths are the run's own: the folder may have moved, and the file may lie."""
+        """Take scores from the checkpoint and paths from this run: the checkpoint's paths may be old or wrong."""
         super().load_state_dict({**state_dict, **own_files(self, state_dict, Path(str(self.dirpath)))})
 
     def on_save_checkpoint(
@@ -75,9 +79,10 @@ class BestAndLast(ModelCheckpoint):
         if broken:
             raise UserError(
                 f"{broken[0]} is not finite at step {trainer.global_step}: not saved; the checkpoints in "
-                f"{self.dirpath} are from before. A smaller learning rate or --trainer.gradient_clip_val may help"
+                f"{self.dirpath} are from earlier steps. A smaller learning rate "
+                "or --trainer.gradient_clip_val may help"
             )
-        if self._mid_validation:  # Lightning's word for: the validation is to be run, from its first batch
+        if self._mid_validation:  # the state by which Lightning runs the whole validation again
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             total = {**progress["total"]}
             total["ready"] = total["started"] = total["completed"] + 1
@@ -101,26 +106,30 @@ class BestAndLast(ModelCheckpoint):
         loop = trainer.fit_loop
         is_out_of_time = trainer.should_stop and loop._can_stop_early and _is_out_of_time(trainer)
         if loop._should_accumulate() or _has_gradients(trainer, pl_module, batch_idx):
-            trainer.should_stop = trainer.should_stop and not is_out_of_time  # a Timer asks again after each batch
+            trainer.should_stop = trainer.should_stop and not is_out_of_time  # a Timer sets it again after each batch
             return
         stop = save = False
-        if -1 < trainer.max_steps <= trainer.global_step:  # Lightning leaves the epoch, as if the rest had been seen
+        if -1 < trainer.max_steps <= trainer.global_step:  # Lightning ends the epoch here as complete
             self._complete, save = _limits(trainer), True
-        elif is_out_of_time and not loop.epoch_loop._num_ready_batches_reached():  # Lightning leaves it likewise
+        elif is_out_of_time and not loop.epoch_loop._num_ready_batches_reached():  # Lightning ends the epoch here, too
             self._is_cut = True
             self._write_last(trainer)
         elif self._agreement.is_due():
-            stop, save = self._agreement.reach(self._is_late(trainer))
+            stop, save = self._agreement.any_rank(self._is_late(trainer))
         assert loop._data_fetcher is not None
-        if (stop or save) and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # which will save by itself
+        if (stop or save) and not loop.epoch_loop._should_check_val_fx(
+            loop._data_fetcher
+        ):  # validation saves by itself
             self._connector.received_sigterm = stop
-            self._at_epoch_end = loop.epoch_loop._num_ready_batches_reached()  # once its hooks have run
+            self._at_epoch_end = (
+                loop.epoch_loop._num_ready_batches_reached()
+            )  # then save after the hooks of the epoch's end
             if not self._at_epoch_end:
                 self._write_last(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if _is_training(trainer):
-            self._agreement.batches = self._agreement.least(int(sum(trainer.num_val_batches)))
+            self._agreement.batches = self._agreement.minimum(int(sum(trainer.num_val_batches)))
 
     def on_validation_batch_end(
         self,
@@ -131,10 +140,10 @@ class BestAndLast(ModelCheckpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """A validation may be long: it is left at once, and is run as a whole when the run goes on."""
+        """Leave a validation at once at a signal; the resumed run repeats the whole validation."""
         if not _is_training(trainer) or batch_idx + 1 >= self._agreement.batches:
             return
-        if self._agreement.is_due() and self._agreement.reach(False)[0]:
+        if self._agreement.is_due() and self._agreement.any_rank(False)[0]:
             self._mid_validation = True
             self._write_last(trainer)
             raise signals.Stopped(signals.requested())
@@ -144,8 +153,8 @@ class BestAndLast(ModelCheckpoint):
         if not _is_training(trainer):
             return
         if not self._should_save_on_train_epoch_end(trainer):
-            self._write_last(trainer)  # Lightning writes it where the validation was the best one
-        self._connector.received_sigterm = self._agreement.reach(False)[0]
+            self._write_last(trainer)  # Lightning writes last.ckpt only if this validation was the best
+        self._connector.received_sigterm = self._agreement.any_rank(False)[0]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -154,7 +163,7 @@ class BestAndLast(ModelCheckpoint):
         self._at_epoch_end = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last one says that the run is complete, up to these limits; given more time, it goes on."""
+        """Write a last.ckpt that records the limits up to which the run is complete; a run out of time is not."""
         ended = -1 < (trainer.max_epochs or -1) <= trainer.current_epoch
         if self._is_cut or (trainer.should_stop and not ended and _is_out_of_time(trainer)):
             self._write_last(trainer)
@@ -164,11 +173,11 @@ class BestAndLast(ModelCheckpoint):
         signals.poll(False)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Nothing is saved here: a rank that fails alone would wait for the others."""
+        """Save nothing: if one rank fails alone, it would wait for the others."""
         signals.poll(False)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
-        """As Lightning's, but for a value that is not finite: Lightning keeps the first value, whatever it is."""
+        """Compare as Lightning does, but never accept a value that is not finite, which Lightning does at first."""
         if current is None:
             return False
         if not trainer.strategy.reduce_boolean_decision(bool(current.isfinite())):
@@ -192,12 +201,20 @@ class BestAndLast(ModelCheckpoint):
 
 
 def own_checkpoints(trainer: pl.Trainer) -> BestAndLast | None:
-    """Ours by its type: `trainer.checkpoint_callback` is the first one, which may be a user's own."""
+    """Return the run's `BestAndLast`; `trainer.checkpoint_callback` may be a ModelCheckpoint of the user's."""
     return next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestAndLast)), None)
 
 
 def place_checkpoints(callbacks: Iterable[pl.Callback], folder: Path) -> None:
-    """Let each ModelCheckpoint of the user's that names no folder write to `folder`; refuse our files' names there."""
+    """Let a user's ModelCheckpoint without a folder write to the run's folder, under other names than the run's files.
+
+    Args:
+        callbacks: The trainer's callbacks.
+        folder: The run's folder of checkpoints.
+
+    Raises:
+        UserError: if one of them would write a file of the run.
+    """
     for callback in callbacks:
         if not isinstance(callback, ModelCheckpoint):
             continue
@@ -207,18 +224,18 @@ def place_checkpoints(callbacks: Iterable[pl.Callback], folder: Path) -> None:
         taken = sorted({f"{stem}{callback.FILE_EXTENSION}" for stem in stems} & {BEST, LAST, PREVIOUS})
         if taken and Path(callback.dirpath).resolve() == folder.resolve():
             raise UserError(
-                f"trainer.callbacks: {type(callback).__name__} would write {' and '.join(taken)}, which the run itself "
+                f"trainer.callbacks: {type(callback).__name__} would write {' and '.join(taken)}, which the run "
                 f"writes to {folder} (see --checkpoint.monitor); give it another filename, without save_last"
             )
 
 
 def _is_training(trainer: pl.Trainer) -> bool:
-    """Not in validate, test or predict, and not in the check before the first step."""
+    """Return whether a fit is under way, past Lightning's check before the first step."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 def _has_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule, call: int) -> bool:
-    """Do gradients wait for another call's (`speed.steps_per_call`)? No checkpoint has them."""
+    """Return whether gradients of this call (`speed.steps_per_call`) wait for the next; no checkpoint keeps them."""
     multi_step = getattr(pl_module, "multi_step", None)
     if multi_step is None or call + 1 == trainer.num_training_batches:
         return False
@@ -226,7 +243,7 @@ def _has_gradients(trainer: pl.Trainer, pl_module: pl.LightningModule, call: int
 
 
 def _check_intervals(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Validation writes checkpoints, which have no gradients: none may wait there for the rest of their step."""
+    """Refuse a validation between the batches of one step: its checkpoint would lack their gradients."""
     multi_step = getattr(pl_module, "multi_step", None)
     per_call, accumulate = (
         (multi_step.steps_per_call, multi_step.accumulate) if multi_step else (1, trainer.accumulate_grad_batches)
@@ -242,11 +259,11 @@ def _check_intervals(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None
 
 
 def _is_out_of_time(trainer: pl.Trainer) -> bool:
-    """Has a Timer (or `trainer.max_time`, which makes one) ended the fit?"""
+    """Return whether a Timer (`trainer.max_time` makes one) has ended the fit."""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     left = [timer.time_remaining() for timer in timers]
     is_over = any(seconds is not None and seconds <= 0 for seconds in left)
-    return bool(trainer.strategy.broadcast(is_over)) if timers else False  # ranks have started at different times
+    return bool(trainer.strategy.broadcast(is_over)) if timers else False  # the ranks' clocks differ
 
 
 def _limits(trainer: pl.Trainer) -> list[int]:
@@ -254,7 +271,7 @@ def _limits(trainer: pl.Trainer) -> list[int]:
 
 
 class _Connector:
-    """In the place of Lightning's: its loops read `received_sigterm` and end the fit where a step is over."""
+    """Replaces Lightning's signal connector: Lightning's loops read `received_sigterm` and end the fit after a step."""
 
     received_sigterm = False
 

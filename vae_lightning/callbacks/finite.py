@@ -1,4 +1,4 @@
-"""A step that would spoil the weights is not taken, on any rank."""
+"""Skip an optimizer step whose loss or gradient is not finite, on every rank."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 class FiniteSteps(pl.Callback):
-    """No optimizer step where the loss or a gradient is not finite, or where |gradient| > `max_grad_norm`.
+    """Skips an optimizer step if the loss or a gradient is not finite, or if |gradient| > `max_grad_norm`.
 
-    The norm is that of the gradient before clipping, averaged over the ranks: it is not finite on all of them if the
-    loss is not finite on one (see `LatentVariableModel.training_step`), so that all decide alike without asking.
-    Schedules go on. `train/grad_norm` and `train/skipped_steps` are logged; after `stop_after` skipped steps in a row
-    the run stops with exit code 1. The norm has the units of the loss: look at it before you set `max_grad_norm`.
+    The norm is that of the gradient averaged over the ranks, before clipping. If the loss is not finite on one rank,
+    the norm is not finite on any rank (see `LatentVariableModel.loss_and_terms`), so all ranks decide alike without
+    communication. Schedules continue. The run logs `train/grad_norm` and `train/skipped_steps`.
 
-    On a GPU the host does not wait: a fused optimizer is told on the device (set `fused: true`; others are waited for,
-    step by step), and the run of skipped steps is read every `stop_after` steps. Under 16-mixed the loss scaler skips
-    and finds its scale by that; `max_grad_norm` does not apply there.
+    On a GPU the host does not wait if the optimizer is fused (`fused: true`): the optimizer reads the decision on the
+    device, and the host reads the number of skipped steps every `stop_after` steps. With another optimizer the host
+    waits at each step. Under 16-mixed the loss scaler skips steps to find its scale; `max_grad_norm` has no effect.
 
-    The rule is that of Child, "Very Deep VAEs ...", 2021 (https://arxiv.org/abs/2011.10650), appendix.
+    The rule is from Child, "Very Deep VAEs ...", 2021 (https://arxiv.org/abs/2011.10650), appendix.
+
+    Args:
+        max_grad_norm: The largest norm of a gradient, in units of the loss; see train/grad_norm before you set this.
+        stop_after: The run stops with exit code 1 after this many skipped steps in a row.
     """
 
     def __init__(self, max_grad_norm: float | None = None, stop_after: int = 100) -> None:
@@ -54,8 +57,8 @@ class FiniteSteps(pl.Callback):
         scaled = trainer.precision == "16-mixed"
         limit = _LARGEST if self.max_grad_norm is None or scaled else self.max_grad_norm
         waits = norm.device.type == "cpu"
-        if not (waits and norm.item() <= limit and not self._in_a_row):  # the common case costs no more than the norm
-            bad = ~(norm <= limit)  # a NaN is not below anything
+        if not (waits and norm.item() <= limit and not self._in_a_row):  # the common case costs only the norm
+            bad = ~(norm <= limit)  # ~(<=) and not >, because a NaN must count as bad
             if not scaled:
                 _skip(optimizer, bad, waits)
             self._count(bad)
@@ -74,14 +77,14 @@ class FiniteSteps(pl.Callback):
         if self._in_a_row >= self.stop_after:
             raise UserError(
                 f"the loss or its gradient was not finite, or too large, for {int(self._in_a_row)} steps in a row "
-                f"(now at step {trainer.global_step}): stopped. last.ckpt and best.ckpt are from before; a smaller "
+                f"(now at step {trainer.global_step}): stopped. last.ckpt and best.ckpt are older; a smaller "
                 "learning rate or a warm-up may help"
             )
 
 
 def _skip(optimizer: Optimizer, bad: Tensor, waits: bool) -> None:
-    """Make the step that follows do nothing where `bad`; `waits`: whether to look at it here, on the host."""
+    """Make the next step do nothing if `bad`; `waits` says whether the host may read `bad`."""
     if not waits and all(group.get("fused") for group in optimizer.param_groups):
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
     elif bad:
-        optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is left alone, with its state
+        optimizer.zero_grad(set_to_none=True)  # an optimizer changes no parameter, and no state, without a gradient

@@ -15,12 +15,16 @@ from vae_lightning.types import UserError
 
 
 class Pictures(pl.Callback):
-    """Every `every_n_epochs`, and at the end: `images/{reconstructions,samples}-<epoch>.png`, and the same to loggers.
+    """Writes `images/{reconstructions,samples}-<epoch>.png` and gives the pictures to W&B, TensorBoard and MLflow.
 
-    W&B, TensorBoard and MLflow keep pictures.
-    The same validation images and the same prior noise each time, so that pictures of two epochs can be compared.
-    Originals stand above their reconstructions, the mean of p(x|z) at one z ~ q(z|x); samples are means of p(x|z) at
-    z ~ p(z). `every_n_epochs=0` draws at the end alone.
+    The validation images and the prior noise are the same each time, so that pictures of two epochs can be compared.
+    Originals are above their reconstructions, the mean of p(x|z) at one z ~ q(z|x); samples are means of p(x|z) at
+    z ~ p(z).
+
+    Args:
+        every_n_epochs: The epochs between two pictures; 0 for pictures at the end of the fit only.
+        num_images: The number of originals, and of samples.
+        seed: The seed of the noise.
     """
 
     def __init__(self, every_n_epochs: int = 10, num_images: int = 50, seed: int = 0) -> None:
@@ -58,7 +62,7 @@ class Pictures(pl.Callback):
 
 
 def _send(grid: Tensor, name: str, logger: Logger, step: int) -> None:
-    """Give a picture to a logger that keeps pictures."""
+    """Give a picture to the logger, if it is one that stores pictures."""
     pixels = grid.permute(1, 2, 0).numpy()  # [H, W, 3]
     if isinstance(logger, WandbLogger):
         logger.log_image(name, [pixels])

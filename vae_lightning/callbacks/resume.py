@@ -1,4 +1,4 @@
-"""A run that goes on: what must be as it was, what is said where it is not, settings that are changed on purpose."""
+"""Resume: settings that must be the same, settings whose change is reported, settings that may change."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _LEARNING = ("optimizer", "scheduler", "scheduler_interval")
 
 
 class ExactResume(pl.Callback):
-    """Each checkpoint says what its numbers depend on besides its config; a run that goes on is held to it.
+    """Stores in each checkpoint the facts that its numbers depend on besides the config, and compares them at resume.
 
-    Other data or another seed: refused, since the run would be another one. Another number of devices or batch size:
-    refused within an epoch, whose remaining images it would not find; said aloud between two. Another precision or
-    version: said aloud. A changed setting of the optimizer takes effect where there is no scheduler, which would undo
-    it; else it is refused. Lightning alone would keep the checkpoint's, in silence.
+    Other data or another seed are refused, because the run would be another run. Another number of devices or batch
+    size is refused within an epoch, because the remaining images could not be found, and printed between epochs.
+    Another precision or version is printed. A changed setting of the optimizer takes effect if there is no scheduler,
+    and is refused otherwise, because the scheduler would undo it; Lightning would keep the checkpoint's setting without
+    a message.
     """
 
     def __init__(self) -> None:
@@ -61,69 +62,70 @@ class ExactResume(pl.Callback):
             return
         saved = checkpoint["callbacks"].get(self.state_key, {})
         others = {name: (saved[name], here) for name, here in self._facts.items() if saved.get(name, here) != here}
-        said = [f"{name} {there} -> {here}" for name, (there, here) in others.items()]
+        changes = [f"{name} {there} -> {here}" for name, (there, here) in others.items()]
         if set(_REFUSED) & others.keys():
-            raise UserError(f"the run cannot go on with other data or another seed: {'; '.join(said)}; begin a new run")
+            raise UserError(
+                f"the run cannot go on with other data or another seed: {'; '.join(changes)}; begin a new run"
+            )
         seen = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         length = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         sliced = {"devices", "batch_size"} & others.keys()
         if sliced and seen > 0 and not checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"]:
             raise UserError(
-                f"the checkpoint is from within an epoch ({seen} batches seen, {length} now), whose other images only "
-                f"the same devices and batch size find: {'; '.join(said)}; go on with those, or begin a new run"
+                f"the checkpoint is from within an epoch ({seen} batches seen, {length} now); only the same devices "
+                f"and batch size find its other images: {'; '.join(changes)}; resume with these, or begin a new run"
             )
-        if said and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"NOT EXACT: not the run that it would have been without a stop: {'; '.join(said)}", flush=True)
+        if changes and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"NOT EXACT: the resumed run differs from an uninterrupted one: {'; '.join(changes)}", flush=True)
         self._changed = _changed_settings(checkpoint["hyper_parameters"], dict(pl_module.hparams))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After Lightning has put the optimizer back as it was."""
+        """Apply the changed settings after Lightning has restored the optimizer."""
         for group in trainer.optimizers[0].param_groups:
             group.update(self._changed)
 
 
 def _reset(loop: _FitLoop) -> None:
-    """Lightning's reset of its loops; after a checkpoint from the end of an epoch it begins the next one.
+    """Reset Lightning's loops; after a checkpoint from the last batch of an epoch, count the next epoch as begun.
 
-    Lightning 2.6 trains that next epoch without counting it as begun, if the checkpoint was written at the epoch's last
-    batch: the checkpoints of a second stop then say that no epoch is under way, and its batches are trained twice. With
-    `max_steps` it counts the epoch that has ended a second time.
+    Lightning 2.6 does not count that next epoch as begun. A checkpoint of a second stop would then say that no epoch is
+    under way, and its batches would be trained twice. With `max_steps` Lightning counts the past epoch a second time.
     """
     epochs: Any = loop.epoch_progress
     batches: Any = loop.epoch_loop.batch_progress
     if loop._loaded_from_state_dict and batches.is_last_batch:
-        if batches.total.completed < batches.total.processed:  # written at the last batch, and not at the epoch's end
+        if batches.total.completed < batches.total.processed:  # written at the last batch, before the epoch's end
             batches.increment_completed()
             loop.epoch_loop._batches_that_stepped += 1
             epochs.increment_processed()
         if epochs.total.processed == epochs.total.started:
-            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # its own setter keeps True with max_steps
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the loop's setter would keep True with max_steps
     _FitLoop.reset(loop)
 
 
-def _changed_settings(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the optimizer that are to take effect; raises where a change could not."""
-    there, here = ([_recipe(hparams.get(name)) for name in _LEARNING] for hparams in (saved, own))
+def _changed_settings(saved: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
+    """Return changed settings of the optimizer; raise UserError for a change that could not take effect."""
+    there, here = ([_recipe(hparams.get(name)) for name in _LEARNING] for hparams in (saved, present))
     if there == here:
         return {}
     (old, before), (new, now) = there[0], here[0]
     if old != new or there[1:] != here[1:] or here[1][0]:
         raise UserError(
-            f"a run goes on with its own optimizer and scheduler, and a schedule with its own rate: {there} -> {here}; "
+            f"a resumed run keeps its own optimizer and scheduler, and a scheduler its rate: {there} -> {here}; "
             "leave them as they were, or begin a new run"
         )
     return {name: value for name, value in now.items() if before.get(name) != value}
 
 
 def _recipe(value: Any) -> tuple[str, dict[str, Any]]:
-    """The class's last name and its arguments: Python and YAML write the same class by different paths."""
+    """Return the class's name without its module, and its arguments: YAML and Python may name other modules."""
     if isinstance(value, dict):
         return str(value.get("class_path", "")).rpartition(".")[2], dict(value.get("init_args") or {})
     return str(value or "").rpartition(".")[2], {}
 
 
 def _describe(data: Any) -> dict[str, Any]:
-    """What the training images are, whatever folder they lie in: a checksum of some of them, and how they are used."""
+    """Describe the training images, independent of their folder: a checksum of some of them, and their settings."""
     if not isinstance(data, ImageDataModule):
         return {}
     pixels = data.images("train").pixels

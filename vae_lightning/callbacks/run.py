@@ -1,4 +1,4 @@
-"""Run-keeping: the folder of a run, what it says of itself, and a line now and then where no progress bar can be."""
+"""The files of a run's folder, and lines of progress for a log file."""
 
 from __future__ import annotations
 
@@ -37,11 +37,14 @@ _UNITS = {
 
 
 class RunFolder(pl.Callback):
-    """Writes `config.yaml` when a fit begins (and gives it to W&B whole), `results.json` when a test ends; and, where
-    the data set names its classes, `classes.json`, a list in the order of their numbers.
+    """Writes `config.yaml` when a fit begins, and `results.json` when a test ends, to the trainer's root folder.
 
-    `config` is the resolved configuration as YAML text, with nothing in it that holds for this run alone: a new run can
-    start from it. The folder is the trainer's root folder; during a fit it is this process's alone.
+    W&B also gets the configuration. If the data set has names of its classes, `classes.json` lists them by their
+    numbers. During a fit no other process may use the folder.
+
+    Args:
+        config: The resolved configuration as YAML text, without settings of this run alone: a new run can start from
+            this text.
     """
 
     def __init__(self, config: str) -> None:
@@ -58,7 +61,7 @@ class RunFolder(pl.Callback):
         self._seconds_before = state_dict["seconds"]
 
     def _fit_seconds(self) -> float:
-        """Of this fit and of those that it goes on from."""
+        """Return the seconds of this fit and of the fits that it was resumed from."""
         return round(self._seconds_before + time.monotonic() - self._since, 1)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,7 +89,7 @@ class RunFolder(pl.Callback):
         remove_stale_parts(folder / "checkpoints")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Once a run that goes on has been found to fit its checkpoint."""
+        """Write the files here, after the checks of a resumed run against its checkpoint."""
         self._since = time.monotonic()
         if self._lock is None:
             return
@@ -110,7 +113,9 @@ class RunFolder(pl.Callback):
             self._lock = None
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._images = sum(objects_from_all_ranks(self._images))  # not all, where limit_test_batches cuts each rank's
+        self._images = sum(
+            objects_from_all_ranks(self._images)
+        )  # fewer than the data set's if limit_test_batches is set
         self._seconds["test"] = round(time.monotonic() - self._since, 1)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             text = json.dumps(_with_nulls(self._results(trainer)), indent=2, allow_nan=False)
@@ -143,7 +148,7 @@ class RunFolder(pl.Callback):
 
 
 def _with_nulls(value: Any) -> Any:
-    """The same with None for every number that is not finite: JSON has no NaN and no infinity."""
+    """Replace each number that is not finite by None: JSON has no NaN and no infinity."""
     if isinstance(value, dict):
         return {name: _with_nulls(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -152,7 +157,7 @@ def _with_nulls(value: Any) -> Any:
 
 
 def machine(device: torch.device) -> str:
-    """What the numbers' seconds are seconds of: the GPU's name, or the processor's, and how many cores there are."""
+    """Return the name of the GPU or of the processor, and the number of cores."""
     cores = num_cores()
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {cores} CPU cores"
@@ -162,7 +167,11 @@ def machine(device: torch.device) -> str:
 
 
 class ProgressLines(pl.Callback):
-    """A line at validation, at most every `min_seconds`: what a log file can hold. Used where there is no terminal."""
+    """Prints a line at a validation; used in place of the progress bar if there is no terminal.
+
+    Args:
+        min_seconds: The least time between two lines; within an epoch a line comes after six times as long.
+    """
 
     def __init__(self, min_seconds: float = 5.0) -> None:
         self.min_seconds = min_seconds

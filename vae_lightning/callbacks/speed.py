@@ -1,4 +1,4 @@
-"""How fast a fit runs on this machine: the form of the networks, and a progress bar that costs nothing."""
+"""Speed on this machine: memory format, compilation, steps per call, and a progress bar without waits."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from vae_lightning.types import Network, UserError
 
 
 class FastNetworks(pl.Callback):
-    """`channels_last`: convolutions hold their weights, and so their images, as [N, H, W, C] in memory: the same
-    numbers up to rounding. None: on a GPU, whose tensor cores want it, and not on a CPU, where it depends on which: a
-    bare float32 loop of CelebA's shape went from 501 to 387 images/s on one and from 364 to 408 on another
-    (benchmarks/results). `compile`: networks, densities and objective become one function (torch.compile) for the steps
-    of training, with the same noise; where the objective does not allow that, each network alone does. A checkpoint
-    keeps its names. At the first batches it takes up to a minute, and the code is fitted to the sizes that come: a
-    resumed run equals a whole one up to rounding, and not bit for bit.
-    `steps_per_call`: so many batches, and steps, in one round of Lightning's loop, for networks so small that the loop
-    costs as much as they do. The weights are the same; checkpoints and validation come between rounds. A trial
+    """Makes the steps of a fit faster; the defaults are safe for every model.
+
+    `channels_last` gives the same numbers up to rounding. On a CPU the gain depends on the processor: a bare float32
+    loop of CelebA's shape went from 501 to 387 images/s on one and from 364 to 408 on another (benchmarks/results).
+    `compile` keeps the noise and the names in checkpoints. A compiled run that is resumed equals an uninterrupted one
+    up to rounding, not bit for bit, because the code is fitted to the sizes of the batches.
+    `steps_per_call` gives the same weights; checkpoints and validation come between calls. A trial
     (`--trainer.fast_dev_run=true`) takes its few batches one by one.
+
+    Args:
+        compile: Compile networks, densities and objective into one function (torch.compile) for training, or each
+            network alone if the objective does not allow one function. Takes up to a minute at the first batches.
+        channels_last: Store the weights and images of convolutions as [N, H, W, C]; None for true on a GPU and false on
+            a CPU.
+        steps_per_call: The number of batches in one round of Lightning's loop; more than 1 for networks so small that
+            the loop takes as long as they do.
     """
 
     def __init__(self, compile: bool = False, channels_last: bool | None = None, steps_per_call: int = 1) -> None:
@@ -45,7 +51,7 @@ class FastNetworks(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """A checkpoint counts its epoch's rounds: with rounds of another size a fit would go on at another image."""
+        """Refuse another steps_per_call: a checkpoint counts calls, so a fit would continue at another image."""
         if trainer.state.fn != "fit":
             return
         state = checkpoint["callbacks"].get(self.state_key, {})
@@ -54,8 +60,8 @@ class FastNetworks(pl.Callback):
             raise UserError(f"the checkpoint was written with --speed.steps_per_call={saved}; resume it with the same")
         if state.get("cut") and checkpoint["global_step"] != trainer.max_steps:
             raise UserError(
-                "the run was ended by max_steps within a round of --speed.steps_per_call, whose other batches it would "
-                "never see; begin a new run, with a larger max_steps"
+                "max_steps ended the run within a call of --speed.steps_per_call, and a resumed run would never "
+                "see the other batches of that call; begin a new run, with a larger max_steps"
             )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -78,34 +84,37 @@ class FastNetworks(pl.Callback):
             _compile(pl_module, networks, device)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Afterwards the model can be copied and pickled again: what is compiled knows this one alone."""
+        """Remove the compiled function, so that the model can be copied and pickled again."""
         if isinstance(pl_module, LatentVariableModel):
             pl_module.compiled = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Not before: Lightning reads the schedulers' settings where it believes that it will use them."""
+        """Set manual optimization only now: before, Lightning would not read the schedulers' settings."""
         pl_module.automatic_optimization = self._multi_step is None
 
 
 def _compile(model: LatentVariableModel, networks: Sequence[Network], device: torch.device) -> None:
     if device.type == "cpu" and find_compiler() is None:
         raise UserError(
-            f"speed: compile wants a C++ compiler and found no {compiler_name()}; install one (on Debian: apt install "
+            f"speed: compile needs a C++ compiler and found no {compiler_name()}; install one (on Debian: apt install "
             "g++), or leave out --speed.compile"
         )
-    torch._dynamo.config.optimize_ddp = False  # it would cut the one function at DDP's buckets
+    torch._dynamo.config.optimize_ddp = False  # DDP's buckets would split the one function
     if model.objective.in_one_graph:
         model.compiled = torch.compile(model.loss_and_terms, options={"fallback_random": True})
         return
-    torch._functorch.config.donated_buffer = False  # the objective goes back through a network twice
+    torch._functorch.config.donated_buffer = False  # these objectives differentiate through a network twice
     for network in networks:
         network.compile()
 
 
 class SteadyBar(RichProgressBar):
-    """Lightning's bar, brought up to date some times a second and not at each step.
+    """Lightning's progress bar, updated a few times a second and not at each step.
 
-    Each update reads the metrics: on a GPU the host would wait for every step's end.
+    Each update reads the metrics; on a GPU the host would wait for the end of each step.
+
+    Args:
+        seconds: The least time between two updates.
     """
 
     def __init__(self, seconds: float = 0.25) -> None:

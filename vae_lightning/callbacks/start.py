@@ -1,4 +1,4 @@
-"""What is worth a line before the first step: settings that are allowed, and seldom meant."""
+"""Notes before the first step on settings that are allowed but seldom intended."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vae_lightning.data import ImageDataModule
 from vae_lightning.models import LatentVariableModel
 
 _WEIGHTS_PER_IMAGE = 1000
-"""The shipped configs have up to 510: drawn faces under CelebA's network."""
+"""A note is printed above this ratio; the shipped configs have up to 510 (drawn faces with CelebA's network)."""
 
 
 class StartNotes(pl.Callback):
-    """Prints a line, before the first step, on few images for the weights, a batch larger than the set, and a
-    validation that the run ends before."""
+    """Prints a line before the first step if there are few images for the number of weights, if a batch is larger than
+    the data set, or if the run ends before its first validation."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -33,14 +33,14 @@ def _about_size(trainer: pl.Trainer, model: pl.LightningModule, data: ImageDataM
     if weights > _WEIGHTS_PER_IMAGE * num_images:
         yield (
             f"{num_images:,} training images for {weights / 1e6:.1f} M weights: the model may learn them by heart; "
-            "compare val/elbo with train/elbo, and take more images or smaller networks where they part"
+            "compare val/elbo with train/elbo, and use more images or smaller networks if the two differ"
         )
-    own = num_images // trainer.world_size
-    if data.batch_size > own:
+    images_per_rank = num_images // trainer.world_size
+    if data.batch_size > images_per_rank:
         ranks = f" for each of {trainer.world_size} ranks" if trainer.world_size > 1 else ""
         yield (
-            f"data.batch_size is {data.batch_size} and there are {own} training images{ranks}: an epoch is one step of "
-            "them all; a smaller --data.batch_size makes more steps"
+            f"data.batch_size is {data.batch_size} and there are {images_per_rank} training images{ranks}: an epoch is "
+            "one step on all of them; a smaller --data.batch_size makes more steps"
         )
 
 
