@@ -181,7 +181,7 @@ def test_the_previous_good_one_is_used_aloud(
     for name in damaged:
         (folder / name).unlink()  # previous.ckpt may be another name of the same file
         (folder / name).write_bytes(b"PK\x03\x04torn")
-    run = runs.newest(tmp_path)
+    run = runs.newest_run(tmp_path)
     assert run is not None
     assert run.step == step
     said = capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_where_none_is_whole_all_are_named(tmp_path: Path) -> None:
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
         (tmp_path / "checkpoints" / name).write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"none of its checkpoints can be read: .*last\.ckpt: .*best\.ckpt: "):
-        runs.newest(tmp_path)
+        runs.newest_run(tmp_path)
 
 
 # -- what cannot be written -------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ for kill in range(int(sys.argv[2])):
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
-        step = 0 if kill == 0 else runs.newest(folder).step
+        step = 0 if kill == 0 else runs.newest_run(folder).step
         while True:
             step += 1
             WholeFiles().save_checkpoint(contents(step, 20_000), folder / "checkpoints" / "last.ckpt")
@@ -295,7 +295,7 @@ for kill in range(int(sys.argv[2])):
     os.kill(pid, 9)
     os.waitpid(pid, 0)
     os.close(reader), os.close(writer)
-    run = runs.newest(folder)
+    run = runs.newest_run(folder)
     assert run.path.name == "last.ckpt", run.path
     assert (run.contents["state_dict"]["w"] == run.step).all()
     print(run.step, any((folder / "checkpoints").glob(".last.ckpt.*.part")), flush=True)

@@ -19,7 +19,7 @@ from vae_lightning.__main__ import main
 from vae_lightning.cli.run_settings import experiment_of
 from vae_lightning.runs import folder as runs
 from vae_lightning.runs.checkpoint_io import WholeFiles
-from vae_lightning.runs.ownership import own, owner
+from vae_lightning.runs.ownership import lock_run, owner
 from vae_lightning.types import UserError
 
 QUICK = ("fit", "-c", DIGITS, "--trainer.logger=false", "--trainer.accelerator=cpu", "--pictures.every_n_epochs=0")
@@ -127,12 +127,12 @@ def test_last_of_nothing_is_refused(fit: Run, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_run_is_in_one_process_hands(fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "vae" / "digits" / "mine"
-    lock = own(folder)
+    lock = lock_run(folder)
     assert owner(folder)["pid"] == os.getpid()
     assert fit("--run_id=mine") == 1
     assert f"mine: another process is training this run (host {owner(folder)['host']}" in capsys.readouterr().err
     lock.close()
-    own(folder).close()
+    lock_run(folder).close()
 
 
 def write(folder: Path, step: int, job: str | None = None) -> Path:

@@ -147,7 +147,7 @@ import sys, time, signal, ctypes
 from vae_lightning.runs import signals
 signals.GRACE = 1.0
 signals.install()
-signals.poll(True)
+signals.set_polled(True)
 print("stuck", flush=True)
 while True: ctypes.CDLL(None).sleep(60)
 """

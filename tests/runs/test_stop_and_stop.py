@@ -75,7 +75,7 @@ def test_two_stops_over_the_boundary_of_an_epoch(
     command = [*FIT, f"--runs_dir={tmp_path}", "--run_id=x"]
     for stop in stops:
         with monkeypatch.context() as patched:
-            patched.setattr(VAE, *planted(*stop, lambda: signals._note(signal.SIGINT, None)))
+            patched.setattr(VAE, *planted(*stop, lambda: signals._handle_signal(signal.SIGINT, None)))
             assert main(command) == 130
         signals.reset()
     assert main(command) == 0
