@@ -30,7 +30,7 @@ def test_what_lies_below_a_mount_is_kept(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os.path, "ismount", lambda place: Path(place) in (Path("/"), tmp_path))
     assert container.unmounted_warning(tmp_path / "runs") is None
     assert container.unmounted_warning(tmp_path) is None
-    assert container.unmounted_warning(tmp_path.parent / "runs") is not None  # the root alone is the container's own
+    assert container.unmounted_warning(tmp_path.parent / "runs") is not None  # a mount at the root alone does not count
     monkeypatch.delenv(container.IMAGE)
     assert container.unmounted_warning(tmp_path.parent / "runs") is None
 
@@ -47,4 +47,4 @@ def test_a_user_without_a_home_gets_a_private_one_that_does_not_stay(tmp_path: P
         assert stat.S_IMODE(int(mode, 8)) == 0o700
         assert not Path(home).exists()
     process = start_for_real("-c", code, cwd=REPOSITORY, env={**clean_environment(), "HOME": str(tmp_path)})
-    assert process.communicate()[0].split()[0] == str(tmp_path)  # a home that can be written stays
+    assert process.communicate()[0].split()[0] == str(tmp_path)  # a home that can be written is kept
