@@ -92,7 +92,7 @@ def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     folder = Path(shutil.copytree(project, tmp_path / "project"))
     monkeypatch.chdir(folder)
     yield folder
-    trust._BESIDE.places.clear()
+    trust._FINDER.places.clear()
 
 
 VERBS = {
@@ -217,7 +217,7 @@ def test_a_table_in_a_runs_folder_makes_nothing_importable(
     (here / place / "pyproject.toml").write_text(TABLE)
     monkeypatch.chdir(here / place)
     trust.trust(())
-    assert list(trust._BESIDE.places) == (["own_pkg"] if place == "." else [])
+    assert list(trust._FINDER.places) == (["own_pkg"] if place == "." else [])
 
 
 def test_the_nearest_table_counts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +243,13 @@ def test_a_wrong_table_is_one_line(here: Path, text: str, capfd: pytest.CaptureF
 @pytest.mark.parametrize("name", ["own-pkg", "", "a b", "/etc", "own_pkg."])
 def test_a_wrong_name_is_one_line(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", RUN, f"--trust={name}"]) == 2
-    assert f"trust: {name!r} is no name of a package" in capfd.readouterr().err
+    assert f"trust: {name!r} is not the name of a package" in capfd.readouterr().err
 
 
 def test_a_package_that_is_not_there_is_one_line(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(here / "own_pkg")
     assert main(["sample", RUN, "--trust=own_pkg"]) == 2
-    assert "which is no class that can be imported here" in capfd.readouterr().err
+    assert "which is not a class that can be imported here" in capfd.readouterr().err
 
 
 FOUND = """

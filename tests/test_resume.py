@@ -235,7 +235,7 @@ def test_a_signal_while_pictures_are_drawn_waits_for_them(
     monkeypatch.setattr(signals, "_polled", False)
 
     def draw(*args: Any) -> Tensor:
-        signals._note(signal.SIGTERM, None)  # as the handler of a signal
+        signals._handle_signal(signal.SIGTERM, None)  # as the handler of a signal
         return sample_grid(*args)
 
     monkeypatch.setattr(pictures, "sample_grid", draw)

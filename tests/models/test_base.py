@@ -27,7 +27,7 @@ from vae_lightning.models.restoring import check_fits
 from vae_lightning.networks import MLP, ConvDecoder, ConvEncoder
 from vae_lightning.objectives import ELBO, IWAE, LinearWarmup
 from vae_lightning.recipes import arguments
-from vae_lightning.runs.differences import changes
+from vae_lightning.runs.differences import config_changes
 from vae_lightning.runs.machine import find_compiler
 from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.trace import Trace
@@ -349,7 +349,7 @@ CSV = {"class_path": f"{LOGGER}CSVLogger", "init_args": {"save_dir": "b", "versi
 def test_a_class_that_is_replaced_is_one_change(there: Any, here: Any, said: list[str], tmp_path: Path) -> None:
     texts = [yaml.safe_dump({"trainer": {"logger": logger}}) for logger in (there, here)]
     (tmp_path / "config.yaml").write_text(texts[0])
-    assert changes(tmp_path / "config.yaml", texts[1]) == said
+    assert config_changes(tmp_path / "config.yaml", texts[1]) == said
 
 
 def test_a_schedule_is_evaluated_where_its_checkpoint_stood(tmp_path: Path) -> None:

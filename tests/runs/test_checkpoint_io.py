@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not there, and what is done about one that is not as it was written."""
+"""Checkpoint files are written whole or not at all, and a damaged file is refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_it_is_torchs_file_with_its_digest_as_the_zip_comment(tmp_path: Path) ->
     path = tmp_path / "deep" / LAST
     WholeFiles().save_checkpoint(contents(3), path)
     assert step_of(path) == 3
-    assert torch.load(path, weights_only=True)["global_step"] == 3  # anyone can read it
+    assert torch.load(path, weights_only=True)["global_step"] == 3  # torch reads the file without our code
     assert zipfile.ZipFile(path).comment.startswith(b"sha256:")
     assert [p.name for p in path.parent.iterdir()] == [LAST]
 
@@ -60,7 +60,7 @@ def test_the_one_before_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_last_one_is_never_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where links are known: at the moment of the rename the old one is still there, under both names."""
+    """If the file system has links, the old file has both names until the rename."""
     path, replaced = tmp_path / LAST, []
     WholeFiles().save_checkpoint(contents(1), path)
 
@@ -76,7 +76,7 @@ def test_the_last_one_is_never_without_a_file(tmp_path: Path, monkeypatch: pytes
 
 
 def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole file before it gets its name, then the folder: after a power cut the name is that of a whole file."""
+    """The file is synced before the rename, then the folder, so that the name means a whole file after a power cut."""
     calls: list[str] = []
 
     def fsync(descriptor: int) -> None:
@@ -100,7 +100,7 @@ def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_damaged_one_does_not_take_the_place_of_the_one_before_it(tmp_path: Path) -> None:
-    """A run that went on from `previous` writes `last` anew: until the next there must be a second good one."""
+    """A run resumed from `previous` rewrites `last`. Until the next save, `previous` must be kept."""
     for step in (1, 2):
         WholeFiles().save_checkpoint(contents(step), tmp_path / LAST)
     (tmp_path / LAST).write_bytes((tmp_path / LAST).read_bytes()[:-100])
@@ -143,7 +143,7 @@ def test_damage_is_refused_by_name(case: str, good: bytes, tmp_path: Path) -> No
 
 
 def test_any_flipped_bit_is_found(good: bytes, tmp_path: Path) -> None:
-    """One bit in every 97th byte, and in each of the digest's; torch itself reads most of them without a word."""
+    """Flips a bit in every 97th byte, and in each byte of the digest. torch reads most of them without an error."""
     path, missed = tmp_path / LAST, []
     positions = [*range(0, len(good) - 71, 97), *range(len(good) - 64, len(good))]
     for position in positions:
@@ -179,9 +179,9 @@ def test_the_previous_good_one_is_used_aloud(
     for name, at in ((BEST, 6), (LAST, 8), (LAST, 9)):
         WholeFiles().save_checkpoint(contents(at), folder / name)
     for name in damaged:
-        (folder / name).unlink()  # previous.ckpt may be another name of the same file
+        (folder / name).unlink()  # previous.ckpt may be a second name of the same file
         (folder / name).write_bytes(b"PK\x03\x04torn")
-    run = runs.newest(tmp_path)
+    run = runs.newest_run(tmp_path)
     assert run is not None
     assert run.step == step
     said = capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_where_none_is_whole_all_are_named(tmp_path: Path) -> None:
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
         (tmp_path / "checkpoints" / name).write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"none of its checkpoints can be read: .*last\.ckpt: .*best\.ckpt: "):
-        runs.newest(tmp_path)
+        runs.newest_run(tmp_path)
 
 
 # -- what cannot be written -------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_where_none_is_whole_all_are_named(tmp_path: Path) -> None:
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """No file of more than 4 KB, as where the disk is full or a quota is reached."""
+    """Limits files to 4 KB, like a full disk or a quota."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -235,7 +235,7 @@ def test_no_room(first: Path) -> None:
 
 
 def test_a_full_disk() -> None:
-    """A real one, of 64 KB in memory, where we may mount one."""
+    """A real full disk, 64 KB in memory, if the test may mount one."""
     with tempfile.TemporaryDirectory() as folder:
         mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
         if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -253,7 +253,7 @@ def test_a_full_disk() -> None:
 
 
 def test_a_folder_that_may_not_be_written(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may write anywhere: the system's answer is put into its mouth."""
+    """The refusal of the system is simulated, because root may write anywhere."""
 
     def refuse(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         if "x" in mode and self.name.endswith(".part"):
@@ -266,7 +266,7 @@ def test_a_folder_that_may_not_be_written(first: Path, monkeypatch: pytest.Monke
 
 
 def test_nothing_is_staged_elsewhere(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing or full $TMPDIR, on another file system, does not matter."""
+    """A missing or full $TMPDIR on another file system does not matter."""
     monkeypatch.setenv("TMPDIR", "/nonexistent")
     monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
     WholeFiles().save_checkpoint(contents(2), first)
@@ -285,17 +285,17 @@ for kill in range(int(sys.argv[2])):
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
-        step = 0 if kill == 0 else runs.newest(folder).step
+        step = 0 if kill == 0 else runs.newest_run(folder).step
         while True:
             step += 1
             WholeFiles().save_checkpoint(contents(step, 20_000), folder / "checkpoints" / "last.ckpt")
             os.write(writer, b".")
-    os.read(reader, 1)  # one save is over, others follow
+    os.read(reader, 1)  # one save is complete, others follow
     time.sleep(random_.uniform(0, 0.03))
     os.kill(pid, 9)
     os.waitpid(pid, 0)
     os.close(reader), os.close(writer)
-    run = runs.newest(folder)
+    run = runs.newest_run(folder)
     assert run.path.name == "last.ckpt", run.path
     assert (run.contents["state_dict"]["w"] == run.step).all()
     print(run.step, any((folder / "checkpoints").glob(".last.ckpt.*.part")), flush=True)
@@ -303,7 +303,7 @@ for kill in range(int(sys.argv[2])):
 
 
 def test_killed_fifty_times_while_saving(tmp_path: Path) -> None:
-    """Each time the newest checkpoint is whole, and is `last.ckpt`: no torn file ever has a final name."""
+    """After each kill the newest checkpoint is whole and is `last.ckpt`. No incomplete file has a final name."""
     command = [sys.executable, "-c", FORKS, str(tmp_path), "50"]
     result = subprocess.run(
         command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False
@@ -312,4 +312,4 @@ def test_killed_fifty_times_while_saving(tmp_path: Path) -> None:
     steps = [int(line.split()[0]) for line in result.stdout.splitlines()]
     assert len(steps) == 50
     assert steps == sorted(set(steps))
-    assert "True" in result.stdout  # some were killed with a file half written, beside its place
+    assert "True" in result.stdout  # some kills left a half-written file beside the checkpoint

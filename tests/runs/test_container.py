@@ -21,18 +21,18 @@ def test_a_run_that_would_be_lost_says_so_at_its_start(tmp_path: Path) -> None:
     said = run_cli(*SHORT, f"--runs_dir={tmp_path}", env={container.IMAGE: "1"}).stdout
     if container.is_mounted(tmp_path):
         pytest.skip("the folder of temporary files is a mount of its own")
-    assert said.startswith(f"WARNING: {tmp_path} is a folder of this container alone: the run is lost")
+    assert said.startswith(f"WARNING: {tmp_path} exists in this container alone: the run is lost")
     assert f'docker run -v "$PWD/runs:{tmp_path}"' in said
 
 
 def test_what_lies_below_a_mount_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(container.IMAGE, "1")
     monkeypatch.setattr(os.path, "ismount", lambda place: Path(place) in (Path("/"), tmp_path))
-    assert container.warning(tmp_path / "runs") is None
-    assert container.warning(tmp_path) is None
-    assert container.warning(tmp_path.parent / "runs") is not None  # the root alone is the container's own
+    assert container.unmounted_warning(tmp_path / "runs") is None
+    assert container.unmounted_warning(tmp_path) is None
+    assert container.unmounted_warning(tmp_path.parent / "runs") is not None  # a mount at the root alone does not count
     monkeypatch.delenv(container.IMAGE)
-    assert container.warning(tmp_path.parent / "runs") is None
+    assert container.unmounted_warning(tmp_path.parent / "runs") is None
 
 
 def test_a_user_without_a_home_gets_a_private_one_that_does_not_stay(tmp_path: Path) -> None:
@@ -47,4 +47,4 @@ def test_a_user_without_a_home_gets_a_private_one_that_does_not_stay(tmp_path: P
         assert stat.S_IMODE(int(mode, 8)) == 0o700
         assert not Path(home).exists()
     process = start_for_real("-c", code, cwd=REPOSITORY, env={**clean_environment(), "HOME": str(tmp_path)})
-    assert process.communicate()[0].split()[0] == str(tmp_path)  # a home that can be written stays
+    assert process.communicate()[0].split()[0] == str(tmp_path)  # a home that can be written is kept

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a weight is refused by name, a validation is never the best, and text stays short."""
+"""Numbers that are not finite: a weight is refused by name, a validation is never the best, messages stay short."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WEIGHT = "encoder.layers.1.weight"
 
 @pytest.fixture(autouse=True)
 def _as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the repository, and without torch's checks of arguments, which are off outside tests."""
+    """Run in the repository, without torch's checks of arguments, which are off outside tests."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(Family, "validate_args", False)
 
@@ -139,7 +139,7 @@ def test_a_run_that_diverged_says_what_it_has(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_run_of_huge_numbers_prints_them_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Finite, and of no use: 16 digits would say no more than four."""
+    """The value is finite but useless; the message shows four digits, not 16."""
     quick = ("--trainer.max_epochs=1", "--trainer.logger=false", f"--runs_dir={tmp_path}")
     assert main(["train", "-c", DIGITS, *EPOCHS, *quick, "--model.optimizer.lr=100"]) == 0
     out = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Checkpoints that lie, each in one way: one line, nothing deleted, nothing fetched, bounded memory, no crash."""
+"""Checkpoints with one false entry each end in a one-line error: nothing is deleted or fetched, memory is bounded."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def model(**changes: Any) -> VAE:
 
 
 def fit(folder: Path, path: Path | None = None, epochs: int = 2, **changes: Any) -> pl.Trainer:
-    """A fit of two steps an epoch, as the command line's: its callbacks, an average, and a ModelCheckpoint besides."""
+    """A fit of two steps an epoch with the callbacks of the command line, an average and a ModelCheckpoint."""
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -92,7 +92,7 @@ def honest(run: Path) -> Checkpoint:
 
 
 def put(*keys: Any, value: Any) -> Callable[[Checkpoint], None]:
-    """A change: the value at a place in a checkpoint; a key may be the index of a list, or begin that of a callback."""
+    """Make a change of the value at `keys` in a checkpoint. A key may be an index, or the start of a callback's key."""
 
     def change(checkpoint: Checkpoint) -> None:
         place: Any = checkpoint
@@ -125,7 +125,7 @@ def with_attribute(state: dict[str, Any], name: str, value: Any) -> OrderedDict[
 
 
 ODD: dict[str, Any] = {"number": 3, "word": "x", "none": None, "list": [0], "tensor": torch.zeros(5)}
-ENTRIES = {  # of a checkpoint, and which of the odd values are of its type
+ENTRIES = {  # the entries of a checkpoint; the odd value, if any, that has the type of the entry
     **dict.fromkeys(("state_dict", "hyper_parameters", "loops", "callbacks", "optimizer_states", "lr_schedulers"), ""),
     **{"current_model_state": "", "averaging_state": "", "plateau": "", "pytorch-lightning_version": ""},
     **{"epoch": "number", "global_step": "number"},
@@ -275,7 +275,7 @@ def test_there_are_many() -> None:
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:torch.quantize", "ignore:.*callbacks used to create")
 @pytest.mark.parametrize("case", CHANGES)
 def test_each_ends_in_one_line(honest: Checkpoint, tmp_path: Path, case: str) -> None:
-    """A fit that would go on from it is refused; what looks at the model alone is, or has a model to look at."""
+    """A fit refuses to resume from the file. Loading the model alone is refused too, or gives a model."""
     checkpoint = copy.deepcopy(honest) if "shared" not in case else {**honest, **_copies(honest)}
     CHANGES[case](checkpoint)
     path = tmp_path / LAST
@@ -291,14 +291,14 @@ def _copies(honest: Checkpoint) -> Checkpoint:
 
 
 def test_the_honest_one_goes_on(honest: Checkpoint, tmp_path: Path) -> None:
-    """The control: what is refused above is refused for its one change."""
+    """The control: the unchanged checkpoint works, so the refusals above are due to the one change."""
     torch.save(honest, tmp_path / LAST)
     assert fit(tmp_path, tmp_path / LAST).global_step == 4
     assert isinstance(load_model(tmp_path / LAST), VAE)
 
 
 class Patient(pl.Callback):
-    """A user's own, with no number until it has seen one."""
+    """A callback of a user, whose number is None until the first validation."""
 
     seen: int | None = 0
 
@@ -323,7 +323,7 @@ def test_a_callback_of_the_users_own_may_keep_what_it_likes(honest: Checkpoint) 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_state_that_is_laid_out_otherwise_is_the_same_state(honest: Checkpoint, tmp_path: Path) -> None:
-    """As one of another memory format: the fused step would take its numbers in the wrong order."""
+    """Strides as of another memory format: the fused step would read the numbers in the wrong order."""
     turned = copy.deepcopy(honest)
     put(*ADAM, "exp_avg", value=lambda value: value.t().contiguous().t())(turned)
     weights = []
@@ -338,7 +338,7 @@ def test_a_state_that_is_laid_out_otherwise_is_the_same_state(honest: Checkpoint
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_the_best_of_a_run_that_goes_on_is_its_own(run: Path, tmp_path: Path) -> None:
-    """The honest case: of a folder that has moved, scores and files are those of before."""
+    """The honest case: after the folder has moved, the scores and files are the same as before."""
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
     trainer = fit(moved, moved / "checkpoints" / LAST, epochs=1)
     ours, theirs = _checkpoint_callbacks(trainer)
@@ -351,7 +351,7 @@ def test_the_best_of_a_run_that_goes_on_is_its_own(run: Path, tmp_path: Path) ->
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_the_worst_of_several_is_known_again(tmp_path: Path) -> None:
-    """Of a user's two best, the one that the next better one takes the place of."""
+    """Of the two best files of a user's ModelCheckpoint, the worse one is replaced."""
     before = _checkpoint_callbacks(fit(tmp_path / "run", epochs=2))[1]
     moved = Path(shutil.copytree(tmp_path / "run", tmp_path / "moved"))
     after = _checkpoint_callbacks(fit(moved, moved / "checkpoints" / LAST, epochs=2))[1]
@@ -374,7 +374,7 @@ def test_the_worst_is_by_the_order_that_the_callback_has(tmp_path: Path, mode: s
 
 
 def test_the_callback_alone_takes_no_path_from_a_state(tmp_path: Path) -> None:
-    """Under a model, too, whose own `on_load_checkpoint` looks at nothing."""
+    """Also for a model whose `on_load_checkpoint` checks nothing."""
     callback = BestAndLast()
     callback.dirpath = str(tmp_path)
     lie = {"dirpath": "/x", "best_model_path": "/y/a.ckpt", "last_model_path": "/x/../y", "best_k_models": {"/y": 0.0}}
@@ -390,7 +390,7 @@ def _checkpoint_callbacks(trainer: pl.Trainer) -> tuple[ModelCheckpoint, ModelCh
     return ours, theirs
 
 
-LIES = {  # the folder that the state says it is of, and where its file would be
+LIES = {  # the folder that the state names, and the path of the file that it names
     "above": ("/x", "/x" + "/.." * 30 + "{victim}"),
     "plain": ("{folder}", "{victim}"),
     "beside": ("{folder}", "{folder}/../../victim"),
@@ -403,7 +403,7 @@ LIES = {  # the folder that the state says it is of, and where its file would be
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_no_file_outside_is_deleted(run: Path, honest: Checkpoint, tmp_path: Path, name: str, lie: str) -> None:
-    """Nor moved: whatever the state of a callback, ours or a user's own, says of its best, its worst and its last."""
+    """Nor moved, whatever paths the state of a callback (ours or a user's) gives as best, worst and last."""
     outside, copied = tmp_path / "outside", Path(shutil.copytree(run, tmp_path / "run"))
     outside.mkdir()
     (outside / "victim").write_text("keep me")
@@ -431,7 +431,7 @@ def test_no_file_outside_is_deleted(run: Path, honest: Checkpoint, tmp_path: Pat
 
 @contextmanager
 def at_most(gigabytes: float) -> Iterator[None]:
-    """A limit on what this process may take besides what it has."""
+    """Limit the memory that this process may take in addition to what it has."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + int(gigabytes * GIB), limits[1]))
@@ -495,7 +495,7 @@ def test_a_model_may_not_ask_for_more_than_its_weights_account_for(
 
 
 def rewritten(checkpoint: Checkpoint, change: Callable[[str, bytes], bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    """torch's zip file with its members changed, written anew."""
+    """The bytes of a checkpoint file whose zip members are changed by `change`."""
     before, after = io.BytesIO(), io.BytesIO()
     torch.save(checkpoint, before)
     with zipfile.ZipFile(before) as source, zipfile.ZipFile(after, "w", method) as target:
@@ -505,7 +505,7 @@ def rewritten(checkpoint: Checkpoint, change: Callable[[str, bytes], bytes], met
 
 
 def says_longer(contents: bytes) -> bytes:
-    """The same file whose directory has each member of a kilobyte or more ten times."""
+    """The same file, with its zip directory repeated ten times."""
     start = contents.index(b"PK\x01\x02")
     end = contents.index(b"PK\x05\x06")
     directory = contents[start:end]
@@ -515,7 +515,7 @@ def says_longer(contents: bytes) -> bytes:
 
 
 def takes(code: bytes) -> Callable[[str, bytes], bytes]:
-    """Put a call before what is unpickled, and throw its result away."""
+    """Put a call at the start of the pickle, and discard its result."""
     return lambda name, data: data[:2] + code + b"0" + data[2:] if name.endswith("data.pkl") else data
 
 
@@ -572,7 +572,7 @@ def test_a_file_takes_no_more_memory_than_it_is_long(honest: Checkpoint, tmp_pat
 def test_a_bare_word_is_a_class_of_a_trusted_module_alone(
     honest: Checkpoint, tmp_path: Path, how: Callable[[Path], Any], place: tuple[str, ...], word: Any
 ) -> None:
-    """Not of any that happens to be loaded; one that is built would say so in BUILT, or ask the network."""
+    """A short name selects no untrusted class, even if its module is imported. BUILT lists the built classes."""
     changed = copy.deepcopy(honest)
     put("hyper_parameters", *place, value=word)(changed)
     torch.save(changed, tmp_path / LAST)
@@ -607,7 +607,7 @@ def test_a_bare_word_of_ours_is_known(honest: Checkpoint, tmp_path: Path) -> Non
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("weights_only", [None, False, True])
 def test_a_fit_opens_no_pickle(honest: Checkpoint, tmp_path: Path, weights_only: bool | None, protocol: int) -> None:
-    """In the way that a resume reads its file, whatever the trainer says of trust. Protocol 4 hides the names."""
+    """A resume refuses the pickle, whatever `weights_only` the trainer passes. Protocol 4 hides the names."""
     torch.save({**honest, "more": Pickled(tmp_path / "opened")}, tmp_path / LAST, pickle_protocol=protocol)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(accelerator="cpu", max_epochs=2, plugins=[WholeFiles()], default_root_dir=tmp_path, **quiet)  # type: ignore[arg-type]
@@ -617,7 +617,7 @@ def test_a_fit_opens_no_pickle(honest: Checkpoint, tmp_path: Path, weights_only:
 
 
 def test_a_pickle_in_a_checkpoint_would_be_seen(honest: Checkpoint, tmp_path: Path) -> None:
-    """The control."""
+    """The control: the attack works without the checks."""
     torch.save({**honest, "more": Pickled(tmp_path / "opened")}, tmp_path / LAST)
     torch.load(tmp_path / LAST, weights_only=False)
     assert (tmp_path / "opened").exists()

@@ -1,4 +1,4 @@
-"""A misspelt flag, key, class, verb or file ends in one line that has the right name in it."""
+"""A misspelt flag, key, class, verb or file ends in a one-line error with the right name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MISSES: dict[str, tuple[Sequence[str], str]] = {
     "callback": ([*FIT, "--trainer.callbacks+=EarlyStoping"], "EarlyStopping"),
     "logger": ([*FIT, "--trainer.logger=WandbLoger"], "WandbLogger"),
     "metric": ([*FIT, "--evaluation.also+=FrechetDistanc"], "FrechetDistance"),
-    # verbs, and the flags of those with another parser
+    # verbs, and flags of verbs with another parser
     "verb": (["tran", "-c", DIGITS], "train"),
     "verb-of-a-picture": (["smaple", "a.ckpt"], "sample"),
     "verb-doctor": (["docter"], "doctor"),
@@ -58,7 +58,7 @@ MISSES: dict[str, tuple[Sequence[str], str]] = {
     "short-name": (["train", "-c", "vae/digit"], DIGITS),
     "shipped-config": (["train", "-c", "configs/vea/digits.yaml"], DIGITS),
 }
-KEYS = {  # in a YAML file: what is right, what stands there
+KEYS = {  # keys of a YAML file: the right name, the misspelt name
     "model": ("latent_size", "laten_size"),
     "slot": ("hidden_sizes", "hiden_sizes"),
     "trainer": ("trainer.max_epochs", "max_epoch"),
@@ -73,7 +73,7 @@ KEYS = {  # in a YAML file: what is right, what stands there
 
 
 def said_by(args: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr of a command that ends with 2."""
+    """The one line on stderr of a command that ends with exit code 2."""
     try:
         code: object = main(list(args))
     except SystemExit as ended:
@@ -154,7 +154,7 @@ def test_nothing_is_said_where_nothing_is_near(
 @pytest.mark.parametrize(
     ("word", "known", "found"),
     [
-        ("Adma", ["Adam", "Adamax", "AdamW"], "Adam"),  # letters that changed places
+        ("Adma", ["Adam", "Adamax", "AdamW"], "Adam"),  # swapped letters
         ("steplr", ["StepLR", "MultiStepLR"], "StepLR"),
         ("hiden_sizes", ["hidden_size", "hidden_sizes"], "hidden_sizes"),
         ("foo", ["train", "fit"], None),

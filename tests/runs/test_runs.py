@@ -1,4 +1,4 @@
-"""Which run a command is: named, newest, complete, started again, in other hands; and what it may change."""
+"""The choice of the run: named, newest, complete, restarted, locked; and the settings that may change on resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vae_lightning.__main__ import main
 from vae_lightning.cli.run_settings import experiment_of
 from vae_lightning.runs import folder as runs
 from vae_lightning.runs.checkpoint_io import WholeFiles
-from vae_lightning.runs.ownership import own, owner
+from vae_lightning.runs.ownership import lock_run, owner
 from vae_lightning.types import UserError
 
 QUICK = ("fit", "-c", DIGITS, "--trainer.logger=false", "--trainer.accelerator=cpu", "--pictures.every_n_epochs=0")
@@ -29,9 +29,9 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Two epochs of three steps, in a folder of its own."""
+    """Arguments for two epochs of three steps, in a folder of the test."""
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv(runs._CHOSEN, "")  # put back at the end what a run leaves for the ranks that it starts
+    monkeypatch.setenv(runs._CHOSEN, "")  # a run sets this variable for its ranks; monkeypatch resets it
 
     def fit(*args: object) -> int:
         limit = () if any("max_epochs" in str(arg) for arg in args) else ("--trainer.max_epochs=2",)
@@ -64,13 +64,13 @@ def test_a_named_run_goes_on_and_once_complete_is_left_alone(
     assert "mine: goes on from last.ckpt, step 6\n" in said
     assert "(there -> here): model.optimizer.lr: 0.001 -> 0.5; trainer.max_epochs: 2 -> 3\n" in said
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5  # it took effect, and stays
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5  # the new value took effect and is saved
     assert [int(row["step"]) for row in read_csv(folder / "metrics.csv") if "train/loss" in row] == list(range(9))
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
 
 
 def test_the_seconds_of_a_fit_are_those_of_all_its_starts(fit: Run, tmp_path: Path) -> None:
-    """`train` on a run that `fit` has ended would else report no time at all."""
+    """Otherwise `train` on a run that `fit` has ended would report a time of 0."""
     assert fit("--run_id=timed") == 0
     folder = tmp_path / "vae" / "digits" / "timed"
     path = folder / "checkpoints" / "last.ckpt"
@@ -97,7 +97,7 @@ REFUSED = {
 
 
 def test_what_a_run_may_change_when_it_goes_on(fit: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """Refused, or said: nothing is passed over."""
+    """Each change is refused or printed; none is ignored."""
     assert fit("--run_id=mine") == 0
     for args, says in REFUSED.values():
         capsys.readouterr()
@@ -112,7 +112,7 @@ def test_what_a_run_may_change_when_it_goes_on(fit: Run, capsys: pytest.CaptureF
 
 
 def test_within_an_epoch_another_batch_size_is_refused(fit: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its remaining images could not be found."""
+    """The remaining images of such an epoch could not be found."""
     assert fit("--run_id=mine", "--trainer.max_steps=4") == 0
     assert fit("--run_id=mine", "--trainer.max_steps=9", "--data.batch_size=100") == 1
     assert "from within an epoch (1 batches seen" in capsys.readouterr().err
@@ -127,16 +127,16 @@ def test_last_of_nothing_is_refused(fit: Run, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_run_is_in_one_process_hands(fit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "vae" / "digits" / "mine"
-    lock = own(folder)
+    lock = lock_run(folder)
     assert owner(folder)["pid"] == os.getpid()
     assert fit("--run_id=mine") == 1
     assert f"mine: another process is training this run (host {owner(folder)['host']}" in capsys.readouterr().err
     lock.close()
-    own(folder).close()
+    lock_run(folder).close()
 
 
 def write(folder: Path, step: int, job: str | None = None) -> Path:
-    """A run's folder with a checkpoint in it."""
+    """Make a run's folder with a checkpoint."""
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     hparams = {"_class_path": "vae_lightning.models.VAE"}
@@ -153,7 +153,7 @@ def given(tmp_path: Path, **settings: Any) -> Any:
 
 
 def test_a_process_that_its_launcher_started_again_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the newest run of its own job, and not of another; without a flag."""
+    """A restarted process resumes the newest run of its job, not of another job, without a flag."""
     mine = write(tmp_path / "e" / "mine", 5, "17/2")
     write(tmp_path / "e" / "other", 9, "18/2")
     monkeypatch.delenv(runs._CHOSEN, raising=False)
@@ -194,7 +194,7 @@ def test_metrics_csv_is_cut_to_what_the_checkpoint_has_seen(tmp_path: Path) -> N
     from vae_lightning.runs.loggers import MetricsCSV
 
     path = tmp_path / "metrics.csv"
-    path.write_text("step,a,b\n0,1.5,\n1,,2.5\n2,3.5,\n2,,4.5\n3,5.5,\n4,6.")  # the last was cut off
+    path.write_text("step,a,b\n0,1.5,\n1,,2.5\n2,3.5,\n2,,4.5\n3,5.5,\n4,6.")  # the last row is incomplete
     logger = MetricsCSV(path, start=2)
     logger.log_metrics({"a": 7.5}, step=2)
     assert path.read_text().splitlines() == ["step,a,b", "0,1.5,", "1,,2.5", "2,7.5,"]

@@ -1,4 +1,4 @@
-"""A key is in the environment of a process, and nowhere else; what is installed is what was chosen, by its digest."""
+"""A secret key stays in the environment, and the lock file fixes each installed package by its digest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_key(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 
 def test_no_key_is_in_any_file_or_line_of_a_run(with_key: TrainedRun) -> None:
-    """Configuration, checkpoints, W&B's files and logs, the home folder, and what was printed."""
+    """Search the configuration, checkpoints, W&B files and logs, the home folder, and the output."""
     files = [path for path in with_key.folder.parents[3].rglob("*") if path.is_file()]
     assert {".ckpt", ".yaml", ".csv", ".wandb", ".log"} <= {path.suffix for path in files}
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
@@ -39,7 +39,7 @@ def test_no_key_is_in_any_file_or_line_of_a_run(with_key: TrainedRun) -> None:
 
 def test_a_server_that_does_not_answer_stops_no_training(with_key: TrainedRun) -> None:
     assert "W&B cannot be reached" in with_key.stdout
-    assert "anonymous" not in with_key.stdout + with_key.stderr  # a warning of what nobody asked for
+    assert "anonymous" not in with_key.stdout + with_key.stderr  # W&B warns of this argument, which Lightning passes
     assert "recorded offline; to upload it:" in with_key.stdout
     only(with_key.folder, "wandb/offline-run-*/run-*.wandb")
     assert (with_key.folder / "checkpoints" / "last.ckpt").is_file()
@@ -50,7 +50,7 @@ def test_a_server_that_does_not_answer_stops_no_training(with_key: TrainedRun) -
 
 def test_nothing_that_could_hold_a_key_is_copied_into_the_image() -> None:
     first, *rest = (REPOSITORY / ".dockerignore").read_text().splitlines()[1:]
-    assert first == "*"  # and then what is let in
+    assert first == "*"  # ignore all, then list the exceptions
     let_in = {line.removeprefix("!") for line in rest if line.startswith("!")}
     sources = [
         word
@@ -79,7 +79,7 @@ def test_no_layer_of_the_image_takes_a_secret() -> None:
 def test_the_image_runs_as_nobody_special_and_passes_signals_on() -> None:
     assert INSTRUCTIONS[0].startswith("ARG BASE_IMAGE=")
     words = [line.split()[0] for line in INSTRUCTIONS]
-    assert 'ENTRYPOINT ["vae-lightning"]' in INSTRUCTIONS  # no shell between
+    assert 'ENTRYPOINT ["vae-lightning"]' in INSTRUCTIONS  # no shell that would swallow signals
     assert words.index("USER") < words.index("ENTRYPOINT")
     assert INSTRUCTIONS[words.index("USER")] == "USER vae"
     lock, code = (next(i for i, line in enumerate(INSTRUCTIONS) if text in line) for text in ("-r /src/", "COPY vae"))
@@ -91,7 +91,7 @@ def test_the_image_runs_as_nobody_special_and_passes_signals_on() -> None:
 
 @pytest.fixture(scope="module")
 def locked() -> dict[str, list[str]]:
-    """Each package's lines in the lock, joined; a package may stand there twice, with markers."""
+    """The lines of each package in the lock, joined. A package may occur twice, with markers."""
     text = (REPOSITORY / "requirements.lock").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
     found: dict[str, list[str]] = {}
@@ -106,7 +106,7 @@ def test_every_package_is_locked_by_version_and_digest(locked: dict[str, list[st
         for line in lines:
             assert re.match(r"[a-z0-9._-]+==[^ ]+ ", line), line[:80]
             assert re.search(r"--hash=sha256:[0-9a-f]{64}", line), line[:80]
-            assert "://" not in line, line[:80]  # no address of an index or of a file
+            assert "://" not in line, line[:80]  # no URL of an index or of a file
 
 
 def test_the_lock_meets_what_the_project_asks_for(locked: dict[str, list[str]]) -> None:
@@ -121,7 +121,7 @@ def versions(locked: dict[str, list[str]], name: str) -> list[Version]:
 
 
 def test_releases_known_to_be_bad_are_out(locked: dict[str, list[str]]) -> None:
-    """Malware; and the floors below which a checkpoint could run code or corrupt memory."""
+    """Excludes releases with malware, and releases in which a checkpoint could run code or corrupt memory."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     asked = {r.name: r.specifier for r in map(Requirement, project["dependencies"])}
     assert {f"!={version}" for version in BAD_RELEASES} <= {str(part) for part in asked["lightning"]}

@@ -1,4 +1,4 @@
-"""Signals and crashes, from outside: real processes, real signals, what is left and whether the run goes on."""
+"""Real signals and kills sent to real processes: the files that are left, and whether the run resumes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from vae_lightning.runs.checkpoint_io import check_whole
 
 LONG = ("fit", "-c", DIGITS, "--trainer.max_epochs=20000", "--trainer.logger=false", "--trainer.accelerator=cpu")
 TWO = ("--trainer.devices=2", "--trainer.log_every_n_steps=10")
-LIMIT = 30.0  # seconds from a signal to the end, which is promised
+LIMIT = 30.0  # the promised seconds from a signal to the end
 
 
 class Process(NamedTuple):
-    """A command that runs, in a process group of its own, and the folder of its run."""
+    """A running command, in its own process group, and the folder of its run."""
 
     popen: Forked | subprocess.Popen[str]
     folder: Path
 
     def ranks(self) -> list[int]:
-        """Its processes, the first rank's first: if that one is forked, its command line is the server's."""
+        """The ids of the processes, first rank first. A forked first rank has the command line of the fork server."""
         first = [self.popen.pid] if self.popen.poll() is None else []
         return [*first, *(pid for pid in ranks(self.folder) if pid not in first)]
 
@@ -50,7 +50,7 @@ class Process(NamedTuple):
         self.wait_for(lambda: path.is_file() and any(int(row["step"]) >= steps for row in read_csv(path)))
 
     def end(self) -> tuple[int, str, str]:
-        """Exit code and output; it is not alive LIMIT seconds later, nor is any process that it started."""
+        """Exit code and output. The command and the processes that it started must end within LIMIT seconds."""
         out, err = self.popen.communicate(timeout=LIMIT)
         time.sleep(0.2)
         assert self.ranks() == []
@@ -58,7 +58,7 @@ class Process(NamedTuple):
         return self.popen.returncode, out, err
 
     def stopped_by(self, signum: signal.Signals) -> int:
-        """The step at which the run says that it was stopped, in order and with its exit code."""
+        """The step that the run prints at a clean stop. Checks the exit code and the checkpoint."""
         code, out, err = self.end()
         assert code == 128 + signum, err
         assert "Traceback" not in err
@@ -73,7 +73,7 @@ class Process(NamedTuple):
 
 
 def ranks(folder: Path) -> list[int]:
-    """Processes that were started with this folder's name in their command line, in order of their number."""
+    """The ids of the processes whose command line names this run, in ascending order."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -105,7 +105,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 
 def test_stopped_then_killed_then_stopped_the_same_command_goes_on(start: Callable[..., Process]) -> None:
-    """SIGINT, twice; then SIGKILL amid many saves; then SIGTERM: one run, one folder, one row for each step."""
+    """Two SIGINTs, then a SIGKILL during saves, then a SIGTERM leave one run, one folder, one row for each step."""
     process = start(name="again")
     process.train()
     process.popen.send_signal(signal.SIGINT)
@@ -130,7 +130,7 @@ def test_stopped_then_killed_then_stopped_the_same_command_goes_on(start: Callab
 
 
 def test_a_signal_before_training_ends_at_once(start: Callable[..., Process]) -> None:
-    """In data preparation: there is nothing to save."""
+    """A signal while data are prepared: there is nothing to save."""
     hang = "import time; from vae_lightning.data import Digits; Digits.prepare_data = lambda _: time.sleep(60) or 1;"
     hang = f"import sys; {hang} print('preparing', flush=True);"
     process = start(launcher=("-c", f"{hang} from vae_lightning.__main__ import console; console()"))
@@ -147,14 +147,14 @@ import sys, time, signal, ctypes
 from vae_lightning.runs import signals
 signals.GRACE = 1.0
 signals.install()
-signals.poll(True)
+signals.set_polled(True)
 print("stuck", flush=True)
 while True: ctypes.CDLL(None).sleep(60)
 """
 
 
 def test_a_process_that_is_stuck_is_ended_by_force() -> None:
-    """Nothing asks whether a signal has come: as in a collective whose other ranks are gone."""
+    """The process never reads the recorded signal, as in a collective operation whose other ranks are gone."""
     command = [sys.executable, "-c", STUCK]
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -169,7 +169,7 @@ def test_a_process_that_is_stuck_is_ended_by_force() -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint."""
+    """The path of a checkpoint."""
     folder = tmp_path_factory.mktemp("weights")
     with contextlib.chdir(REPOSITORY):
         assert main([*LONG, "--trainer.max_steps=1", f"--runs_dir={folder}"]) == 0
@@ -190,7 +190,7 @@ console()
 
 
 def test_a_signal_while_samples_are_drawn_ends_at_once(weights: Path) -> None:
-    """No picture is left, whole or half."""
+    """The folder gets no picture, whole or partial."""
     before = sorted(weights.parent.parent.rglob("*"))
     process = start_python("-c", SAMPLING, str(weights), cwd=REPOSITORY, env=clean_environment())
     assert process.stdout is not None
@@ -232,7 +232,7 @@ import os, sys, time
 sys.path.insert(0, {repository!r})
 from vae_lightning.models import VAE
 def on_test_epoch_end(self):
-    os.write(1, f"\\nevaluating {{os.environ['LOCAL_RANK']}}\\n".encode())  # in one piece: both write to one pipe
+    os.write(1, f"\\nevaluating {{os.environ['LOCAL_RANK']}}\\n".encode())  # one write, because both ranks share a pipe
     time.sleep({seconds}[int(os.environ["LOCAL_RANK"])])
 VAE.on_test_epoch_end = VAE.on_validation_epoch_end = on_test_epoch_end
 from vae_lightning.__main__ import console
@@ -248,7 +248,7 @@ console()
 def test_a_signal_to_one_rank_outside_of_training_ends_both(
     start: Callable[..., Process], weights: Path, tmp_path: Path, verb: str, victim: int, seconds: tuple[int, int]
 ) -> None:
-    """There is nothing to agree on, and nothing to save."""
+    """Outside training the ranks have nothing to agree on and nothing to save."""
     script = tmp_path / "evaluating.py"
     script.write_text(EVALUATING.format(repository=str(REPOSITORY), seconds=seconds))
     process = start(verb, *LONG[1:], *TWO, f"--ckpt_path={weights}", launcher=(str(script),))
@@ -279,11 +279,11 @@ console()
 def test_a_signal_to_one_rank_while_it_starts_ends_both(
     start: Callable[..., Process], tmp_path: Path, early: bool
 ) -> None:
-    """The first rank waits for it in a call that no signal interrupts."""
+    """The first rank waits for the second rank in a call that no signal interrupts."""
     script = tmp_path / "starting.py"
     script.write_text(STARTING.format(repository=str(REPOSITORY), early=early))
     process = start(*LONG, *TWO, launcher=(str(script),))
-    if not early:  # else the second rank is gone before it is seen
+    if not early:  # if early, the second rank may be gone before it is seen
         process.wait_for(lambda: len(process.ranks()) == 2)
         time.sleep(2)
         os.kill(process.ranks()[1], signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The command line stopped at an epoch's last step, gone on with, stopped in the next epoch, gone on with again."""
+"""A run that is stopped at the last step of an epoch, resumed, stopped in the next epoch, and resumed again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STOPS = [[("train", 2, -1), ("validation", 3, 1)], [("train", 2, -1), ("train", 
 
 
 def planted(kind: str, epoch: int, batch: int, stop: Any) -> tuple[str, Any]:
-    """A hook of the model's, and what it does now: also `stop`, at the start of a batch; -1 is the epoch's last."""
+    """A hook of the model, and a version that also calls `stop` at the start of a batch; -1 is the last batch."""
     name = f"on_{kind}_batch_start"
     former = getattr(VAE, name)
 
@@ -68,14 +68,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_stops_over_the_boundary_of_an_epoch(
     stops: list[tuple[str, int, int]], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 20 steps each. A validation runs after the 2nd, 4th and 6th epoch."""
+    """Epochs have 20 steps. A validation runs after the 2nd, 4th and 6th epoch."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(signals, "_requested", 0)
     monkeypatch.setattr(signals, "_polled", False)
     command = [*FIT, f"--runs_dir={tmp_path}", "--run_id=x"]
     for stop in stops:
         with monkeypatch.context() as patched:
-            patched.setattr(VAE, *planted(*stop, lambda: signals._note(signal.SIGINT, None)))
+            patched.setattr(VAE, *planted(*stop, lambda: signals._handle_signal(signal.SIGINT, None)))
             assert main(command) == 130
         signals.reset()
     assert main(command) == 0
@@ -102,7 +102,7 @@ console()
     [("SIGINT", {30: ("train", 2, -1), 35: ("train", 3, 4)}), ("SIGKILL", {30: ("train", 3, 0), 35: ("train", 3, 5)})],
 )
 def test_two_stops_on_two_ranks(name: str, stops: dict[int, tuple[str, int, int]], tmp_path: Path) -> None:
-    """Of the second rank alone, by the step that is saved; killed where each step is. Epochs have 10 steps."""
+    """The second rank alone is stopped at a step, or is killed in a run that saves each step. Epochs have 10 steps."""
     saves = ("--checkpoint.last_every_minutes=1e-9",) if name == "SIGKILL" else ()
 
     def run(run_id: str, stop: tuple[str, int, int]) -> int:

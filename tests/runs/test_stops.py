@@ -1,4 +1,4 @@
-"""A fit that is stopped or killed again and again ends with the weights of the one that never was, bit for bit."""
+"""A fit that is stopped or killed several times ends with the weights of an uninterrupted fit, bit for bit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EPOCHS, BATCHES = 3, 4
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:.*could not find the monitored key"),  # where nothing is validated
+    pytest.mark.filterwarnings("ignore:.*could not find the monitored key"),  # variants without a validation
 ]
 VARIANTS: dict[str, dict[str, Any]] = {
     "validated in every second": {"check_val_every_n_epoch": 2},
@@ -56,11 +56,11 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 class Killed(Exception):  # noqa: N818
-    """In the place of SIGKILL."""
+    """Stands for SIGKILL."""
 
 
 class EndAfter(pl.Callback):
-    """After so many steps a signal comes, or the process dies once the last of them is saved."""
+    """After `steps` steps, send a signal, or raise Killed once the last of the steps is saved."""
 
     def __init__(self, steps: int, way: str, call: int) -> None:
         self.steps, self.way, self.call = steps, way, call
@@ -76,7 +76,7 @@ class EndAfter(pl.Callback):
 
 
 class Hooks(pl.Callback):
-    """Counts the epochs that have begun and ended; a checkpoint has its counts."""
+    """Counts the epochs that have begun and ended, and saves the counts in the checkpoint."""
 
     def __init__(self) -> None:
         self.begun = self.ended = 0
@@ -109,7 +109,7 @@ def step_of(folder: Path) -> int:
 
 
 def fit(folder: Path, variant: dict[str, Any], last_every_minutes: float = 10.0, *callbacks: pl.Callback) -> Fit:
-    """Begin, or go on from `last.ckpt` in the folder."""
+    """Begin a fit, or resume it from `last.ckpt` in the folder."""
     pl.seed_everything(0, verbose=False)
     tiny = partial(MLP, hidden_sizes=(16,))
     warm_up = partial(ELBO, beta=LinearWarmup(7))
@@ -158,13 +158,15 @@ def assert_equal(found: Fit, whole: Fit) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Fit]:
-    """The run that was never stopped, by the name of its variant."""
+    """The uninterrupted run of each variant, by name."""
     return cache(lambda name: fit(tmp_path_factory.mktemp("whole"), (VARIANTS | OTHERS)[name]))
 
 
 def chains(variants: Iterable[str], every: Iterable[int]) -> Iterator[tuple[str, str, int]]:
     for name, steps, way in product(variants, every, ("stopped", "killed", "lengthened")):
-        if way != "lengthened" or "several" not in name:  # within a call: refused
+        if (
+            way != "lengthened" or "several" not in name
+        ):  # the run would end within a call of several steps, which is refused
             yield name, way, steps
 
 
@@ -179,7 +181,7 @@ def chains(variants: Iterable[str], every: Iterable[int]) -> Iterator[tuple[str,
 def test_a_run_that_ends_again_and_again_is_the_one_that_never_did(
     name: str, way: str, every: int, whole: Callable[[str], Fit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped by a signal, killed where each step is saved, or told to end and then to go on, after so many steps."""
+    """The fit is stopped by a signal, killed in a run that saves each step, or ended by max_steps and lengthened."""
     monkeypatch.setattr(signals, "_requested", 0)
     monkeypatch.setattr(signals, "_polled", False)
     variant, minutes = (VARIANTS | OTHERS)[name], 1e-9 if way == "killed" else 10.0

@@ -1,4 +1,4 @@
-"""No more threads than cores, idle ones sleep beside other work, freed memory is kept; what the user has set stays."""
+"""No more threads than cores, idle threads sleep under load, freed memory is kept, the user's variables win."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vae_lightning.runs import machine as cores
         (15, None, None, "PASSIVE"),
         (15, None, "ACTIVE", "ACTIVE"),
         (0, ("LOCAL_WORLD_SIZE", "2"), None, "PASSIVE"),
-        (0, ("LOCAL_RANK", "1"), None, "PASSIVE"),  # all that Lightning tells those that it starts
+        (0, ("LOCAL_RANK", "1"), None, "PASSIVE"),  # the only variable that Lightning gives to the ranks that it starts
         (0, ("LOCAL_RANK", "0"), None, None),
     ],
 )
@@ -30,7 +30,9 @@ def test_the_wait_policy_follows_what_others_do_now(
 ) -> None:
     ticks = iter([(1000, 1000), (1000 + busy, 1000 + 20 - busy)])
     monkeypatch.setattr(program, "_jiffies", lambda: next(ticks))
-    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))  # of what ended a moment ago: not asked
+    monkeypatch.setattr(
+        os, "getloadavg", lambda: (9.0, 9.0, 9.0)
+    )  # the load average counts work that has ended, so it must not be used
     for name in ("OMP_WAIT_POLICY", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in filter(None, [given and ("OMP_WAIT_POLICY", given), ranks]):
@@ -80,7 +82,7 @@ def test_a_containers_quota_bounds_the_threads(
     num_cores: int,
     threads: str | None,
 ) -> None:
-    """8 cores, of which the container may have the time of some; PyTorch alone would start 8 threads."""
+    """8 cores, with a quota of the container on their time. PyTorch by default would start 8 threads."""
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota + "\n")
     monkeypatch.setattr(cores, "_QUOTA", str(tmp_path / "cpu.max"))
@@ -125,7 +127,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.g
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 @pytest.mark.parametrize(("given", "touched_anew"), [({}, False), ({"MALLOC_ARENA_MAX": "2"}, True)])
 def test_freed_memory_is_kept_unless_the_user_says_how(given: dict[str, str], touched_anew: bool) -> None:
-    """The share of a block's pages that are touched for the first time again when it is wanted a second time."""
+    """The share of a block's pages that fault again when the block is allocated a second time."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", _ALLOCATE_TWICE]
     found = subprocess.run(command, env={**environment, **given}, capture_output=True, text=True, check=True)

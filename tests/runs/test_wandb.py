@@ -23,7 +23,7 @@ HEADER, BLOCK = 7, 32768
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """One run with W&B offline and a secret in its environment."""
+    """A run with W&B offline and a secret in the environment."""
     return trained_run(tmp_path_factory.getbasetemp() / "trained")
 
 
@@ -128,7 +128,7 @@ NAMES = ("API_KEY", "BASE_URL", "IDENTITY_TOKEN_FILE", "MODE", "SILENT", "INIT_T
 
 
 def machine(host: str) -> str:
-    """What `wandb login` keeps in the netrc file."""
+    """The entry that `wandb login` writes to the netrc file."""
     return f"machine {host}\n  login user\n  password {'0' * 40}\n"
 
 
@@ -139,7 +139,7 @@ def machine(host: str) -> str:
         ({"WANDB_API_KEY": ""}, None, True),
         ({"WANDB_API_KEY": "0" * 40}, None, False),
         ({"WANDB_IDENTITY_TOKEN_FILE": "/token"}, None, False),
-        ({}, machine("api.wandb.ai"), False),  # kept by `wandb login` for W&B's own server
+        ({}, machine("api.wandb.ai"), False),  # written by `wandb login` for the server of W&B
         ({}, machine("example.com"), True),
         (LOCAL, machine("localhost:8080"), False),
         (LOCAL, machine("api.wandb.ai"), True),
@@ -156,7 +156,7 @@ def test_online_where_a_login_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], netrc: str | None, offline: bool
 ) -> None:
     for name in NAMES:
-        monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the function sets is taken back
+        monkeypatch.setenv(f"WANDB_{name}", "")  # so that monkeypatch resets the variables that the function sets
         monkeypatch.delenv(f"WANDB_{name}")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if netrc is not None:
@@ -169,14 +169,14 @@ def test_online_where_a_login_is_found(
     assert ("WANDB_SILENT" in os.environ) is offline
 
 
-# -- what the environment says ----------------------------------------------------------------------------------------
+# -- variables of the environment -------------------------------------------------------------------------------------
 
 ONE_STEP = ("fit", "-c", str(REPOSITORY / DIGITS), "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
 FLAG = "--trainer.logger.project=flag"
 
 
 def test_project_and_entity_of_the_environment(tmp_path: Path) -> None:
-    """They win over what the template ships; the config has the project only where the user has said it."""
+    """The variables override the shipped defaults. The config has a project only if the user gave one there."""
     run_cli(*ONE_STEP, f"--runs_dir={tmp_path}", env={"WANDB_PROJECT": "mine", "WANDB_ENTITY": "us"})
     folder = only(tmp_path, "vae/digits/*")
     (run,) = of_kind(records_in(folder), "run")

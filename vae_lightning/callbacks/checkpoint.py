@@ -97,7 +97,7 @@ class BestAndLast(ModelCheckpoint):
         self._complete, self._is_cut = [], False
         self._last_step, self._last_time = trainer.global_step, time.monotonic()
         self._agreement = Agreement(trainer.world_size)
-        signals.poll(True)
+        signals.set_polled(True)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -170,11 +170,11 @@ class BestAndLast(ModelCheckpoint):
         elif not self._complete:
             self._complete = _limits(trainer)
             self._write_last(trainer, again=True)
-        signals.poll(False)
+        signals.set_polled(False)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save nothing: if one rank fails alone, it would wait for the others."""
-        signals.poll(False)
+        """Save nothing, because a rank that fails alone would wait for the others."""
+        signals.set_polled(False)
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
         """Compare as Lightning does, but never accept a value that is not finite, which Lightning does at first."""

@@ -20,7 +20,7 @@ from vae_lightning.metrics import CollapseReport, Evaluation
 from vae_lightning.metrics.evaluator import objects_from_all_ranks
 from vae_lightning.metrics.formatting import number
 from vae_lightning.runs.machine import num_cores
-from vae_lightning.runs.ownership import own
+from vae_lightning.runs.ownership import lock_run
 from vae_lightning.runs.whole_files import remove_stale_parts, write_whole
 from vae_lightning.types import Batch
 
@@ -85,7 +85,7 @@ class RunFolder(pl.Callback):
         if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         folder = Path(trainer.default_root_dir)
-        self._lock = own(folder)
+        self._lock = lock_run(folder)
         remove_stale_parts(folder / "checkpoints")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

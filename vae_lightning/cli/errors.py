@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from vae_lightning.cli.slots import slots, subclasses
 from vae_lightning.metrics.evaluator import Evaluator
-from vae_lightning.runs.suggestions import hint, hints, nearest_file
+from vae_lightning.runs.suggestions import argparse_hint, hint, nearest_config
 from vae_lightning.types import UserError
 
 _OTHERS: dict[str, type] = {  # slots that other packages fill too: only the nearest class is named
@@ -132,15 +132,15 @@ def _near_miss(message: str, text: str, options: Sequence[str]) -> str:
     if package := _package_here(message):
         return f"; {package} lies in the present folder: give --trust {package}"
     if found := _NO_KEY.search(message):
-        return hints(f"unrecognized arguments: --{found[1]}", options).replace("mean --", "mean ")
+        return argparse_hint(f"unrecognized arguments: --{found[1]}", options).replace("mean --", "mean ")
     if found := _NO_LITERAL.search(text):
         return hint(found[1], re.findall(r"'([^']+)'", text))
     if found := _NO_FILE.search(message):
-        near = nearest_file(Path(found[1]))
+        near = nearest_config(Path(found[1]))
         return f" (did you mean {near}?)" if near else ""
     if _NO_CONFIG.fullmatch(message):
         return " (give a config: -c configs/vae/digits.yaml)"
-    return hints(message, options) + _misspelt_form(message)
+    return argparse_hint(message, options) + _misspelt_form(message)
 
 
 def _arguments(class_path: str) -> list[str]:

@@ -49,7 +49,7 @@ from vae_lightning.models.restoring import check_fits
 from vae_lightning.runs import folder as runs
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import WholeFiles
-from vae_lightning.runs.differences import changes
+from vae_lightning.runs.differences import config_changes
 from vae_lightning.runs.loggers import MetricsCSV, start_wandb
 from vae_lightning.types import UserError
 
@@ -191,7 +191,7 @@ class CLI(LightningCLI):
             print(f"callbacks   {', '.join(type(one).__name__ for one in trainer.callbacks)}", flush=True)  # type: ignore[attr-defined]
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
-            start_ranks = signals.held_back()(launcher._call_children_scripts)
+            start_ranks = signals.with_signals_blocked()(launcher._call_children_scripts)
             launcher._call_children_scripts = start_ranks  # type: ignore[method-assign]
         return trainer
 
@@ -202,7 +202,7 @@ class CLI(LightningCLI):
         check_weights(self.run.contents, self.folder if self.run.path is None else self.run.path)
         config = self.folder / "config.yaml"
         if self.config.subcommand == "fit" and config.is_file():
-            changed = changes(config, self.config_text)
+            changed = config_changes(config, self.config_text)
         else:
             changed = differences(self.run.contents, self.model)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
@@ -245,7 +245,7 @@ class CLI(LightningCLI):
                 raise UserError("nothing was trained (max_epochs, max_steps or limit_train_batches is 0): not tested")
             torch.set_float32_matmul_precision("highest")
             if not best and (self.folder / "checkpoints").is_dir():  # a trial (fast_dev_run) has none
-                best = str(runs.best(self.folder))
+                best = str(runs.best_checkpoint(self.folder))
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
             print(summary(self.trainer, self.folder, self.config_text), flush=True)

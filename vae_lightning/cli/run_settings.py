@@ -45,8 +45,8 @@ def choose_run(given: Namespace, verb: str, then_test: bool) -> Run:
     elif given.ckpt_path is None:
         raise UserError(f"{verb} needs --ckpt_path: weights that were never trained have no result")
     else:
-        path = folder.best(Path(given.ckpt_path))
-        run = folder.of_checkpoint(path, folder.new_folder(given, given.experiment))
+        path = folder.best_checkpoint(Path(given.ckpt_path))
+        run = folder.run_of_checkpoint(path, folder.new_folder(given, given.experiment))
     given.ckpt_path = str(run.path) if run.path else None
     return run
 
@@ -87,7 +87,7 @@ def prepare_folder(place: Path, runs_dir: Path) -> None:
         UserError: if it cannot be written to.
     """
     _make_writable(place)
-    said = container.warning(runs_dir)
+    said = container.unmounted_warning(runs_dir)
     if said and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         print(said, flush=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.weights import check_finite
-from vae_lightning.runs.differences import unequal
+from vae_lightning.runs.differences import differing_settings
 
 _NOT_SHOWN = ("optimizer", "scheduler", "_")
 
@@ -36,4 +36,4 @@ def check_weights(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 def differences(checkpoint: dict[str, Any], model: LatentVariableModel) -> list[str]:
     """The settings of the checkpoint's model that `model` was built without: `key: there -> here`."""
-    return unequal(dict(checkpoint["hyper_parameters"]), dict(model.hparams), hidden=_NOT_SHOWN)
+    return differing_settings(dict(checkpoint["hyper_parameters"]), dict(model.hparams), hidden=_NOT_SHOWN)

@@ -1,1 +1,1 @@
-"""One run, one folder: its place, owner, checkpoint files, loggers and signals. Knows no model and imports little."""
+"""One run, one folder: its place, owner, checkpoint files, loggers and signals. This package knows no model."""

@@ -1,7 +1,7 @@
-"""Checkpoint files: whole or not there under their name, with a digest of their own, and the last good one kept.
+"""Read and write checkpoint files: written whole or not at all, with a digest, and with the last good file kept.
 
-A checkpoint is torch's zip file; its zip comment is `sha256:<hex>`, the digest of all that stands before the comment.
-Anything that reads zip files, torch.load among them, reads it as before.
+A checkpoint is the zip file that torch writes. Its zip comment is `sha256:<hex>`, the digest of all bytes before the
+comment. Programs that read zip files, such as torch.load, ignore the comment.
 """
 
 from __future__ import annotations
@@ -26,26 +26,35 @@ LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 _LABEL = b"sha256:"
 _COMMENT = len(_LABEL) + 64
-_LENGTH = struct.Struct("<H")  # of the zip comment: the field that ends the file where there is none
+_LENGTH = struct.Struct("<H")  # the length of the zip comment; this field ends a file without a comment
 
 
 class WholeFiles(CheckpointIO):
-    """Written beside its place, synced, renamed; a new `last.ckpt` leaves the one before it as `previous.ckpt`.
+    """Write each checkpoint to a temporary file beside its place, sync the file, and rename it.
 
-    Lightning's own writes to $TMPDIR and copies from there, does not sync, and passes over a folder that it may not
-    write to. A damaged `last.ckpt`, from which no run went on, does not take the place of the one before it.
+    A new `last.ckpt` keeps the one before it as `previous.ckpt`, unless the old `last.ckpt` is damaged. Lightning's
+    plugin writes to $TMPDIR and copies from there, does not sync, and silently skips a folder without write permission.
     """
 
     def __init__(self) -> None:
         self._written: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Raises UserError where it cannot be written: at once, with what was there before left as it was."""
+        """Write the checkpoint. If writing fails, the file that was there before stays unchanged.
+
+        Args:
+            checkpoint: the contents.
+            path: the name of the file.
+            storage_options: ignored; Lightning passes it.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
         path = Path(path)
         try:
             with whole_file(path, lambda: self._keep_previous(path)) as file:
                 torch.save(checkpoint, file)
-                _sign(file)
+                _append_digest(file)
             self._written.add(path)
             _sync_folder(path.parent)
         except (OSError, RuntimeError) as error:
@@ -57,12 +66,21 @@ class WholeFiles(CheckpointIO):
 
     def _keep_previous(self, path: Path) -> None:
         if path.name == LAST and path.exists() and (path in self._written or not _is_damaged(path)):
-            _keep(path, path.with_name(PREVIOUS))
+            _link_or_rename(path, path.with_name(PREVIOUS))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Plain data alone, of a checkpoint's form, whatever `weights_only` says: see `check_form`."""
+        """Load plain data of a checkpoint's form (see `check_form`).
+
+        Args:
+            path: the file.
+            map_location: the device that the tensors are loaded to.
+            weights_only: ignored; plain data alone is loaded in any case.
+
+        Raises:
+            UserError: if the file is damaged or not a checkpoint.
+        """
         check_whole(path)
         return check_form(load_plain(path, map_location or "cpu"), path, needed=["pytorch-lightning_version"])
 
@@ -71,11 +89,18 @@ class WholeFiles(CheckpointIO):
 
 
 def check_whole(path: str | Path) -> None:
-    """Raise where a file is not as it was written. One that has no digest of ours is held to zip's own checksums."""
+    """Raise if a file differs from what was written. A file without our digest is checked by the checksums of zip.
+
+    Args:
+        path: the checkpoint.
+
+    Raises:
+        UserError: with the damage that was found.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            reason = _damage(file)
+            reason = _find_damage(file)
     except OSError as error:
         reason = str(error.strerror)
     if reason:
@@ -84,22 +109,22 @@ def check_whole(path: str | Path) -> None:
 
 def _is_damaged(path: Path) -> bool:
     with path.open("rb") as file:
-        return bool(_damage(file))
+        return bool(_find_damage(file))
 
 
-def _damage(file: BinaryIO) -> str:
+def _find_damage(file: BinaryIO) -> str:
     size = file.seek(0, os.SEEK_END)
     if not size:
         return "the file is empty"
     file.seek(0)
     start = file.read(4)
     if start != b"PK\x03\x04":
-        return f"it begins with {start!r} and not as a zip file does"
+        return f"the first bytes are {start!r}, expected a zip file"
     file.seek(max(0, size - _COMMENT))
     comment = file.read()
     if comment.startswith(_LABEL):
         signed = digest(file, length=size - _COMMENT - _LENGTH.size)
-        return "" if signed == comment[len(_LABEL) :].decode(errors="replace") else "damaged: its digest is another"
+        return "" if signed == comment[len(_LABEL) :].decode(errors="replace") else "damaged: its digest is wrong"
     try:
         broken = zipfile.ZipFile(file).testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
@@ -107,15 +132,15 @@ def _damage(file: BinaryIO) -> str:
     return f"damaged: {broken} has a wrong checksum" if broken else ""
 
 
-def _sign(file: BinaryIO) -> None:
+def _append_digest(file: BinaryIO) -> None:
     length = file.seek(0, os.SEEK_END) - _LENGTH.size
     comment = _LABEL + digest(file, length=length).encode()
     file.seek(length)
     file.write(_LENGTH.pack(len(comment)) + comment)
 
 
-def _keep(path: Path, previous: Path) -> None:
-    """By a second name, so that the first is never without a file; by a rename where links are not known."""
+def _link_or_rename(path: Path, previous: Path) -> None:
+    """Give the file at `path` the second name `previous`, so that `path` always exists; rename if links are unknown."""
     previous.unlink(missing_ok=True)
     try:
         os.link(path, previous)
@@ -128,14 +153,14 @@ def _keep(path: Path, previous: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems know no sync of a folder
+        with suppress(OSError):  # some network file systems cannot sync a folder
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _system_error(error: BaseException | None) -> str | None:
-    """The system's word for what went wrong: torch's zip writer wraps it in an error of its own."""
+    """The message of the operating system; torch's zip writer wraps the OSError in an error of another type."""
     while error is not None:
         if isinstance(error, OSError):
             return str(error.strerror or error)

@@ -1,4 +1,4 @@
-"""What a container of our image lacks: folders that outlive it, and a home that its user may write to."""
+"""Help for a container of our image: a warning if runs would be lost with it, and a home folder that can be written."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ import tempfile
 from pathlib import Path
 
 IMAGE = "VAE_LIGHTNING_IMAGE"
-"""The variable that our Dockerfile sets."""
+"""The environment variable that our Dockerfile sets."""
 
 
 def is_mounted(folder: Path) -> bool:
-    """Whether `folder`, or a folder above it other than the root, is the place of a mount."""
+    """True if `folder`, or a folder above it other than the root, is a mount point.
+
+    Args:
+        folder: any path; it need not exist.
+    """
     place = folder.absolute()
-    return any(os.path.ismount(one) for one in (place, *place.parents) if one != Path(place.anchor))
+    return any(os.path.ismount(path) for path in (place, *place.parents) if path != Path(place.anchor))
 
 
-def warning(runs_dir: Path) -> str | None:
-    """The line to say where the folder of all runs would go with the container; None where it is kept."""
+def unmounted_warning(runs_dir: Path) -> str | None:
+    """A line for the user if removing the container would delete the folder of all runs, else None.
+
+    Args:
+        runs_dir: the folder of all runs.
+    """
     if IMAGE not in os.environ or is_mounted(runs_dir):
         return None
     place = runs_dir.absolute()
     return (
-        f"WARNING: {place} is a folder of this container alone: the run is lost when the container is removed. Mount a "
+        f"WARNING: {place} exists in this container alone: the run is lost when the container is removed. Mount a "
         f'folder of the host there: docker run -v "$PWD/runs:{place}"'
     )
 
@@ -32,8 +40,8 @@ def warning(runs_dir: Path) -> str | None:
 def give_home() -> None:
     """Set HOME to a private folder, removed at the end, if the present one cannot be written.
 
-    `docker run --user "$(id -u)"` gives a user without a home; W&B and torch keep caches there. A home that everybody
-    may write to would let one user of a machine plant files for another.
+    `docker run --user "$(id -u)"` starts a user without a home, but W&B and torch keep caches in the home. The new home
+    is private because in a shared one, another user of the machine could plant files.
     """
     home = os.environ.get("HOME", "")
     if home and os.access(home, os.W_OK):

@@ -1,4 +1,4 @@
-"""How the settings of a run differ from those that it was begun with."""
+"""Compare the present settings of a run with the settings at its start."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from typing import Any
 import yaml
 
 
-def changes(config: Path, text: str) -> list[str]:
-    """What a run's own config.yaml says and the configuration `text` says otherwise: `key: there -> here`."""
-    return unequal(yaml.safe_load(config.read_text()), yaml.safe_load(text))
-
-
-def unequal(saved: Any, own: Any, hidden: tuple[str, ...] = ()) -> list[str]:
-    """The settings that differ between two trees of plain data, as `key: saved -> own`; a missing one is None.
-
-    If a class was replaced, its settings are compared only if both classes have them.
+def config_changes(config: Path, text: str) -> list[str]:
+    """The settings that differ between a run's config.yaml and the present configuration, as `key: saved -> present`.
 
     Args:
+        config: the config.yaml in the run's folder.
+        text: the present configuration, as YAML.
+    """
+    return differing_settings(yaml.safe_load(config.read_text()), yaml.safe_load(text))
+
+
+def differing_settings(saved: Any, present: Any, hidden: tuple[str, ...] = ()) -> list[str]:
+    """The settings that differ between two trees of plain data, as `key: saved -> present`.
+
+    A missing setting counts as None. If a class was replaced, its settings are compared only if both classes have them.
+
+    Args:
+        saved: the settings at the start of the run.
+        present: the settings of this command.
         hidden: keys that begin with one of these words are left out.
     """
     then, now = (
-        {k: v for k, v in _flat(_short(tree)) if not (hidden and k.startswith(hidden))} for tree in (saved, own)
+        {k: v for k, v in _flat(_short(tree)) if not (hidden and k.startswith(hidden))} for tree in (saved, present)
     )
     names = {name for name in then.keys() | now.keys() if then.get(name, "None") != now.get(name, "None")}
     shared = then.keys() & now.keys()
@@ -32,7 +39,7 @@ def unequal(saved: Any, own: Any, hidden: tuple[str, ...] = ()) -> list[str]:
 
 
 def _short(value: Any) -> Any:
-    """Classes by their last name alone, because Python and YAML write one class by different paths."""
+    """Shorten each class path to the class name, because Python and YAML write one class by different paths."""
     if isinstance(value, dict):
         return {key: _short(entry) for key, entry in value.items()}
     if isinstance(value, list):

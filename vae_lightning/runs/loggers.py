@@ -1,4 +1,4 @@
-"""Where numbers go: a CSV file in the run's folder, and Weights & Biases, online or offline but never in the way."""
+"""The loggers of a run: a CSV file in the run's folder, and Weights & Biases, which records offline if need be."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from vae_lightning.types import UserError
 
 
 class MetricsCSV(Logger):
-    """`metrics.csv`: a row for each logging step. Rows are appended, so that a resumed run goes on in its own file.
+    """Write `metrics.csv`, one row for each logging step. A resumed run appends to the file of the run.
 
-    Lightning's CSVLogger deletes the file that it finds. A metric that appears later becomes a new column: the file is
-    then written anew, beside its place. A run that goes on from step `start` says what came after it once more: those
-    rows are dropped, and so is a last row that was cut off.
+    Lightning's CSVLogger deletes an existing file. A metric that appears later becomes a new column, and the whole file
+    is rewritten. A run that resumes from step `start` logs the later steps again, so their old rows are dropped. An
+    incomplete last row is dropped too.
+
+    Args:
+        path: the CSV file.
+        start: the step from which the run resumes; 0 for a new run.
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
@@ -41,7 +45,7 @@ class MetricsCSV(Logger):
         return self.path.parent.name
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's folder has them, in config.yaml."""
+        """Do nothing: config.yaml in the run's folder has the hyper-parameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -58,23 +62,23 @@ class MetricsCSV(Logger):
             csv.DictWriter(file, self._columns).writerow(row)
 
     def _read_columns(self) -> list[str]:
-        """Of a file that is there already, after what is in it has been cut to the rows before `start`."""
+        """The columns of an existing file, whose rows from `start` on are removed first."""
         if not self.path.is_file():
             return []
         text = self.path.read_text()
         rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
         columns = list(rows[0]) if rows else []
-        kept = [row for row in rows if self._stays(row)]
+        kept = [row for row in rows if self._is_kept(row)]
         self._write(columns, kept)
         return columns
 
-    def _stays(self, row: dict[str, str]) -> bool:
-        """It is from before `start`, or the result of a test."""
+    def _is_kept(self, row: dict[str, str]) -> bool:
+        """True if the row is from before `start`, or holds the result of a test."""
         step = row.get("step") or ""
         return step.isdigit() and (int(step) < self.start or _is_test(row))
 
     def _drop_test(self, step: int | None) -> None:
-        """An earlier process's test at this step: it was killed before its results were written."""
+        """Drop the row of an earlier test at this step, whose process was killed before it wrote all results."""
         assert self._columns is not None
         rows = self._rows()
         kept = [row for row in rows if not (_is_test(row) and row["step"] == str(step))]
@@ -102,27 +106,31 @@ class MetricsCSV(Logger):
 
 
 def _is_test(row: Mapping[str, Any]) -> bool:
-    """A cell without a value is empty, or is not there."""
+    """True if a metric of a test has a value in the row. A cell without a value is empty or missing."""
     return any(value not in ("", None) for name, value in row.items() if name and name.startswith("test/"))
 
 
 def start_wandb(logger: WandbLogger, init_args: dict[str, Any]) -> WandbLogger:
-    """Start the run on the first rank; where the server cannot be reached, or the key is refused, record offline.
+    """Start the W&B run on the first rank. If the server does not answer or refuses the key, record offline.
+
+    Args:
+        logger: the logger to start.
+        init_args: the arguments that `logger` was made with, to make an offline logger in its place.
 
     Raises:
-        UserError: where a variable of the environment, or an argument, is none that W&B takes.
+        UserError: if W&B refuses a variable of the environment or an argument.
     """
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return logger
     import wandb
-    from pydantic import ValidationError  # W&B's settings are made with it
+    from pydantic import ValidationError  # raised by the settings of W&B
 
     if init_args["offline"]:
         os.environ["WANDB_MODE"] = "offline"
     if logger._wandb_init.get("anonymous", True) is None:
-        del logger._wandb_init["anonymous"]  # Lightning gives it unasked, and W&B warns of it at each start
+        del logger._wandb_init["anonymous"]  # Lightning always passes this argument, and W&B warns of it at each start
     try:
-        wandb.setup()  # reads the environment, WANDB_SILENT too, before Lightning's call of W&B makes it warn
+        wandb.setup()  # W&B reads the environment (WANDB_SILENT) here, before Lightning's call makes W&B warn
         _ = logger.experiment
     except wandb.errors.UsageError as error:
         raise UserError(f"W&B: {' '.join(str(error).split())}") from error

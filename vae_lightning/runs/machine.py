@@ -1,4 +1,4 @@
-"""What the machine offers a process: cores, memory, the C++ compiler. Only the standard library is imported."""
+"""The cores, memory and C++ compiler that a process may use. Imports the standard library alone."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import shutil
 import sys
 from contextlib import suppress
 
-_QUOTA = "/sys/fs/cgroup/cpu.max"  # of the container, by cgroup v2: microseconds of work in each period of so many
+_QUOTA = "/sys/fs/cgroup/cpu.max"  # cgroup v2 of a container: "quota period", both in microseconds
 
 
 def num_cores() -> int:
-    """The cores that this process may use: no more than it has the time of (`docker run --cpus=2`), rounded up."""
+    """The number of cores that this process may use, limited by a container's quota (`docker run --cpus=2`)."""
     try:
         with open(_QUOTA, encoding="ascii") as file:  # noqa: PTH123 - pathlib is not imported for --help
             quota, period = file.read().split()
         return min(num_allowed(), math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no such container; "max": no quota
+    except (OSError, ValueError):  # no container, or a quota of "max"
         return num_allowed()
 
 
 def num_allowed() -> int:
-    """The cores that this process may run on, which PyTorch starts as many threads as."""
+    """The number of cores that this process may run on. By default PyTorch starts this many threads."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be had: of the machine, or of the container where that is less; None where nobody says."""
+    """The free memory in bytes, of the machine or of the container, whichever is less; None if neither is known."""
     found = []
     with suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
         found += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError):  # no container, or `max`
+    with suppress(OSError, ValueError):  # no container, or a limit of "max"
         limit, used = (_read_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
         found.append(limit - used)
     return min(found, default=None)
@@ -43,11 +43,11 @@ def _read_number(path: str) -> int:
 
 
 def compiler_name() -> str:
-    """What torch calls: the first word of CXX, else the system's."""
-    named = os.environ.get("CXX", "").split()
-    return named[0] if named else "clang++" if sys.platform == "darwin" else "g++"
+    """The C++ compiler that torch calls: the first word of the variable CXX, else the compiler of the system."""
+    words = os.environ.get("CXX", "").split()
+    return words[0] if words else "clang++" if sys.platform == "darwin" else "g++"
 
 
 def find_compiler() -> str | None:
-    """Its path; None where there is none."""
+    """The path of the C++ compiler; None if there is none."""
     return shutil.which(compiler_name())

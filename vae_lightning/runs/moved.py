@@ -1,4 +1,4 @@
-"""Modules under the names that they had before they moved into rooms, so that old imports still resolve."""
+"""Make moved modules importable under their old names."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _MOVED = {
     "trainer_checks": "cli.trainer_checks",
     "trust": "runs.trust",
 }
-"""The old name of a module or package, below vae_lightning, and its present one."""
+"""The old name of each moved module or package, below vae_lightning, and its present name."""
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Gives an import of an old name the module of the present name: one module, under both names."""
+    """Resolve an import of an old name to the module of the present name, so that both names give one module."""
 
     def find_spec(
         self, fullname: str, _: Sequence[str] | None = None, target: ModuleType | None = None
@@ -58,7 +58,7 @@ class MovedModules(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run nothing, because the module has run under its present name; give it back its own spec."""
+        """Restore the spec of the module. The module is not run again, because it has run under its present name."""
         if module.__spec__ is not None:
             module.__spec__ = module.__spec__.loader_state
 

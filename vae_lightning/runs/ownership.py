@@ -1,4 +1,4 @@
-"""One process writes to a run's folder: a lock that the system lets go of when its owner ends, however it ends."""
+"""Let one process at a time write to a run's folder, by a lock that the system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -14,18 +14,23 @@ from vae_lightning.types import UserError
 _NAME = ".owner.json"
 
 
-def own(folder: Path) -> IO[str]:
-    """Lock a run's folder for as long as the file that is returned stays open.
+def lock_run(folder: Path) -> IO[str]:
+    """Lock a run's folder until the returned file is closed.
+
+    Args:
+        folder: the run's folder; made if it does not exist.
 
     Raises:
-        UserError: where another process has it: that one is still training this run.
+        UserError: if another process holds the lock, because that process is still training this run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / _NAME).open("a+")
-    if try_lock(file) is False:  # None, a file system without locks, keeps nobody out
+    if try_lock(file) is False:  # None: the file system has no locks, so nobody is kept out
         file.close()
         who = ", ".join(f"{name} {value}" for name, value in owner(folder).items() if value)
-        raise UserError(f"{folder}: another process is training this run ({who}); wait for it, or end it")
+        raise UserError(
+            f"{folder}: another process is training this run ({who}); wait until the process ends, or end it"
+        )
     file.truncate(0)
     json.dump({"host": socket.gethostname(), "pid": os.getpid(), "job": job()}, file)
     file.flush()
@@ -33,7 +38,11 @@ def own(folder: Path) -> IO[str]:
 
 
 def owner(folder: Path) -> dict[str, Any]:
-    """Who trains the run of this folder, or did so last; nothing where that is not known."""
+    """The host, pid and job of the process that trains a run, or trained it last; empty if unknown.
+
+    Args:
+        folder: the run's folder.
+    """
     try:
         return dict(json.loads((folder / _NAME).read_text()))
     except (OSError, ValueError):
@@ -41,7 +50,7 @@ def owner(folder: Path) -> dict[str, Any]:
 
 
 def job() -> str | None:
-    """What the launcher of this process calls the work that it may start again."""
+    """The id that SLURM or torchrun gives to the job of this process; None without a launcher."""
     names = ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID")
     words = [os.environ[name] for name in names if name in os.environ]
-    return "/".join(word for word in words if word != "none") or None  # torchrun's, where it was given no id
+    return "/".join(word for word in words if word != "none") or None  # torchrun writes "none" if the user gave no id

@@ -1,6 +1,6 @@
-"""Near misses: the name that a misspelt one was probably meant to be.
+"""Suggest the right name for a misspelt one.
 
-Only the standard library, because the doctor asks before torch is known to be sound.
+Imports the standard library alone, because the doctor uses this module before it has checked torch.
 """
 
 from __future__ import annotations
@@ -12,37 +12,55 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
-_LEAST_RATIO = 0.65  # of difflib: VEA is 0.67 near to VAE
+_LEAST_RATIO = 0.65  # of difflib; VEA and VAE have a ratio of 0.67
 _CONFIGS = tuple(folder / "configs" for folder in (Path(), Path(__file__).parents[2], Path(__file__).parents[1]))
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The name in `known` that is most like `word`, in any case of letters; None where none is near."""
+    """The name in `known` that is most like `word`, ignoring case; None if no name is similar.
+
+    Args:
+        word: the misspelt name.
+        known: the right names.
+    """
     folded, word = {name.lower(): name for name in known}, word.lower()
     found = difflib.get_close_matches(word, folded, cutoff=_LEAST_RATIO)
-    swapped = [name for name in found if sorted(name) == sorted(word)]  # Adma is Adam, though difflib says Adamax
+    swapped = [name for name in found if sorted(name) == sorted(word)]  # for Adma difflib prefers Adamax to Adam
     return folded[(swapped or found)[0]] if found else None
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """` (did you mean NAME?)`, or nothing where no name is near."""
+    """` (did you mean NAME?)`, or an empty string if no name is similar.
+
+    Args:
+        word: the misspelt name.
+        known: the right names.
+    """
     found = nearest(word, known)
     return f" (did you mean {found}?)" if found else ""
 
 
-def hints(message: str, options: Sequence[str]) -> str:
-    """What to add to argparse's `message` on arguments or choices that a parser with these `options` does not know."""
+def argparse_hint(message: str, options: Sequence[str]) -> str:
+    """The suggestion to append to argparse's message of an unknown argument or choice; empty for other messages.
+
+    Args:
+        message: the message of argparse.
+        options: the flags that the parser knows.
+    """
     head, _, rest = message.partition("unrecognized arguments: ")
     if rest and not head:
         pairs = pairwise(["", *rest.split()])
-        found = [_nearest_flag(token, options) if token[0] == "-" else _as_config(token, last) for last, token in pairs]
+        found = [
+            _flag_suggestion(token, options) if token[0] == "-" else _config_suggestion(token, last)
+            for last, token in pairs
+        ]
         return f" ({'; '.join(filter(None, found))})" if any(found) else ""
-    given, is_choice, choices = message.partition("invalid choice: ")[2].partition(" (choose from ")
-    return hint(given.strip("'"), (name.strip(" '") for name in choices.rstrip(")").split(","))) if is_choice else ""
+    value, is_choice, choices = message.partition("invalid choice: ")[2].partition(" (choose from ")
+    return hint(value.strip("'"), (name.strip(" '") for name in choices.rstrip(")").split(","))) if is_choice else ""
 
 
-def _nearest_flag(token: str, options: Sequence[str]) -> str:
-    """The first part of a dotted name is looked up by itself: what follows --model. depends on the model's class."""
+def _flag_suggestion(token: str, options: Sequence[str]) -> str:
+    """Look up the first part of a dotted name by itself, because the flags after --model. depend on its class."""
     flag = token.partition("=")[0].rstrip("+")
     group, dot, rest = flag.partition(".")
     groups = {option.partition(".")[0] for option in options}
@@ -54,8 +72,8 @@ def _nearest_flag(token: str, options: Sequence[str]) -> str:
     return f"did you mean {found}?" if found else ""
 
 
-def _as_config(token: str, last: str) -> str:
-    """Nothing for the value of the flag `last`."""
+def _config_suggestion(token: str, last: str) -> str:
+    """A suggestion of `-c` for a lone token that names a config; empty if the token is the value of the flag `last`."""
     if last.startswith("-") and "=" not in last:
         return ""
     path = config_file(token)
@@ -63,14 +81,22 @@ def _as_config(token: str, last: str) -> str:
 
 
 def config_file(name: str) -> str | None:
-    """The config that `name` means: a file, or `vae/mnist` for the shipped configs/vae/mnist.yaml."""
+    """The path of a config; None if there is no such file.
+
+    Args:
+        name: a YAML file, or the short name of a shipped config: `vae/mnist` for configs/vae/mnist.yaml.
+    """
     paths = [Path(name)] if Path(name).suffix in (".yaml", ".yml") else []
     paths += [folder / f"{name}.yaml" for folder in _CONFIGS]
     return next((str(path) for path in paths if path.is_file()), None)
 
 
-def nearest_file(path: Path) -> str | None:
-    """A config for a `path` that is no file: the shipped one of that name, or the nearest in its folder or shipped."""
+def nearest_config(path: Path) -> str | None:
+    """The config that a wrong path probably means: a shipped config, or one of a similar name in the same folder.
+
+    Args:
+        path: a path that is not a file.
+    """
     here = Path.cwd()
     name = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
     beside = {file.name: file for file in _yaml_files(path.parent)}
@@ -91,10 +117,10 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Ends a user's mistake in one line, with exit code 2, and with the nearest flag where one is near."""
+    """A parser that reports a user's mistake in one line, with a suggestion if a flag is similar, and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"vae-lightning: error: {self.in_one_line(message)}\n")
 
     def in_one_line(self, message: str) -> str:
-        return f"{self.prog.partition(' ')[2]}: {message}{hints(message, [*self._option_string_actions])}"
+        return f"{self.prog.partition(' ')[2]}: {message}{argparse_hint(message, [*self._option_string_actions])}"

@@ -1,9 +1,9 @@
-"""Files that may be anyone's: plain data is read, and named classes are looked up only where they are known ones.
+"""Read untrusted files: load plain data alone, and import only classes of trusted packages.
 
-To look a class up is to import its module, and to import is to run code. What a file names proves nothing: besides
-`TRUSTED`, a package is trusted because the user names it: `--trust my_pkg`, `load_from_checkpoint(...,
-trusted=["my_pkg"])`, or `[tool.vae_lightning] trust = ["my_pkg"]` in the pyproject.toml of the present folder or one
-above it.
+Looking up a class imports its module, and an import runs code. A file cannot make a package trusted. The modules of
+`TRUSTED` are always trusted. The user adds a package by `--trust my_pkg`, by `load_from_checkpoint(...,
+trusted=["my_pkg"])`, or by `[tool.vae_lightning] trust = ["my_pkg"]` in the pyproject.toml of the present folder or of
+a folder above it.
 """
 
 from __future__ import annotations
@@ -26,27 +26,38 @@ from vae_lightning.runs.checkpoint_io import check_whole
 from vae_lightning.types import UserError
 
 TRUSTED = ("vae_lightning.", "torch.nn.", "torch.optim.", "torch.distributions.", "lightning.pytorch.cli.ReduceLR")
-"""How the names that a file may hold begin: of these modules, and of no other, classes are built from a file."""
+"""The prefixes of trusted names: classes that a file names are built only if their module has such a prefix."""
 
 NOT_BUILT = (
     *(ImportError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError, RuntimeError),
     *(AssertionError, ArgumentError),
 )
-"""What `build` of a file's values ends in, if a class refuses them."""
+"""The exceptions that `build` raises if a class refuses the values of a file."""
 
-_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # the one function that Lightning's checkpoints name
-# A string is read as YAML once more, in which quotes, braces and escapes can hide a name
+_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"  # the only function that Lightning's checkpoints name
+# A string may be parsed as YAML later, and YAML quotes, braces and escapes could hide a name
 _PLAIN = re.compile(r"[\w .,+-]*")
 
 
 def refuse_address(path: str | Path) -> None:
-    """Raise UserError if a path is an address, such as `s3://bucket/last.ckpt`: nothing is fetched."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:+/", str(path)):  # `Path` makes one slash of the two
-        raise UserError(f"{path}: an address, expected a file on this machine; fetch it first")
+    """Refuse a path that is an address, such as `s3://bucket/last.ckpt`, because nothing is fetched.
+
+    Args:
+        path: the path that the user gave.
+
+    Raises:
+        UserError: if the path is an address.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:+/", str(path)):  # `Path` turns // into /
+        raise UserError(f"{path}: an address, expected a file on this machine; download the file first")
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The contents of a checkpoint of this project, each entry of its form. Nothing in it is run.
+    """Load a checkpoint of this project and check the form of each entry. No code in the file runs.
+
+    Args:
+        path: the checkpoint.
+        map_location: the device that the tensors are loaded to, as in `torch.load`.
 
     Raises:
         UserError: if the file is missing, damaged, or not a checkpoint of a Lightning module with its class path.
@@ -63,25 +74,33 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def trust(packages: Iterable[str], path: str | Path | None = None) -> tuple[str, ...]:
-    """How trusted names begin: `TRUSTED`, and of `packages` and of the user's pyproject.toml. Makes these importable.
+    """The prefixes of trusted names: `TRUSTED`, `packages`, and the packages in the user's pyproject.toml.
 
-    A table that lies in the run's folder of `path`, or beside it, came with the file and counts for nothing.
+    Makes the packages importable from the present folder and from the folder of the pyproject.toml.
+
+    Args:
+        packages: the packages that the user trusts by a flag or an argument.
+        path: the checkpoint to read. A pyproject.toml beside the file or in its run's folder is ignored.
+
+    Raises:
+        UserError: if a name is not the name of a package, or the pyproject.toml cannot be read.
     """
-    beside, listed = _table(None if path is None else Path(path))
-    named = [*packages, *listed]
-    for name in named:
+    table_folder, listed = _read_trust_table(None if path is None else Path(path))
+    names = [*packages, *listed]
+    for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise UserError(f"trust: {name!r} is no name of a package")
-        _BESIDE.places[name.partition(".")[0]] = [str(folder) for folder in (Path.cwd(), beside) if folder]
-    if _BESIDE not in sys.meta_path:
-        sys.meta_path.append(_BESIDE)
-    return (*TRUSTED, *(f"{name}." for name in named))
+            raise UserError(f"trust: {name!r} is not the name of a package")
+        _FINDER.places[name.partition(".")[0]] = [str(folder) for folder in (Path.cwd(), table_folder) if folder]
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.append(_FINDER)
+    return (*TRUSTED, *(f"{name}." for name in names))
 
 
-class _Beside(MetaPathFinder):
-    """Finds a package that the user trusts beside the user: in the present folder, and in that of the pyproject.toml.
+class _TrustedFinder(MetaPathFinder):
+    """Find trusted packages in the present folder and in the folder of the pyproject.toml.
 
-    A console script does not search the present folder. This finds nothing else there, and installed packages first.
+    A console script does not search the present folder. This finder comes last, so that installed packages win, and
+    finds no packages but the trusted ones.
     """
 
     def __init__(self) -> None:
@@ -91,15 +110,15 @@ class _Beside(MetaPathFinder):
         return PathFinder.find_spec(fullname, self.places[fullname], target) if fullname in self.places else None
 
 
-_BESIDE = _Beside()
+_FINDER = _TrustedFinder()
 
 
-def _table(path: Path | None) -> tuple[Path | None, list[str]]:
-    """The nearest pyproject.toml with a table of ours, from the present folder upwards: its folder and its names."""
+def _read_trust_table(path: Path | None) -> tuple[Path | None, list[str]]:
+    """The folder and the packages of the nearest pyproject.toml with our table, from the present folder upwards."""
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
-        if not file.is_file() or _is_of_a_run(folder) or (path is not None and _came_with(path.resolve(), folder)):
+        if not file.is_file() or _is_run_folder(folder) or (path is not None and _came_with(path.resolve(), folder)):
             continue
         try:
             table = tomllib.loads(file.read_text()).get("tool", {}).get("vae_lightning")
@@ -108,27 +127,31 @@ def _table(path: Path | None) -> tuple[Path | None, list[str]]:
         if table is not None:
             names = table.get("trust", []) if isinstance(table, dict) else None
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise UserError(f'{file}: tool.vae_lightning has a trust that is no list, expected trust = ["my_pkg"]')
+                raise UserError(f'{file}: tool.vae_lightning trust is not a list of names, expected trust = ["my_pkg"]')
             return folder, names
     return None, []
 
 
-def _is_of_a_run(folder: Path) -> bool:
-    """Is `folder` a run's, or that of its checkpoints? Somebody else may have sent it."""
+def _is_run_folder(folder: Path) -> bool:
+    """True if `folder` is a run's folder, or its folder of checkpoints. Another person may have sent the folder."""
     run = folder.parent if folder.name == "checkpoints" else folder
     return (run / "config.yaml").is_file() and (run / "checkpoints").is_dir()
 
 
 def _came_with(path: Path, folder: Path) -> bool:
-    """Is `folder` that of a checkpoint, or within the folder of its run?"""
+    """True if `folder` holds the checkpoint `path`, or lies within the folder of the checkpoint's run."""
     has_run = path.parent.name == "checkpoints" or (path.parent.parent / "config.yaml").is_file()
     return folder == path.parent or (has_run and folder.is_relative_to(path.parent.parent))
 
 
 def foreign_packages(recipe: Any) -> list[str]:
-    """The packages of the classes in plain data that no one has to be trusted for, of `TRUSTED` and of the table."""
+    """The packages that plain data names and that are trusted neither by `TRUSTED` nor by the pyproject.toml.
+
+    Args:
+        recipe: the hyper-parameters of a model, as plain data.
+    """
     trusted = trust(())
-    names = {name for text in _strings(recipe) if _PLAIN.fullmatch(text) for name in _dotted(text)}
+    names = {name for text in _strings(recipe) if _PLAIN.fullmatch(text) for name in _dotted_words(text)}
     return sorted({name.partition(".")[0] for name in names if not name.startswith((*trusted, "lightning."))})
 
 
@@ -136,9 +159,15 @@ def foreign_packages(recipe: Any) -> list[str]:
 
 
 def check_checkpoint(checkpoint: dict[str, Any], path: str | Path, trusted: tuple[str, ...] = TRUSTED) -> None:
-    """Raise if a checkpoint's hyper-parameters could bring anything but classes of `trusted` modules to be built.
+    """Raise if building a checkpoint's hyper-parameters could use anything but classes of `trusted` modules.
 
-    Nothing is imported before its name has passed. Functions are refused: `torch.hub.load` would run what it loads.
+    A module is imported only after its name has passed. Functions are refused, because `torch.hub.load` would run the
+    code that it loads.
+
+    Args:
+        checkpoint: the contents of the file.
+        path: the file, for the message.
+        trusted: the prefixes of trusted names, as `trust` returns them.
 
     Raises:
         UserError: with the name, or the string, that is refused.
@@ -151,29 +180,40 @@ def check_checkpoint(checkpoint: dict[str, Any], path: str | Path, trusted: tupl
 
 
 def check_names(value: Any, path: str | Path, trusted: tuple[str, ...] = TRUSTED) -> None:
-    """Raise if plain data (a recipe, a configuration) names what is no class of a trusted module, or hides a name.
+    """Raise if plain data names anything but a class of a trusted module, or holds a string that could hide a name.
+
+    Args:
+        value: a recipe or a configuration.
+        path: the file that holds `value`, for the message.
+        trusted: the prefixes of trusted names, as `trust` returns them.
 
     Raises:
-        UserError: with the name, or the string, that is refused, and how to trust a package of one's own.
+        UserError: with the name or string that is refused, and with the flag that trusts a package.
     """
     check_plain(value, path)
-    names = sorted({name for text in _strings(value) for name in _names(text, path)})
+    names = sorted({name for text in _strings(value) for name in _importable_names(text, path)})
     for name in names:
         _check_trusted(name, name, path, trusted)
     for name in names:
         if not _is_class(name):
-            raise UserError(f"{path}: names {name}, which is no class that can be imported here: not loaded")
+            raise UserError(f"{path}: names {name}, which is not a class that can be imported here: not loaded")
 
 
 def build(parser: ArgumentParser, values: dict[str, Any], path: str | Path, trusted: tuple[str, ...]) -> Namespace:
-    """What `parser` builds of a file's values, whose names have passed `check_names`.
+    """Build the classes of a file's values with `parser`. The names in the values must have passed `check_names`.
 
-    A word without dots is looked up among all classes that happen to be loaded: its class must be trusted, too.
+    The parser looks up a word without dots among all imported classes, so the class that it finds is checked too.
+
+    Args:
+        parser: a parser with an argument for each key of `values`.
+        values: the plain data of the file.
+        path: the file, for the message.
+        trusted: the prefixes of trusted names, as `trust` returns them.
 
     Raises:
-        UserError: with the word, and the class that it stands for.
+        UserError: with the word, and the class that the parser has found for the word.
     """
-    words = {text.strip() for text in _strings(values)}  # before the parser writes the classes in their place
+    words = {text.strip() for text in _strings(values)}  # the parser replaces the words by classes
     parsed = parser.parse_object(values)
     for name in _class_names(parsed.as_dict()):
         word = name.rpartition(".")[2]
@@ -186,15 +226,15 @@ def _check_trusted(word: str, name: str, path: str | Path, trusted: tuple[str, .
     if name.startswith(trusted):
         return
     known = ", ".join(dict.fromkeys(".".join(module.split(".")[:2]).rstrip(".") for module in trusted))
-    package, said = name.partition(".")[0], word if word == name else f"{word}, here {name}"
+    package, shown = name.partition(".")[0], word if word == name else f"{word}, here {name}"
     raise UserError(
-        f"{path}: names {said}, which is not of {known}: not loaded; if {package} is a package of your own, give "
+        f"{path}: names {shown}, which is not of {known}: not loaded; if {package} is your own package, give "
         f"--trust {package} (in Python trusted=[{package!r}])"
     )
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string in plain data, the keys of dicts too."""
+    """Yield every string in plain data, including the keys of dicts."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (dict, list, tuple)):
@@ -203,7 +243,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _class_names(value: Any) -> Iterator[str]:
-    """The full names of the classes in what a parser made of plain data."""
+    """Yield the full names of the classes that a parser has found in plain data."""
     if isinstance(value, type):
         yield f"{value.__module__}.{value.__qualname__}"
     elif isinstance(value, dict):
@@ -216,21 +256,21 @@ def _class_names(value: Any) -> Iterator[str]:
             yield from _class_names(entry)
 
 
-def _names(text: str, path: str | Path) -> list[str]:
-    """The words of a string that can be imported: identifiers with dots between them."""
-    if not _PLAIN.fullmatch(text) or _is_file(text):  # a slot would read the file as YAML
+def _importable_names(text: str, path: str | Path) -> list[str]:
+    """The words of a string that could be imported: identifiers joined by dots."""
+    if not _PLAIN.fullmatch(text) or _is_file(text):  # jsonargparse would read the file as YAML
         raise UserError(f"{path}: holds {text[:60]!r}, expected a name or a plain word: not loaded")
-    return _dotted(text)
+    return _dotted_words(text)
 
 
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
-    except OSError:  # a word too long for a name
+    except OSError:  # a word too long for the name of a file
         return False
 
 
-def _dotted(text: str) -> list[str]:
+def _dotted_words(text: str) -> list[str]:
     return [word for word in text.split() if "." in word and all(part.isidentifier() for part in word.split("."))]
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole under their name or not there at all; the lock and the digest that everybody uses."""
+"""Write files whole or not at all; the file lock and the file digest of the whole package."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-_PART = ".vae_lightning.part"  # the end of the name of a file that is being written
+_PART = ".vae_lightning.part"  # the suffix of a file that is being written
 _CHUNK_BYTES = 2**20
 
 
 def write_whole(path: Path, contents: bytes) -> None:
     """Write `contents` to `path` through `whole_file`.
 
+    Args:
+        path: the name of the file.
+        contents: the bytes of the whole file.
+
     Raises:
-        OSError: if the file cannot be written; a file of that name is then left as it was.
+        OSError: if the file cannot be written; an older file of that name stays unchanged.
     """
     with whole_file(path) as file:
         file.write(contents)
@@ -27,13 +31,13 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path, before_rename: Callable[[], None] | None = None) -> Iterator[BinaryIO]:
-    """A new file beside `path`, to write and to read, which is synced and renamed to `path` at the end.
+    """Open a new file beside `path`, to write and to read. At the end the file is synced and renamed to `path`.
 
-    A process that is killed on the way leaves its part behind; the next call in the same folder removes the part.
+    A process that is killed before the end leaves an unfinished file; the next call in the same folder removes it.
 
     Args:
-        path: the name that the file takes once it is whole.
-        before_rename: called after the file has been synced and before it takes its name.
+        path: the final name of the file.
+        before_rename: called between the sync and the rename.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(path.parent)
@@ -51,15 +55,19 @@ def whole_file(path: Path, before_rename: Callable[[], None] | None = None) -> I
 
 
 def remove_stale_parts(folder: Path) -> None:
-    """Remove the unfinished files of `whole_file` in `folder` that no running process holds locked."""
+    """Remove the unfinished files of `whole_file` that no running process has locked.
+
+    Args:
+        folder: the folder to clean; its subfolders are left alone.
+    """
     for part in folder.glob(f".*{_PART}"):
-        with suppress(OSError), part.open("rb") as file:  # another process may have removed it
+        with suppress(OSError), part.open("rb") as file:  # another process may have removed the file
             if try_lock(file):
                 part.unlink()
 
 
 def _open_part(path: Path) -> tuple[Path, BinaryIO]:
-    """A new file beside `path`, locked until it is closed."""
+    """Open a new file beside `path`, locked until the file is closed."""
     while True:
         # a random name, because two processes in two containers may have the same id
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
@@ -71,9 +79,12 @@ def _open_part(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def try_lock(file: IO[Any]) -> bool | None:
-    """Lock an open file until it is closed; the system also lets go of the lock when its process ends.
+    """Try to lock an open file without waiting. The lock lasts until the file is closed or the process ends.
 
-    True if the lock is ours, False if another process holds it, None if the file system has no locks.
+    Returns True if the lock is ours, False if another process holds the lock, None if the file system has no locks.
+
+    Args:
+        file: the open file.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,25 +97,37 @@ def try_lock(file: IO[Any]) -> bool | None:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Let one process at a time run the block; the others wait for the lock on `path`.
+    """Let one process at a time run the block. The others print a line and wait.
 
-    `path` is a file that is made for the lock and stays. A process that has to wait says so.
+    Args:
+        path: the file of the lock; made if it does not exist, and left there.
     """
     with path.open("w") as file:
         if try_lock(file) is False:
-            print(f"{path}: another process is preparing this data; waiting for it", flush=True)
+            print(f"{path}: another process is preparing this data; waiting for it to end", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """The hexadecimal digest of a file of any size."""
+    """The hexadecimal digest of a file of any size.
+
+    Args:
+        path: the file.
+        algorithm: a name that `hashlib.new` knows.
+    """
     with path.open("rb") as file:
         return digest(file, algorithm)
 
 
 def digest(file: BinaryIO, algorithm: str = "sha256", length: int | None = None) -> str:
-    """The hexadecimal digest of an open file's first `length` bytes, or of all of it."""
+    """The hexadecimal digest of an open file.
+
+    Args:
+        file: the file, open for reading; its position changes.
+        algorithm: a name that `hashlib.new` knows.
+        length: the number of bytes from the start; None for the whole file.
+    """
     found = hashlib.new(algorithm, usedforsecurity=False)
     file.seek(0)
     left = os.fstat(file.fileno()).st_size if length is None else length

@@ -9,7 +9,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from vae_lightning.pictures import save_png
-from vae_lightning.runs.folder import best
+from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.suggestions import OneLineParser
 from vae_lightning.types import UserError
 
@@ -52,7 +52,7 @@ def check_picture_arguments(given: argparse.Namespace, what: str) -> None:
     """
     if given.num_images < 1:
         raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
-    given.checkpoint = best(given.checkpoint)
+    given.checkpoint = best_checkpoint(given.checkpoint)
     given.output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
 
 

@@ -34,7 +34,7 @@ from vae_lightning.models.weights import check_finite
 from vae_lightning.noise import reseed
 from vae_lightning.recipes import to_plain
 from vae_lightning.runs.checkpoint_form import load_plain
-from vae_lightning.runs.folder import best
+from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.trust import NOT_BUILT, build, check_names, trust
 from vae_lightning.runs.whole_files import file_digest, write_whole
 from vae_lightning.trace import distribution_name
@@ -234,7 +234,7 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
 
 
 def run(given: Namespace, trusted: list[str]) -> None:
-    path = best(given.checkpoint)
+    path = best_checkpoint(given.checkpoint)
     recipe = _recipe_parser().instantiate_classes(Namespace(prior=given.prior)).prior
     model = load_model(path, trusted)
     check_space(own_prior(model), recipe)
