@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers import DIGITS, REPOSITORY, only
 from vae_lightning.__main__ import main
@@ -36,6 +37,20 @@ def test_train_tests_the_weights_that_test_reads(tmp_path: Path, monkeypatch: py
     contents = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     pairs = [(value, contents["current_model_state"][name]) for name, value in contents["state_dict"].items()]
     assert not all(torch.equal(average, current) for average, current in pairs)  # else nothing was compared
+
+
+def test_images_may_lie_in_a_mapped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EMA copies the model; several steps a call link the model to the trainer, and so to the file."""
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "photos").mkdir()
+    for number in range(30):
+        Image.new("RGB", (16, 16), (number, 0, 255 - number)).save(tmp_path / "photos" / f"{number}.png")
+    data = ("--data=ImageFolder", f"--data.data_dir={tmp_path / 'photos'}", "--data.height=8", "--data.width=8")
+    speed = ("--speed.steps_per_call=2", "--data.batch_size=4", "--data.resident=mmap", "--data.channels=1")
+    flags = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--trainer.max_epochs=1", f"--runs_dir={tmp_path}")
+    likelihood = "--model.likelihood=ContinuousBernoulli"
+    ema = ("--trainer.callbacks+=EMA", "--trainer.callbacks.update_every_n_steps=2")
+    assert main(["fit", "-c", DIGITS, *data, *speed, *flags, likelihood, *ema]) == 0
 
 
 def trainer_of(folder: Path, *callbacks: pl.Callback, **flags: Any) -> pl.Trainer:

@@ -72,3 +72,14 @@ def arguments(cls: type) -> dict[str, inspect.Parameter]:
         if all(p.kind != p.VAR_KEYWORD for p in own):
             break
     return found
+
+
+def without_instantiator(recipe: Any) -> Any:
+    """A recipe that the command line has built, as a plain partial of its class; any other recipe unchanged.
+
+    jsonargparse makes `partial(instantiator, Class, **arguments)`. Lightning's instantiator holds the command line with
+    its trainer and data, which a copy of the model cannot take along.
+    """
+    if isinstance(recipe, partial) and recipe.args and isinstance(recipe.args[-1], type):
+        return partial(recipe.args[-1], **recipe.keywords)
+    return recipe

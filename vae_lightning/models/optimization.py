@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 
 from vae_lightning.models.multi_step import MultiStepTraining
 from vae_lightning.models.restoring import check_training_state
+from vae_lightning.recipes import without_instantiator
 from vae_lightning.types import UserError
 
 OptimizerRecipe: TypeAlias = Callable[[Iterable], Optimizer]
@@ -34,7 +35,8 @@ class Optimized(pl.LightningModule):
 
     def __init__(self, optimizer: OptimizerRecipe, scheduler: SchedulerRecipe | None, scheduler_interval: str) -> None:
         super().__init__()
-        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self.optimizer, self.scheduler = without_instantiator(optimizer), without_instantiator(scheduler)
+        self.scheduler_interval = scheduler_interval
         self._loaded_values: dict[str, float] = {}
         self._epochs_scheduled = 0
         self.multi_step: MultiStepTraining | None = None  # set by `speed.steps_per_call` > 1
@@ -46,6 +48,10 @@ class Optimized(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         plateau = checkpoint.get("plateau", {})
         self._loaded_values, self._epochs_scheduled = plateau.get("values", {}), plateau.get("epochs", 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to the trainer: a copy (EMA makes one) has none, and a mapped file has no copy."""
+        return {**super().__getstate__(), "multi_step": None}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:
