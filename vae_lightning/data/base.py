@@ -31,13 +31,17 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class ImageDataModule(pl.LightningDataModule):
     """Serves the splits `train`, `val` and `test` of one set of images; `test` is loaded for testing alone.
 
-    `binarisation`: `none` (x = pixel / max in [0, 1]), `threshold` (x = 1 where that is above a half), `dynamic`
-    (x ~ Bernoulli(pixel / max): in training anew in each epoch, for val and test drawn once, the same for every run).
-    `flip`: in training, mirror half of the images, others in each epoch. `dequantise`: x = (pixel + u) / (max + 1) with
-    u ~ U[0, 1).
-    `eval_batch_size`: at most; a set is evaluated in eight batches or more, which ranks share: `evaluation_batch_size`.
-    `resident`: where the bytes live: on the `device`, in host `memory`, in a file that is memory-mapped (`mmap`), or
-    `auto`: on the device where they take no more than half of its free memory, else where `load` left them.
+    Args:
+        data_dir: Folder of the data set's files.
+        batch_size: Images in a training batch, on each device.
+        eval_batch_size: Most images in a batch of evaluation; a set is evaluated in eight batches or more.
+        binarisation: `none` (x = pixel / max in [0, 1]), `threshold` (x = 1 if pixel / max is above 1/2) or `dynamic`
+            (x ~ Bernoulli(pixel / max), drawn anew in each training epoch, once for val and test).
+        flip: Mirror half of the training images, others in each epoch.
+        dequantise: x = (pixel + u) / (max + 1) with u ~ U[0, 1).
+        resident: Where the bytes live: on the `device`, in host `memory`, in a memory-mapped file (`mmap`), or `auto`:
+            on the device if they take at most half of its free memory, else where `load` left them.
+        seed: Seed of the order and the noise of training.
     """
 
     image_shape: Shape
@@ -93,7 +97,7 @@ class ImageDataModule(pl.LightningDataModule):
     def images(self, split: Split) -> Images:
         """The images of a split, loaded once, to where they live."""
         if split not in self._images:
-            self._images[split] = self._settle(self.load(split))
+            self._images[split] = self._place_on_device(self.load(split))
         return self._images[split]
 
     def paths(self, split: Split) -> list[str] | None:
@@ -136,8 +140,10 @@ class ImageDataModule(pl.LightningDataModule):
         return [self._loader(split, self.eval_batch_size) for split in self.predicted_splits]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """As it is where it is there, as the batches of `ImageLoader` are, by the first `x`: Lightning would go through
-        each to see it, in a tenth of a millisecond. A loader of a subclass's own may yield others."""
+        """Return the batch unchanged if its `x` is already on `device`, as `ImageLoader`'s are.
+
+        This saves Lightning's 0.1 ms walk over the batch. A loader of a subclass may yield other batches.
+        """
         first = batch[0] if isinstance(batch, list) and batch else batch
         x = first.get("x") if isinstance(first, dict) else None
         if isinstance(x, torch.Tensor) and x.device == device:
@@ -162,7 +168,7 @@ class ImageDataModule(pl.LightningDataModule):
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def _settle(self, images: Images) -> Images:
+    def _place_on_device(self, images: Images) -> Images:
         if self.resident == "mmap" and images.mapping is None:
             kept = "auto, memory or device"
             raise UserError(f"{type(self).__name__}: its images are in no file to map; choose --data.resident={kept}")

@@ -106,7 +106,7 @@ class ImageLoader:
         self.epoch = epoch if self.train and not self.one_epoch else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the order is a function, and the position is Lightning's. That it is here says: this one resumes."""
+        """Empty: order and position need no state. Lightning treats a loader with `state_dict` as resumable."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

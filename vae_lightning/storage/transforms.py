@@ -20,8 +20,9 @@ _BINARISE, _FLIP, _DEQUANTISE = 1, 2, 3  # streams of randomness that never meet
 
 @dataclass(frozen=True)
 class Transform:
-    """Pixels uint8 [B, C, H, W] in 0 .. `max_value` to x float32 in [0, 1], on the device where the pixels are, which
-    it may change: they are a batch's own.
+    """Pixels uint8 [B, C, H, W] in 0 .. `max_value` to x float32 in [0, 1].
+
+    Runs on the pixels' device and may overwrite `pixels`; pass a batch, not the data set.
 
     `binarisation`: `none` (x = pixel / max), `threshold` (x = 1 where that is above a half), `dynamic`
     (x ~ Bernoulli(pixel / max)). `dequantise`: x = (pixel + u) / (max + 1) with u ~ U[0, 1), the noise under which a
