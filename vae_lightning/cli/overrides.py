@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
 from vae_lightning.cli.slots import slots, subclasses
 from vae_lightning.recipes import defaults
@@ -71,8 +72,12 @@ def _keys(tree: Any, name: str) -> Iterator[str]:
 
 
 def _defaults_of(name: str, value: str) -> dict[str, Any]:
-    """The plain defaults of the class that `value` names, where `name` is a slot."""
+    """The plain defaults of the class that `value` names, if `name` is a slot; only those that have a flag."""
     base = slots().get(name.rpartition(".")[2])
     known = {cls.__name__: cls for cls in subclasses(base)} if base else {}
     cls = known.get(value.rpartition(".")[2])
-    return {argument: d for argument, d in defaults(cls).items() if isinstance(d, _PLAIN)} if cls else {}
+    if cls is None:
+        return {}
+    # a constructor may fix an argument of its base class: then the argument has a default, and no flag
+    flags = ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
+    return {name: one for name, one in defaults(cls).items() if isinstance(one, _PLAIN) and name in flags}

@@ -203,10 +203,13 @@ class Source:
 
 
 class CachedImages(ImageDataModule):
-    """Image files, decoded once into `<cache_dir>/<name>` and mapped from there; `cache_dir` is `data_dir`/cache.
+    """Image files, decoded once into a cache and mapped from there.
 
-    The cache is made where it is missing, and anew where the files or the settings have changed since. Once it is there
-    the files themselves are not needed any more.
+    The cache is made if it is missing, and made anew if the files or the settings have changed since. Afterwards the
+    image files are not needed any more.
+
+    Args:
+        cache_dir: The folder of the caches; by default `<data_dir>/cache`.
     """
 
     def __init__(self, *args: Any, cache_dir: str | None = None, **kwargs: Any) -> None:

@@ -42,12 +42,16 @@ _SIZE = (178, 218)  # width, height of an aligned image
 class CelebA(CachedImages):
     """202,599 faces of 178 x 218 pixels (Liu et al. 2015), cropped and shrunk: 162,770 / 19,867 / 19,962, as published.
 
-    In `<data_dir>/celeba` (or `data_dir` itself): the images, as `img_align_celeba.zip` or as the folder
-    `img_align_celeba`; `list_eval_partition.txt`, the split; and, where it is there, `list_attr_celeba.txt`, whose 40
-    attributes become `label`, uint8 [B, 40]; both lists may be CSV, as in Kaggle's copy. What is missing is downloaded
-    as torchvision does. `crop` names the square that is cut out; figures of different crops do not compare. `size`: of
-    the square, shrunk with an antialiased bilinear filter. `verify` checks digests and counts; turn it off for files in
-    this layout that are not CelebA.
+    The files lie in `<data_dir>/celeba` or in `data_dir` itself. The images are `img_align_celeba.zip` or the folder
+    `img_align_celeba`. `list_eval_partition.txt` gives the split. `list_attr_celeba.txt`, if present, gives 40
+    attributes as `label`, uint8 [B, 40]. Both lists may be CSV files, as in Kaggle's copy. Missing files are downloaded
+    from the places that torchvision uses.
+
+    Args:
+        data_dir: The folder that holds `celeba`, or that folder.
+        crop: The square that is cut out. Figures of different crops are not comparable.
+        size: Height and width of the images; the square is shrunk with an antialiased bilinear filter.
+        verify: Check digests and counts; turn this off for files in this layout that are not CelebA.
     """
 
     location = "celeba"

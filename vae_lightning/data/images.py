@@ -37,15 +37,23 @@ _NO_IMAGES = frozenset({
 class ImageFolder(CachedImages):
     """The images below `data_dir`, of any size and kind, as `channels` x `height` x `width`.
 
-    `fit`: how another aspect is met: `crop` (the middle), `pad` (black borders) or `stretch`. `channels`: 1, 3 or 4.
-    Folders of `data_dir` that are named `train`, `val` and `test`, or as is usual (`training`, `valid`, `testing`), are
-    the splits; `val` or `test` without a folder is `val_fraction` or `test_fraction` of the images in `train`. Without
-    such folders these are fractions of all. A hash of the paths decides what is taken: the same for every seed and
-    machine. `splits`: `auto` refuses names that allow two meanings; `folders` takes folders of these names for splits
-    and leaves out what lies beside them; `fractions` takes no folder for a split.
-    Where all images lie in folders of classes, `label` is the number of the class, in the order of `class_names`.
-    `grey_bits`: of 16-bit grey images, the bits that are used: 12 where white is 4,095.
-    An image that cannot be read is named before training starts; `skip_broken` leaves such images out.
+    Folders of `data_dir` named `train`, `val` and `test` (or `training`, `valid`, `testing`) are the splits. A hash of
+    the paths draws a missing split from `train`, or all splits from all images: the same draw for every seed and
+    machine. If all images lie in folders of classes, `label` is the number of the class, in the order of `class_names`.
+
+    Args:
+        data_dir: The folder of the images.
+        height: Height of the images in the batch.
+        width: Width of the images in the batch.
+        channels: 1 (grey), 3 (RGB) or 4 (RGB with transparency).
+        fit: What happens to another aspect ratio: crop (keep the middle), pad (black borders) or stretch.
+        val_fraction: Share of the images for validation, if there is no folder for it.
+        test_fraction: Share of the images for testing, if there is no folder for it.
+        splits: auto refuses folder names with two meanings; folders takes folders of these names as splits and leaves
+            out images beside them; fractions takes no folder as a split.
+        grey_bits: The bits that 16-bit grey images use: 12 if white is 4,095.
+        skip_broken: Leave out images that cannot be read, which otherwise are named before training starts.
+        cache_dir: The folder of the decoded images.
     """
 
     def __init__(

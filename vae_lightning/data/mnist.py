@@ -27,11 +27,15 @@ from vae_lightning.types import Shape, UserError
 class MNIST(ImageDataModule):
     """70,000 handwritten digits of 28 x 28 grey pixels (LeCun, Cortes & Burges 1998): 50,000 / 10,000 / 10,000.
 
-    `val` is the last `num_val` of the official training images: 10,000, or a sixth of a smaller set of your own, unless
-    it is given (Burda et al. 2016 held out 400). `test` is the official test set. The four IDX files, raw or
-    `.gz`, are looked for in `<data_dir>/MNIST/raw` (torchvision's layout) and in `<data_dir>`, also by the other names
-    of `idx_names`, and downloaded to the first where they are missing. `verify` checks each file's digest and count;
-    turn it off for files of your own.
+    `val` is the end of the official training images, and `test` is the official test set. The four IDX files, raw or
+    `.gz`, lie in `<data_dir>/MNIST/raw` (torchvision's layout) or in `<data_dir>`, also under the other names of
+    `idx_names`. Missing files are downloaded to the first.
+
+    Args:
+        data_dir: The folder of the files.
+        verify: Check the digest and the count of each file; turn this off for files of your own.
+        num_val: Number of validation images; by default 10,000, or a sixth of a smaller set of your own (Burda et al.
+            2016 held out 400).
     """
 
     image_shape = (1, 28, 28)
@@ -109,9 +113,12 @@ def idx_names(name: str) -> list[str]:
 class BinarizedMNIST(ImageDataModule):
     """MNIST binarised once and for all (Salakhutdinov & Murray 2008; Larochelle's files): 50,000 / 10,000 / 10,000.
 
-    The three text files `binarized_mnist_{train,valid,test}.amat` (784 values 0 or 1 in a line, no labels) are looked
-    for in `<data_dir>/binarized_mnist` and downloaded there where they are missing. Each is parsed once, into a file of
-    bits beside it. `verify` checks the digest of the images, which does not depend on how the text is spaced.
+    The three text files `binarized_mnist_{train,valid,test}.amat` (784 values 0 or 1 in a line, no labels) lie in
+    `<data_dir>/binarized_mnist`. Missing files are downloaded. Each file is parsed once, into a file of bits beside it.
+
+    Args:
+        data_dir: The folder that holds `binarized_mnist`.
+        verify: Check the digest of the images; the digest does not depend on the spaces of the text.
     """
 
     image_shape = (1, 28, 28)

@@ -60,6 +60,10 @@ class ProceduralFaces(_Drawn):
     """Cartoon faces of 3 x 64 x 64 pixels with CelebA's 40 attributes (`label`, uint8 [B, 40]): drawings, not CelebA.
 
     Face i is a function of i alone. In CelebA's own layout of files: `vae_lightning.synthetic.write_celeba_layout`.
+
+    Args:
+        data_dir: The folder of the cache.
+        num_images: Number of faces, over all splits.
     """
 
     image_shape = (3, 64, 64)
@@ -77,8 +81,11 @@ class ProceduralFaces(_Drawn):
 class ProceduralSprites(_Drawn):
     """White squares, ellipses and hearts on black, 1 x 64 x 64, after dSprites (Matthey et al. 2017), which it is not.
 
-    `label`, int64 [B, 5]: shape (3), scale (6), orientation (40), x (32), y (32). `num_images` of the 737,280,
-    chosen at random, once for all.
+    `label`, int64 [B, 5]: shape (3), scale (6), orientation (40), x (32), y (32).
+
+    Args:
+        data_dir: The folder of the cache.
+        num_images: How many of the 737,280 sprites are taken; the choice is random and the same for every run.
     """
 
     image_shape = (1, 64, 64)

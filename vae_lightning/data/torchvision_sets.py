@@ -180,10 +180,13 @@ class _Arrays(NamedTuple):
 class EMNIST(TorchvisionImages):
     """Handwritten letters and digits, 28 x 28 (Cohen et al. 2017, https://arxiv.org/abs/1702.05373).
 
-    `subset`: `balanced` (47 classes, 112,800 + 18,800), `letters`, `digits`, `byclass`, `bymerge` or `mnist`. Its four
-    files, raw or `.gz`, are looked for in `<data_dir>/EMNIST/raw`, in `gzip` below it, in `<data_dir>` and in
-    `<data_dir>/gzip`, by all of `idx_names`; where they are missing, NIST's archive is downloaded and unpacked.
-    `verify` checks their counts (NIST publishes no digest of single files); turn it off for files of your own.
+    The four files of a subset, raw or `.gz`, lie in `<data_dir>/EMNIST/raw`, in `gzip` below it, in `<data_dir>` or in
+    `<data_dir>/gzip`, under any of `idx_names`. If they are missing, NIST's archive is downloaded and unpacked.
+
+    Args:
+        data_dir: The folder of the files.
+        subset: balanced (47 classes, 112,800 + 18,800), letters, digits, byclass, bymerge or mnist.
+        verify: Check the counts (NIST publishes no digest of single files); turn this off for files of your own.
     """
 
     image_shape = (1, 28, 28)
