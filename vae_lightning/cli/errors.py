@@ -1,4 +1,4 @@
-"""The command line's errors, in one line: which key, what it has, what fits."""
+"""Errors of the command line in one line: the key, its value, and what fits."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def flags_of(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def check_configs(args: Sequence[str]) -> None:
-    """Each file after -c or --config is YAML with keys in it: jsonargparse would not say which file is not."""
+    """Raise unless each file after -c or --config is YAML with keys, because jsonargparse would not name the file."""
     for flag, value in pairwise([*args, ""]):
         name = value if flag in ("-c", "--config") else flag.partition("=")[2] if flag.startswith("--config=") else ""
         if not (name and Path(name).is_file()):
@@ -79,7 +79,7 @@ def check_configs(args: Sequence[str]) -> None:
 
 
 def one_line(message: str, options: Sequence[str] = ()) -> str:
-    """jsonargparse's message without its type theory: the keys from outside in, the reasons, and what is near.
+    """jsonargparse's message without its types: the keys from outside in, the reasons, and the nearest name.
 
     `options` are the flags of the parser that wrote it.
     """
@@ -103,14 +103,14 @@ def one_line(message: str, options: Sequence[str] = ()) -> str:
 
 
 def _package_here(message: str) -> str | None:
-    """The package that Python does not find, if it lies in the present folder, where a console script does not look."""
+    """The missing package, if it lies in the present folder, which a console script does not search."""
     found = _NO_MODULE.search(message)
     is_here = found is not None and (Path(found[1]).is_dir() or Path(f"{found[1]}.py").is_file())
     return found[1] if found is not None and is_here else None
 
 
 def _wrong_class(key: str, name: str, is_near: bool) -> str:
-    """What the slot takes, and the nearest name if `is_near`; the same for jsonargparse's two lines on one mistake."""
+    """The classes that the slot takes, with the nearest name if `is_near`."""
     slot, last = key.rpartition(".")[2], name.rpartition(".")[2]
     base = slots().get(slot)
     known = sorted(cls.__name__ for cls in subclasses(base or _OTHERS.get(slot, Parser)))
@@ -123,7 +123,7 @@ def _wrong_class(key: str, name: str, is_near: bool) -> str:
 
 
 def _near_miss(message: str, text: str, options: Sequence[str]) -> str:
-    """What jsonargparse's `message`, and the line `text` made of it, leave to be guessed: the nearest name."""
+    """The nearest name to a wrong one in jsonargparse's `message`, or in the line `text` made of it."""
     if found := _NO_OPTION.search(message):
         outer = re.findall(r"given class_path '([\w.]+)'", message[: found.start()])
         return hint(found[1].partition(".")[0], _arguments(found[2] or (outer or [""])[-1]))
@@ -144,7 +144,7 @@ def _near_miss(message: str, text: str, options: Sequence[str]) -> str:
 
 
 def _arguments(class_path: str) -> list[str]:
-    """The arguments of a class that has been imported, and the two keys by which a YAML file spells it out."""
+    """The arguments of an imported class, and the two keys of a class in a YAML file."""
     module, _, name = class_path.rpartition(".")
     names = ["class_path", "init_args"]
     with suppress(Exception):  # of a class whose types jsonargparse cannot read: then none is near
@@ -153,7 +153,7 @@ def _arguments(class_path: str) -> list[str]:
 
 
 def _misspelt_form(message: str) -> str:
-    """`clas_path` or `init_arg` in a class that is spelled out."""
+    """The hint for a misspelt `class_path` or `init_args`."""
     form = ("class_path", "init_args")
     keys = re.findall(r"[{,] ?'(\w+)':", message.rpartition("Given value: ")[2])
     return next(filter(None, (hint(key, form) for key in keys if key not in form)), "")

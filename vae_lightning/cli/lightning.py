@@ -55,7 +55,7 @@ from vae_lightning.types import UserError
 
 
 def find_defaults() -> Path:
-    """`configs/defaults.yaml`: beside the package in a checkout, within it once installed from a wheel."""
+    """`configs/defaults.yaml`: beside the package in a checkout, inside the package in a wheel."""
     here = Path(__file__).parents[1]  # the package
     for folder in (here.parent / "configs", here / "configs"):
         if (folder / "defaults.yaml").is_file():
@@ -84,19 +84,25 @@ class CLI(LightningCLI):
             parser_kwargs={"allow_abbrev": False, **{verb: dict(defaults) for verb in self.subcommands()}},
         )
 
-    # -- what can be said -------------------------------------------------------------------------------------------
+    # -- arguments -------------------------------------------------------------------------------------------------
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--runs_dir", default="runs", help="runs are kept in <runs_dir>/<experiment>/<run id>")
-        parser.add_argument("--experiment", type=str | None, help="default: the path of the config file, in configs/")
         parser.add_argument(
-            "--run_id", type=str | None, help="begin the run of this name, or go on with it where it was left"
+            "--runs_dir", default="runs", help="the folder of all runs: a run is <runs_dir>/<experiment>/<run id>"
+        )
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            help="the folder of the run below runs_dir; null: the path of the config file below configs/",
+        )
+        parser.add_argument(
+            "--run_id", type=str | None, help="name of the run, which begins, or goes on from its last checkpoint"
         )
         parser.add_argument(
             "--matmul_precision",
             type=Literal["highest", "high", "medium"] | None,
-            help="of float32 products in a fit (torch.set_float32_matmul_precision): default high (TF32) on a GPU, "
-            "else highest; testing is always at the highest",
+            help="precision of float32 products in a fit (torch.set_float32_matmul_precision); null: high (TF32) on a "
+            "GPU, else highest. A test always takes the highest",
         )
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.add_lightning_class_args(FiniteSteps, "finite")
@@ -111,19 +117,19 @@ class CLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
-            which = "whose images to encode, in order and without flips, into predictions-<split>.npz"
+            which = "the split whose images are encoded, in order and without flips, into predictions-<split>.npz"
             parser.add_argument("--split", type=Literal["train", "val", "test", "all"], default="test", help=which)
-            parser.add_argument("--sample", type=bool, default=False, help="keep one sample of q(z|x), too")
+            parser.add_argument("--sample", type=bool, default=False, help="also write one sample of q(z|x)")
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """As Lightning's, without its warning that arguments were given: they are always given here."""
+        """Parse as Lightning does, without the warning that arguments were given: here they always are."""
         check_configs(args)
         self.config = without_enums(parser.parse_args(with_own_defaults(args)))
         check_settings(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
-        """Not as Lightning's: a checkpoint gives weights, and its settings do not replace the ones given here."""
+        """Do nothing: Lightning would let the settings of the checkpoint replace those of the command line."""
 
     # -- one run, one folder ----------------------------------------------------------------------------------------
 
@@ -142,7 +148,7 @@ class CLI(LightningCLI):
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
 
     def _dump(self, given: Namespace) -> str:
-        """The configuration without what holds for this run alone, so that the next run can start from it."""
+        """The configuration without the settings of this run alone, so that another run can start from it."""
         kept = given.clone()
         for name in ("config", "ckpt_path", "run_id", "weights_only"):
             kept.pop(name, None)
@@ -150,7 +156,7 @@ class CLI(LightningCLI):
         return str(parser.dump(kept, skip_none=False, skip_validation=True))
 
     def instantiate_classes(self) -> None:
-        """As Lightning's; what one of our constructors says of its arguments is not buried in type theory."""
+        """If one of our constructors raised UserError, raise that instead of jsonargparse's type error."""
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -228,7 +234,7 @@ class CLI(LightningCLI):
             raise signals.Stopped(signals.requested()) from None
 
     def _say_stopped(self) -> None:
-        """Where the run was left, and how it goes on."""
+        """Print where the run stopped, and the flag that continues it."""
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             last = self.folder / "checkpoints" / "last.ckpt"
             where = "nothing was trained yet" if self.config.subcommand == "fit" else "no result was written"
@@ -251,7 +257,7 @@ class CLI(LightningCLI):
             print(summary(self.trainer, self.folder, self.config_text), flush=True)
 
     def predict(self, **kwargs: Any) -> None:
-        """Called in the place of Lightning's, which returns the predictions and keeps none of them."""
+        """Predict and write the predictions to a file; Lightning would return them and write nothing."""
         given = self.config.predict
         splits: tuple[Split, ...] = SPLITS if given.split == "all" else (given.split,)
         self.datamodule.predicted_splits, self.model.predicts_samples = splits, given.sample
@@ -274,7 +280,7 @@ class CLI(LightningCLI):
 
 
 class DataCLI(CLI):
-    """Reads a command line as `fit` does, and keeps of it what says which data: nothing is built or run."""
+    """Read a command line as `fit` does and keep the recipe of the data set; nothing is built or run."""
 
     def before_instantiate_classes(self) -> None:
         self.spec: dict[str, Any] = self.config[self.config.subcommand].data.as_dict()

@@ -1,4 +1,4 @@
-"""A slot that gets another class on the command line gets that class's own defaults with it."""
+"""If a flag puts another class into a slot, add that class's own defaults to the command line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _PLAIN = (bool, int, float, str, tuple)  # not None: within a class jsonargparse
 
 
 def with_own_defaults(args: Sequence[str]) -> list[str]:
-    """`args`, with each `--model.objective=IWAE` followed by those defaults of IWAE that no flag and no file overrides.
+    """`args`, in which each `--model.objective=IWAE` is followed by IWAE's defaults that no flag and no file sets.
 
-    jsonargparse hands the arguments of the class that stood there before on to the new one where they fit, those too
-    that were nothing but its defaults: an IWAE in the place of an ELBO that nobody configured would have K = 1. What a
-    file or a flag says is kept. Classes of other packages are left to jsonargparse.
+    jsonargparse hands the arguments of the replaced class to the new one if they fit, also those that were defaults: an
+    IWAE in the place of the default ELBO would have K = 1. A value that a file or a flag sets is kept. Classes of other
+    packages are left to jsonargparse.
     """
     flags = list(_flags(args))
     said = {key for _, name, value in flags for key in _said(name, value)}
@@ -38,7 +38,7 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
 
 
 def _flags(args: Sequence[str]) -> Iterator[tuple[Sequence[str], str, str]]:
-    """Each argument, or flag with its value: its tokens, the name without `init_args` and `class_path`, the value."""
+    """For each argument: its tokens, its name without `init_args` and `class_path`, and its value."""
     rest = list(args)
     while rest:
         token = rest.pop(0)
@@ -55,7 +55,7 @@ def _plain_name(name: str) -> str:
 
 
 def _said(name: str, value: str) -> Iterator[str]:
-    """The keys that a flag says something of: its own, those of a file, or of a class that is spelled out."""
+    """The keys that a flag sets: its own, or those of a file or of a class given as YAML."""
     if name in ("c", "config"):
         yield from _keys(yaml.safe_load(Path(value).read_text()) if Path(value).is_file() else None, "")
     else:

@@ -1,4 +1,4 @@
-"""The last lines of a run: where it is, what it found, what to type next."""
+"""The last lines of a run: its folder, its numbers, the next command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vae_lightning.runs.trust import foreign_packages
 
 
 def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
-    """Folder, headline numbers in nats per image with what they are numbers of, the W&B line, the next command."""
+    """The folder, the numbers in nats per image and what they depend on, the W&B line, the next command."""
     rows = [
         ("run", str(folder)),
         *_numbers(trainer),
@@ -40,7 +40,7 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
 
 
 def program(name: str) -> str:
-    """How a shell finds a program of this environment: by its name, or by its path where .venv is not activated."""
+    """The name of a program of this environment, or its path if .venv is not activated."""
     path = Path(sys.executable).parent / name
     if shutil.which(name) or not path.is_file():
         return name
@@ -64,12 +64,12 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
 
 
 def _short(value: float | str) -> str:
-    """Three digits; a question mark where the number is not known."""
+    """Three digits, or a question mark for an unknown number."""
     return value if isinstance(value, str) else "?" if math.isnan(value) else f"{value:.3g}"
 
 
 def _validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """The best value of the run's own checkpoint callback; or, after values of which none was finite, what is kept."""
+    """The best validation value; if no value was finite, which checkpoint was kept."""
     kept = own_checkpoints(trainer)
     if kept is None:
         return []
@@ -82,7 +82,7 @@ def _validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
 
 
 def _latents(trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """Whether the latents are used, by which numbers, and what is wrong with them, each with its remedy."""
+    """How many latents are used, and each problem of theirs with its remedy."""
     report = next((c for c in trainer.callbacks if isinstance(c, CollapseReport)), None)  # type: ignore[attr-defined]
     verdict = report.verdict if report else None
     said = [line for line in (verdict.summary, *verdict.findings) if line] if verdict else []
@@ -90,7 +90,7 @@ def _latents(trainer: pl.Trainer) -> list[tuple[str, str]]:
 
 
 def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
-    """What a number in nats means nothing without."""
+    """The settings that a number in nats depends on."""
     settings = yaml.safe_load(config)
     model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(model, LatentVariableModel)

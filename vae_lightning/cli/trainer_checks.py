@@ -1,4 +1,4 @@
-"""Lightning's settings that would end late, in a trace, or without effect: one line that says what fits instead."""
+"""Refuse settings of Lightning that would fail late or have no effect, in one line that says what fits instead."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _REFUSED = {
 
 
 def check_settings(given: Namespace) -> None:
-    """Refuse what can be seen to be wrong in a verb's arguments alone.
+    """Refuse arguments of a verb that are wrong by themselves, before anything is built.
 
     Raises:
         UserError: with the key, its value, and what fits.
