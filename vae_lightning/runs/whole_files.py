@@ -72,7 +72,8 @@ def _open_part(path: Path) -> tuple[Path, BinaryIO]:
         # a random name, because two processes in two containers may have the same id
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PART}")
         file = part.open("x+b")
-        try_lock(file)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)  # waits for a process that took the new file for a stale one
         if os.fstat(file.fileno()).st_nlink:  # else another process removed the file before it was locked
             return part, file
         file.close()
