@@ -45,15 +45,16 @@ def _run(args: list[str]) -> int:
 
 
 def _share_cores() -> None:
-    """No more OpenMP threads than cores, and on a machine at work with something else let idle ones sleep: before torch
-    is imported. What the user has set in the environment stands.
+    """Start no more OpenMP threads than cores, and let idle threads sleep if other programs use the cores.
 
-    Spinning, as is their default, they take the core that the next piece of work waits for: beside one busy process a
-    step on two cores took four times as long, against twice. On an idle machine spinning is 15 % faster. Ranks that
-    share a machine are such work for each other: torchrun says how many there are, and Lightning, where it starts them
-    itself (`--trainer.devices=2`), says to each but the first which it is. The first is not told in time; Lightning
-    gives it its part of the cores, as the others, and so its threads spin on cores of their own. It does not where a
-    container has a quota below its cores: there, give several ranks OMP_NUM_THREADS yourself.
+    This must happen before torch is imported. Variables that the user has set are kept.
+
+    Idle threads spin by default, and so occupy the core that the next operation waits for. Beside one busy process, a
+    step on two cores took four times as long with spinning threads, and twice as long with sleeping ones. On an idle
+    machine, spinning is 15 % faster. The ranks on one machine are busy processes for each other. torchrun tells every
+    rank the number of ranks. Lightning (`--trainer.devices=2`) tells all ranks but the first, and gives each rank its
+    own part of the cores, so the first rank may spin. If a container has a quota below its number of cores, Lightning
+    gives no rank its own part: set OMP_NUM_THREADS yourself.
     """
     if num_cores() < num_allowed():
         os.environ.setdefault("OMP_NUM_THREADS", str(num_cores()))
@@ -63,11 +64,10 @@ def _share_cores() -> None:
 
 
 def keep_memory() -> None:
-    """Let glibc keep what a step frees for the next one, which wants as much, and not give it back to the system.
+    """Let glibc keep the memory that a step frees, because the next step needs as much.
 
-    Each step would touch its memory for the first time again, page by page: of a convolutional network's step on a CPU
-    that was a sixth. It keeps up to a gigabyte, of pieces below 32 MB (more it does not take); a setting of the user's
-    own in the environment stands.
+    Otherwise each step touches new pages: a sixth of the time of a convolutional network's step on a CPU. glibc keeps
+    up to a gigabyte, in pieces below 32 MB (its limit). A user's own setting in the environment is kept.
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
@@ -81,7 +81,7 @@ def keep_memory() -> None:
 
 
 def _share_in_use(seconds: float = 0.1) -> float:
-    """The part of the cores' time that others take now: the load average still has what ended a minute ago."""
+    """The share of the cores' time that other processes use now; the load average also counts the past minute."""
     try:
         before = _jiffies()
         time.sleep(seconds)
@@ -92,7 +92,7 @@ def _share_in_use(seconds: float = 0.1) -> float:
 
 
 def _jiffies() -> tuple[int, int]:
-    """Ticks, since the start of the system, of the cores that this process may use: at work, and idle."""
+    """Ticks since the start of the system of the cores that this process may use: busy, and idle."""
     with open(_TICKS, encoding="ascii") as file:  # noqa: PTH123 - pathlib is not imported for --help
         ticks = {name: [int(word) for word in rest[:8]] for name, *rest in map(str.split, file) if name[:3] == "cpu"}
     mine = [ticks[f"cpu{core}"] for core in os.sched_getaffinity(0) if f"cpu{core}" in ticks]

@@ -30,10 +30,9 @@ def to_plain(value: Any, where: str = "") -> Any:
     if isinstance(value, type):
         return _spec(value, {}, where)
     if isinstance(value, partial):
-        # jsonargparse builds from YAML by partial(instantiator, Class, **init_args)
-        target = value.args[-1] if value.args else value.func
-        if isinstance(target, type):
-            return _spec(target, value.keywords, where)
+        recipe = without_instantiator(value)
+        if isinstance(recipe.func, type):
+            return _spec(recipe.func, recipe.keywords, where)
     if dataclasses.is_dataclass(value):
         return _spec(type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}, where)
     raise UserError(
@@ -80,6 +79,7 @@ def without_instantiator(recipe: Any) -> Any:
     jsonargparse makes `partial(instantiator, Class, **arguments)`. Lightning's instantiator holds the command line with
     its trainer and data, which a copy of the model cannot take along.
     """
-    if isinstance(recipe, partial) and recipe.args and isinstance(recipe.args[-1], type):
+    is_wrapped = isinstance(recipe, partial) and not isinstance(recipe.func, type) and recipe.args
+    if is_wrapped and isinstance(recipe.args[-1], type):
         return partial(recipe.args[-1], **recipe.keywords)
     return recipe

@@ -112,7 +112,7 @@ def _changed_settings(saved: dict[str, Any], present: dict[str, Any]) -> dict[st
     if old != new or there[1:] != here[1:] or here[1][0]:
         raise UserError(
             f"a resumed run keeps its own optimizer and scheduler, and a scheduler its rate: {there} -> {here}; "
-            "leave them as they were, or begin a new run"
+            "give the settings of the checkpoint, or begin a new run"
         )
     return {name: value for name, value in now.items() if before.get(name) != value}
 

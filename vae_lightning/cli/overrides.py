@@ -25,12 +25,12 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     IWAE in the place of the default ELBO would have K = 1. A value that a file or a flag sets is kept. Classes of other
     packages are left to jsonargparse.
     """
-    flags = list(_flags(args))
+    flags, bases = list(_flags(args)), slots()
     said = {key for _, name, value in flags for key in _said(name, value)}
     given: list[str] = []
     for tokens, name, value in flags:
         given += tokens
-        for argument, default in _defaults_of(name, value).items():
+        for argument, default in _defaults_of(bases.get(name.rpartition(".")[2]), value).items():
             key = f"{name}.{argument}"
             if key not in _LINKED and not any(one == key or one.startswith(f"{key}.") for one in said):
                 given.append(f"--{key}={default if isinstance(default, str) else json.dumps(default)}")
@@ -71,9 +71,13 @@ def _keys(tree: Any, name: str) -> Iterator[str]:
         yield from _keys(value, inner)
 
 
-def _defaults_of(name: str, value: str) -> dict[str, Any]:
-    """The plain defaults of the class that `value` names, if `name` is a slot; only those that have a flag."""
-    base = slots().get(name.rpartition(".")[2])
+def _defaults_of(base: type | None, value: str) -> dict[str, Any]:
+    """The plain defaults of the class of a slot that `value` names; only those that have a flag.
+
+    Args:
+        base: The base class of the slot; None if the flag sets no slot.
+        value: The value of the flag.
+    """
     known = {cls.__name__: cls for cls in subclasses(base)} if base else {}
     cls = known.get(value.rpartition(".")[2])
     if cls is None:

@@ -31,7 +31,7 @@ _NO_IMAGES = frozenset({
     ".yaml", ".yml",
 })
 # fmt: on
-"""The endings of what lies beside images: labels, notes, what a file manager leaves."""
+"""The endings of files that are no images: labels, notes, a file manager's own files."""
 
 
 class ImageFolder(CachedImages):

@@ -79,7 +79,7 @@ class ProceduralFaces(_Drawn):
 
 
 class ProceduralSprites(_Drawn):
-    """White squares, ellipses and hearts on black, 1 x 64 x 64, after dSprites (Matthey et al. 2017), which it is not.
+    """White squares, ellipses and hearts on black, 1 x 64 x 64: like dSprites (Matthey et al. 2017), but other images.
 
     `label`, int64 [B, 5]: shape (3), scale (6), orientation (40), x (32), y (32).
 

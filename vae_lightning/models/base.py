@@ -115,9 +115,8 @@ class LatentVariableModel(Optimized):
             )
         first, shape = batch[0] if grouped else batch, self.hparams.get("image_shape")
         stage = getattr(self.trainer.state.stage, "value", "")  # str() of a stage contains the class's name
-        wanted = self.trainer.precision_plugin.convert_input(
-            torch.empty(0).type(self.dtype)
-        )  # x has had this conversion
+        # x has been converted by the plugin
+        wanted = self.trainer.precision_plugin.convert_input(torch.empty(0).type(self.dtype))
         check_batch(first, None if shape is None else tuple(shape), wanted.dtype, stage)
         note = range_note(first["x"])
         if note and (self.trainer.training or self.trainer.state.fn != "fit"):

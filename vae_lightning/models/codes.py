@@ -39,9 +39,8 @@ def posterior_codes(
                 traces = traces or [trace_of(batch, _AT_ONCE) for _ in range(DRAWS // _AT_ONCE)]
                 draws = torch.cat([drawn.latents[name].z for drawn in traces])  # [64, B, *event]
             else:
-                draws = copy(latent.q).sample(
-                    torch.Size((DRAWS,))
-                )  # a copy, because some distributions store their last sample
+                # of a copy, because some distributions store their last sample
+                draws = copy(latent.q).sample(torch.Size((DRAWS,)))
             mean = draws.mean(0) if mean is None else mean
             scale = draws.std(0) if scale is None else scale
         found |= {f"{name}_mean": mean, f"{name}_scale": scale}

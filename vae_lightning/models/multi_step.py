@@ -120,11 +120,8 @@ def _overrides(callback: pl.Callback, hook: str) -> bool:
 def _in_calls(name: str, batches: int | float | None, steps_per_call: int) -> int | float | None:
     """Convert a Trainer's setting in batches (an int) to calls; return a fraction of the epoch unchanged."""
     if not isinstance(batches, int):
-        if name == "limit_train_batches" and batches not in (
-            None,
-            0.0,
-            1.0,
-        ):  # a fraction of calls would be other batches
+        # a fraction of the calls would be other batches than that fraction of the batches
+        if name == "limit_train_batches" and batches not in (None, 0.0, 1.0):
             raise UserError(
                 f"speed.steps_per_call: {name} is {batches}, a fraction of the epoch; give a number of batches that is "
                 f"a multiple of {steps_per_call}, such as {10 * steps_per_call}"

@@ -37,11 +37,16 @@ class _Member(NamedTuple):
 class ImageArchive:
     """The members of a zip file by name, in memory; safe to read from several threads, and in forked processes.
 
-    zipfile reads the directory. Members are read here, at their offset, without a lock and with less Python than
-    zipfile's. The file is closed with the last reference to the archive. An archive with a member that would lie
-    outside of a folder (`..`, absolute), with a link or with more than `MAX_MEMBERS` is refused whole; a member that is
-    larger than `MAX_MEMBER_BYTES` or than it says, broken, encrypted, or neither stored nor deflated is refused when it
-    is read. Each refusal is a `UserError` in one line.
+    zipfile reads the directory. This class reads the members at their offsets, without a lock and in less Python than
+    zipfile. The file is closed with the last reference to the archive.
+
+    Args:
+        path: The zip file.
+
+    Raises:
+        UserError: if a member lies outside of the folder (`..`, absolute) or is a link, or if there are more than
+            `MAX_MEMBERS`. Reading a member raises UserError if the member is larger than `MAX_MEMBER_BYTES` or than the
+            directory says, broken, encrypted, or compressed by another method than deflate.
     """
 
     def __init__(self, path: Path) -> None:

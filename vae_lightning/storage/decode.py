@@ -118,7 +118,7 @@ def is_web_page(contents: bytes) -> bool:
 
 
 def _open(contents: bytes) -> Image.Image:
-    """The image, its header read and its pixels not yet."""
+    """The image with its header read; its pixels are read later."""
     _silence()
     image = Image.open(io.BytesIO(contents), formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
@@ -127,7 +127,7 @@ def _open(contents: bytes) -> Image.Image:
 
 
 def _chw(pixels: np.ndarray) -> Tensor:
-    """[H, W, C] as [C, H, W], the memory as it is."""
+    """A view of [H, W, C] as [C, H, W], without a copy."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

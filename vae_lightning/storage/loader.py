@@ -65,18 +65,28 @@ class Images:
 class ImageLoader:
     """Batches `{x, label}` of `images` on `device`, made without a line of Python per image.
 
-    A training loader's order and noise are functions of (seed, epoch, index); ranks take disjoint slices of the order,
-    equally long, so that no rank waits for another. An evaluation loader covers each image once over all ranks: rank r
-    of W takes the batches r, r + W, r + 2 W, ... of those that one rank would take; `evaluation_batch_size` sees to it
-    that there is one.
-    Lightning sets the epoch through `sampler.set_epoch`, as it does for a `DataLoader`; `position` says how many
-    batches of that epoch have been seen already, so that a fit resumed in mid-epoch goes on at the next one.
-    `one_epoch`: each pass is the first one again, order and noise, as `--trainer.overfit_batches` wants it.
-    Above 1, `batches_per_call` has it yield lists of so many batches, the last one of what is left.
+    A training loader's order and noise are functions of (seed, epoch, index). The ranks take disjoint slices of the
+    order, all of one length, so that no rank waits for another. An evaluation loader covers each image once over all
+    ranks: rank r of W takes the batches r, r + W, r + 2 W, ... of those that one rank would take.
+    `evaluation_batch_size` makes sure that every rank has a batch. Lightning sets the epoch through
+    `sampler.set_epoch`, as for a `DataLoader`.
+
+    Args:
+        images: The images of a split.
+        batch_size: Images in a batch.
+        train: Whether the order is shuffled and images may be flipped. The last batch may be short in both cases.
+        transform: From bytes to x; None for pixel / max.
+        seed: The seed of order and noise.
+        rank: The number of this process.
+        world_size: The number of processes.
+        device: Where the batches go; None for the device of the images.
+        position: Returns the number of batches of the epoch that a resumed fit has seen already.
     """
 
     batches_per_call = 1
+    """Above 1: yield lists of this many batches; the last list may be shorter."""
     one_epoch = False
+    """Repeat the order and the noise of the first pass, for `--trainer.overfit_batches`."""
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ def _flip(pixels: Tensor, mask: Tensor) -> Tensor:
 def _mirrored(total: int, seed: int, epoch: int, device: torch.device) -> Tensor:
     """255 for each image of the epoch that is mirrored, else 0: uint8 [total, 1, 1, 1].
 
-    For all at once: drawn batch by batch, the small operations would cost half of what mirroring does.
+    All images are drawn at once, because draws batch by batch would take half as long as the mirroring itself.
     """
     mirrored = uniform16(torch.arange(total, device=device), 1, seed, _FLIP, epoch) >= 32768
     return mirrored.to(torch.uint8).neg()[..., None, None]
