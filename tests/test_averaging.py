@@ -40,7 +40,7 @@ def test_train_tests_the_weights_that_test_reads(tmp_path: Path, monkeypatch: py
 
 
 def test_images_may_lie_in_a_mapped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EMA copies the model; several steps a call link the model to the trainer, and so to the file."""
+    """EMA copies the model, whose optimizer must not lead to the command line, and so to the file."""
     monkeypatch.chdir(REPOSITORY)
     (tmp_path / "photos").mkdir()
     for number in range(30):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -226,3 +227,10 @@ def test_a_fraction_of_the_epochs_batches_is_refused() -> None:
 def test_no_steps_are_refused() -> None:
     with pytest.raises(UserError, match="steps_per_call is 0; it must be at least 1"):
         FastNetworks(steps_per_call=0)
+
+
+def test_a_model_is_free_of_its_trainer_afterwards() -> None:
+    """A copy would take the trainer along, and the data that the trainer holds."""
+    model, _, _ = fit(2)
+    assert model.multi_step is None
+    assert torch.equal(copy.deepcopy(model).encoder.layers[1].weight, model.encoder.layers[1].weight)

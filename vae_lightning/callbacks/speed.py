@@ -84,9 +84,9 @@ class FastNetworks(pl.Callback):
             _compile(pl_module, networks, device)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove the compiled function, so that the model can be copied and pickled again."""
+        """Unlink the model from the compiled function and the trainer, so that it can be copied and pickled again."""
         if isinstance(pl_module, LatentVariableModel):
-            pl_module.compiled = None
+            pl_module.compiled = pl_module.multi_step = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set manual optimization only now: before, Lightning would not read the schedulers' settings."""

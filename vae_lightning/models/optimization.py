@@ -49,10 +49,6 @@ class Optimized(pl.LightningModule):
         plateau = checkpoint.get("plateau", {})
         self._loaded_values, self._epochs_scheduled = plateau.get("values", {}), plateau.get("epochs", 0)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to the trainer: a copy (EMA makes one) has none, and a mapped file has no copy."""
-        return {**super().__getstate__(), "multi_step": None}
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         try:
             optimizer = fused(self.optimizer(self.parameters()))

@@ -29,9 +29,7 @@ def differing_settings(saved: Any, present: Any, hidden: tuple[str, ...] = ()) -
         present: the settings of this command.
         hidden: keys that begin with one of these words are left out.
     """
-    then, now = (
-        {k: v for k, v in _flat(_short(tree)) if not (hidden and k.startswith(hidden))} for tree in (saved, present)
-    )
+    then, now = ({k: v for k, v in _flat(_short(tree)) if not k.startswith(hidden)} for tree in (saved, present))
     names = {name for name in then.keys() | now.keys() if then.get(name, "None") != now.get(name, "None")}
     shared = then.keys() & now.keys()
     kept = (name for name in names if name in shared or not any(name.startswith(f"{other}.") for other in names))
