@@ -110,7 +110,7 @@ class SeedSpy(VAE):
         super().__init__(*args, **kwargs)
         self.seeds: dict[str, list[int]] = {}
 
-    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         self.seeds.setdefault(str(self.trainer.state.stage), []).append(torch.initial_seed())
         return super().trace(batch, num_samples)
 
@@ -139,7 +139,7 @@ def test_each_rank_trains_on_noise_of_its_own(
     x = torch.rand(6, 1, 8, 8)
 
     class Spy(VAE):
-        def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
             trace = super().trace(batch, num_samples)
             drawn.append(trace.latents["z"].z.detach())
             return trace
@@ -251,7 +251,9 @@ def test_hyper_parameters_hold_every_argument_with_its_default(cls: type[LatentV
     assert kept.keys() == {*arguments(cls), "_class_path", "_instantiator"}
     assert {"image_shape", "decoder", "objective", "optimizer", "scheduler", "scheduler_interval"} < kept.keys()
     assert kept["objective"]["class_path"] == "vae_lightning.objectives.elbo.ELBO"
-    assert kept["objective"]["init_args"] == {"num_samples": 1, "beta": 1.0}
+    assert kept["objective"]["init_args"] == {
+        **{"num_samples": 1, "beta": 1.0, "betas": None, "observed": None, "costs": None}
+    }
     assert kept["optimizer"]["class_path"] == "torch.optim.adam.Adam"
     assert (kept["scheduler"], kept["scheduler_interval"]) == (None, "step")
 
@@ -270,7 +272,7 @@ def test_python_checkpoint_is_plain_data_and_rebuilds_everything(tmp_path: Path)
     loop.fit(model, datamodule=Digits())
     path = tmp_path / "model.ckpt"
     loop.save_checkpoint(path)
-    assert read_checkpoint(path)["hyper_parameters"]["objective"]["init_args"] == {"num_samples": 3}
+    assert read_checkpoint(path)["hyper_parameters"]["objective"]["init_args"] == {"num_samples": 3, "costs": None}
     for loaded in (VAE.load_from_checkpoint(path), load_model(path)):
         assert isinstance(loaded, VAE)
         assert str(loaded) == str(model)

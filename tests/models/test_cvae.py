@@ -212,7 +212,7 @@ def test_the_examples_are_those_of_the_first_batch(steps_per_call: int, tmp_path
     seen: list[Tensor] = []
 
     class Spy(CVAE):
-        def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
             seen.append(batch["x"][:10, ..., 3:4].clone())
             return super().trace(batch, num_samples)
 

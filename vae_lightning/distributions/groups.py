@@ -207,6 +207,16 @@ class OneHot(OneHotCategorical):
 class OneHotStraightThrough(OneHot, OneHotCategoricalStraightThrough): ...
 
 
+def is_straight_through(distribution: Distribution) -> bool:
+    """Whether samples have the gradient of the probabilities in place of their own, which biases the gradient."""
+    while not isinstance(distribution, OneHotCategoricalStraightThrough):
+        inner = getattr(distribution, "base_dist", getattr(distribution, "base", None))
+        if inner is None:
+            return False
+        distribution = inner
+    return True
+
+
 class RelaxedCategorical(_GroupFamily):
     """z = softmax((logits + Gumbel noise) / temperature): a point of the simplex, near a corner at a low temperature.
 
