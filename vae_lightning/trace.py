@@ -84,9 +84,9 @@ class Latent:
         """Replace the values of objects that do not exist by 0, and sum over objects: [K, B, *event]."""
         if self.exists is None:
             return value
-        exists = self.exists.bool()[(..., *[None] * num_event_dims)]  # [K, B, *objects, 1...]
+        exists = self.exists[(..., *[None] * num_event_dims)]  # [K, B, *objects, 1...]
         objects = tuple(range(2, self.exists.dim()))
-        value = torch.where(exists, value, 0.0)
+        value = exists * torch.where(exists == 0, 0.0, value)
         return value.sum(objects) if objects else value
 
     def _closed_form_kl(self) -> Tensor | None:

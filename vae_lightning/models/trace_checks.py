@@ -31,6 +31,7 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
     _check_likelihood(trace)
     for name, latent in trace.latents.items():
         posterior, prior = distribution_name(latent.q), distribution_name(latent.p)
+        _check_exists(name, latent)
         _check_gradient(name, latent)
         if not torch.isfinite(latent.z).all():
             raise UserError(
@@ -79,6 +80,16 @@ def _check_shares(owner: str, trace: Trace) -> None:
         raise UserError(
             f"{owner}: the shares of an example sum to {wrong[0].item():.4g}; exp(log_shares) must sum to 1 over the "
             f"{rows} rows: log_shares = log q(c|x) - log S with S = {trace.num_samples} samples"
+        )
+
+
+def _check_exists(name: str, latent: Latent) -> None:
+    """Refuse a probability: the ELBO would be right, but the importance estimate would exceed log p(x)."""
+    exists = latent.exists
+    if exists is not None and bool(((exists != 0) & (exists != 1)).any()):
+        raise UserError(
+            f"latent {name}: exists has a value between 0 and 1; it says whether the variable exists in this row, and "
+            "must be 0 or 1, never a probability"
         )
 
 
