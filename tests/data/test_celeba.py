@@ -251,7 +251,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "attributes cut": (change_attributes(lambda raw: raw[:-5]), "line 42: expected the name of an image and 40 values"),
     "attributes without a row": (
         change_attributes(lambda raw: raw.replace(b"000007.jpg", b"000000.jpg")),
-        "list_attr_celeba.txt: 1 of 40 images are not in it: 000007.jpg",
+        "list_attr_celeba.txt: 1 of 40 images are missing: 000007.jpg",
     ),
     "attributes in words": (change_attributes(lambda raw: raw.replace(b"-1", b"no", 1)), "txt, line 3: expected"),
     "attributes binary": (change_attributes(lambda _: bytes(range(256))), "list_attr_celeba.txt, line "),
@@ -263,13 +263,13 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda d: (p := d / "celeba" / "list_eval_partition.txt").write_text(
             p.read_text().replace("1.jpg 0", "2.jpg 0", 1)
         ),
-        "list_eval_partition.txt: 000002.jpg is in it more than once",
+        "list_eval_partition.txt: the list names 000002.jpg more than once",
     ),
     "quota page for a zip": (lambda d: write_zip(d, b"<!DOCTYPE html><html>Quota exceeded</html>"), "web page"),
     "empty zip": (lambda d: write_zip(d, b""), "img_align_celeba.zip"),
     "half a zip": (lambda d: write_zip(d, b"PK\x03\x04" + bytes(100)), "img_align_celeba.zip"),
     "zip that climbs": (traversal, "img_align_celeba.zip"),
-    "missing jpeg": (lambda d: damage_image(d, Path.unlink), "1 of 40 images are not in it: 000007.jpg"),
+    "missing jpeg": (lambda d: damage_image(d, Path.unlink), "1 of 40 images are missing: 000007.jpg"),
     "truncated jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(p.read_bytes()[:2000])), "000007.jpg"),
     "empty jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(b"")), "000007.jpg: empty"),
     "dead link": (
@@ -335,7 +335,7 @@ def test_the_failed_download_says_how_to_do_it_by_hand(tmp_path: Path, monkeypat
 
 def test_what_the_download_takes_is_an_extra_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
-    with pytest.raises(UserError, match=r"it takes gdown: pip install 'vae_lightning\[celeba\]'"):
+    with pytest.raises(UserError, match=r"the download needs gdown: pip install 'vae_lightning\[celeba\]'"):
         prepared(tmp_path / "nothing", tmp_path / "cache")
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.startswith("gdown") for requirement in extras["celeba"])

@@ -55,7 +55,7 @@ def test_as_many_are_held_out_as_is_asked_for(tmp_path: Path) -> None:
     train, val = data.load("train"), data.load("val")
     assert torch.equal(torch.cat([train.pixels, val.pixels])[:, 0], torch.from_numpy(files[TRAIN_IMAGES]))
     assert len(val.pixels) == 4
-    with pytest.raises(UserError, match=r"^MNIST: num_val is 60; of 60 images none is left to train"):
+    with pytest.raises(UserError, match=r"^MNIST: num_val is 60, which leaves none of 60 images for training"):
         MNIST(str(tmp_path), verify=False, num_val=60).load("train")
 
 
