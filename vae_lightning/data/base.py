@@ -154,15 +154,18 @@ class ImageDataModule(pl.LightningDataModule):
         return problems
 
     def train_dataloader(self) -> ImageLoader:
+        """Return the loader of this rank's share of the training images, in an order drawn anew for each epoch."""
         loader = self._loader("train", self.batch_size, train=True)
         loader.batches_per_call = self.batches_per_call
         loader.one_epoch = bool(getattr(self.trainer, "overfit_batches", 0))  # Trainer does not declare the attribute
         return loader
 
     def val_dataloader(self) -> ImageLoader:
+        """Return the loader of this rank's share of the validation images, in the order of the data set."""
         return self._loader("val", self.eval_batch_size)
 
     def test_dataloader(self) -> ImageLoader:
+        """Return the loader of this rank's share of the test images, in the order of the data set."""
         return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> list[ImageLoader]:
@@ -279,6 +282,7 @@ class CachedImages(ImageDataModule):
         return Path(self.cache_dir) / f"{type(self).__name__.lower()}-{height}x{width}"
 
     def prepare_data(self) -> None:
+        """Make the cache if it is missing or stale. If the image files are gone, an existing cache is used."""
         try:
             source = self.source()
         except MissingFileError:
@@ -289,6 +293,14 @@ class CachedImages(ImageDataModule):
         prepare_cache(self.cache_folder, self._header(source), source.read)
 
     def load(self, split: Split) -> Images:
+        """Map the images of a split from the cache.
+
+        Args:
+            split: `train`, `val` or `test`.
+
+        Raises:
+            UserError: if there is no cache with the present settings.
+        """
         header = read_header(self.cache_folder)
         if header is None or not self._matches(header):
             raise UserError(f"{self.cache_folder}: no cache with these settings; call prepare_data to make the cache")
@@ -317,6 +329,7 @@ class CachedImages(ImageDataModule):
         return Header(self.image_shape, source.splits, self.settings(), source.fingerprint)
 
     def check(self) -> list[str]:
+        """Return the faults of the data, damaged chunks of the cache included, one line each."""
         return super().check() + broken_chunks(self.cache_folder)
 
     def _matches(self, header: Header) -> bool:

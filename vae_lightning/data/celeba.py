@@ -88,6 +88,7 @@ class CelebA(CachedImages):
         return {"crop": self.crop, "box": list(CROPS[self.crop]), "filter": CROP_FILTER, "verified": self.verify}
 
     def prepare_data(self) -> None:
+        """Make the cache if it is missing or stale; download the files first if they are missing."""
         try:
             super().prepare_data()
         except MissingFileError as missing:

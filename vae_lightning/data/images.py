@@ -123,6 +123,7 @@ class ImageFolder(CachedImages):
         return () if header is None else tuple(header.source.get("classes", ()))
 
     def prepare_data(self) -> None:
+        """Make the cache if it is missing or stale, and print a warning if the pixels look wrong."""
         super().prepare_data()
         for warning in _pixel_warnings(self.load("train")):
             print(f"{self.data_dir}: {warning}", flush=True)

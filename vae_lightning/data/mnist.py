@@ -66,6 +66,7 @@ class MNIST(ImageDataModule):
         self.verify, self.num_val = verify, num_val
 
     def prepare_data(self) -> None:
+        """Download the files that are missing."""
         for name, (md5, _) in self.digests.items():
             try:
                 self._path(name)
@@ -158,6 +159,7 @@ class BinarizedMNIST(ImageDataModule):
         self.verify = verify
 
     def prepare_data(self) -> None:
+        """Download the files that are missing."""
         for name, count, digest in self.files.values():
             text = self._folder / f"{name}.amat"
             if not text.is_file() and not text.with_suffix(".npy").is_file():

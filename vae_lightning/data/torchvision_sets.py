@@ -126,6 +126,7 @@ class TorchvisionImages(ImageDataModule):
         """
 
     def prepare_data(self) -> None:
+        """Download the files that are missing or incomplete."""
         for train in (True, False):
             if self._is_readable(train):
                 continue
@@ -328,6 +329,7 @@ class Omniglot(CachedImages):
     counts: ClassVar[Mapping[bool, int]] = {True: 19_280, False: 13_180}  # by whether it is the background set
 
     def prepare_data(self) -> None:
+        """Make the cache if it is missing or stale; download the archives first if images are missing."""
         try:
             super().prepare_data()
         except MissingFileError:
