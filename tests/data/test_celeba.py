@@ -71,7 +71,7 @@ def assert_same_but_for_rounding(pixels: torch.Tensor, expected: torch.Tensor) -
 
 
 @pytest.mark.parametrize("crop", list(CROPS))
-def test_pixels_are_those_of_pils_crop_and_resize(layouts: Path, tmp_path: Path, crop: str) -> None:
+def test_pixels_are_those_of_the_plain_way(layouts: Path, tmp_path: Path, crop: str) -> None:
     data = prepared(layouts / "folder", tmp_path, crop=crop)
     for split, first in (("train", 0), ("val", N * 8 // 10), ("test", N * 9 // 10)):
         expected = reference(layouts / "folder", f"{first + 1:06d}.jpg", CROPS[crop])

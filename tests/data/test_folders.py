@@ -121,7 +121,7 @@ def test_a_class_called_train_is_refused_until_the_user_chooses(tmp_path: Path) 
         ),
     ],
 )
-def test_folder_names_with_two_meanings_are_refused(tmp_path: Path, folders: str, splits: Any, message: str) -> None:
+def test_what_allows_two_meanings_is_refused(tmp_path: Path, folders: str, splits: Any, message: str) -> None:
     folder = write(tmp_path / "set", dict.fromkeys(folders.split(), 10))
     with pytest.raises(UserError, match=f"^{folder}: {message}") as caught:
         prepared(folder, splits=splits)

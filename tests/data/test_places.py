@@ -24,7 +24,7 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def test_data_is_read_and_cached_in_such_a_folder(place: Path) -> None:
+def test_data_is_read_and_cached_there(place: Path) -> None:
     arrays = write_mnist(place / "MNIST" / "raw")
     mnist = MNIST(str(place), verify=False)
     mnist.prepare_data()
@@ -36,7 +36,7 @@ def test_data_is_read_and_cached_in_such_a_folder(place: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # the command line ignores warnings, too
-def test_a_run_is_kept_in_such_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_kept_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     (tmp_path / "behind the link").mkdir()
     place = tmp_path / "quote's & データ"

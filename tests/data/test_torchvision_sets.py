@@ -46,7 +46,9 @@ def test_look_alikes_do_not_read_mnists_files(tmp_path: Path, dataset: type[Fash
 
 
 @pytest.mark.parametrize("dataset", [FashionMNIST, KMNIST])
-def test_look_alikes_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: type[FashionMNIST]) -> None:
+def test_look_alikes_are_verified_by_what_is_known_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: type[FashionMNIST]
+) -> None:
     """The counts and the digest of a packed file are checked, and a file of MNIST is refused."""
     raw, data = tmp_path / dataset.location, dataset(str(tmp_path))
     name = "t10k-images-idx3-ubyte"
@@ -286,7 +288,7 @@ def test_two_processes_fetch_one_set_and_both_succeed(tmp_path: Path, fetches: P
 
 
 @pytest.mark.parametrize("cut", [0, 10, -1])
-def test_an_incomplete_extraction_is_found_and_repeated(tmp_path: Path, fetches: Path, cut: int) -> None:
+def test_half_of_an_extraction_is_found_and_made_anew(tmp_path: Path, fetches: Path, cut: int) -> None:
     """NIST publishes no digests of EMNIST's single files, so torchvision accepts any file with the right name."""
     files = emnist_archive(tmp_path / "archive.zip")
     data = EMNIST(str(tmp_path / "data"), verify=False)
@@ -298,7 +300,7 @@ def test_an_incomplete_extraction_is_found_and_repeated(tmp_path: Path, fetches:
     assert len(fetches.read_text().splitlines()) == 1  # the archive was still there
 
 
-def test_an_incomplete_omniglot_is_found_and_completed(
+def test_half_of_omniglot_is_found_and_made_whole(
     tmp_path: Path, fetches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torchvision checks neither the digests nor the number of Omniglot's images."""

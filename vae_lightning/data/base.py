@@ -43,7 +43,8 @@ class ImageDataModule(pl.LightningDataModule):
         flip: Mirror each training image left to right with probability 1/2, drawn anew in each epoch.
         dequantise: x = (pixel + u) / (max + 1) with u ~ U[0, 1).
         resident: Where the pixels are kept: on the `device`, in host `memory`, in a memory-mapped file (`mmap`), or
-            `auto`: on the device if the pixels take at most half of its free memory, else where `load` left them.
+            `auto`: on the device if the pixels take at most half of its free memory, else in the mapped file if there
+            is one, else in host memory.
         seed: Seed of the training order and of the training noise.
 
     Raises:
