@@ -131,7 +131,7 @@ class CelebA(CachedImages):
         path = find(self._folders(), ["list_eval_partition.txt", "list_eval_partition.csv"], self._remedy())
         rows = [row for row in _rows(path) if row.words != ["image_id", "partition"]]  # a header, in CSV only
         _check_rows(path, rows, 1, {"0", "1", "2"}, "0, 1 or 2")
-        names_by_split = [[name for _, (name, number) in rows if number == wanted] for wanted in "012"]
+        names_by_split = [[name for _, (name, number) in rows if number == split] for split in "012"]
         splits: dict[str, int] = {split: len(names) for split, names in zip(SPLITS, names_by_split, strict=True)}
         if self.verify and tuple(splits.values()) != self.counts:
             raise UserError(
@@ -160,9 +160,8 @@ class CelebA(CachedImages):
             return None
         if self.verify:
             check_digest(path, self.digests.get(path.name), _list_digest(path))
-        header, *rows = [row for row in _rows(path) if not row.words[0].isdecimal()] or [
-            _Row(1, [])
-        ]  # without the count
+        table = [row for row in _rows(path) if not row.words[0].isdecimal()]  # without the line of the count
+        header, *rows = table or [_Row(1, [])]
         width = len(header.words) - ("image_id" in header.words)  # the first column, in CSV only
         _check_rows(path, rows, width, {"1", "-1"}, f"{width} values 1 or -1")
         values = {name: row for _, (name, *row) in rows}
@@ -212,22 +211,21 @@ class CelebA(CachedImages):
         return any((folder / form).exists() for folder in self._folders() for form in (name, stem, f"{stem}.csv"))
 
     def _fetch(self, folder: Path, name: str) -> None:
-        from torchvision.datasets import (
-            CelebA as Listing,
-        )  # here: the import takes seconds, and local files do not need it
+        # imported here because the import takes seconds, and local files do not need it
+        from torchvision.datasets import CelebA as Listing
         from torchvision.datasets.utils import download_file_from_google_drive
 
-        part = folder / "download.part"
-        part.mkdir(exist_ok=True)
+        incomplete = folder / "download.part"
+        incomplete.mkdir(exist_ok=True)
         (file_id,) = (file_id for file_id, _, listed in Listing.file_list if listed == name)
         try:
-            download_file_from_google_drive(file_id, str(part), name, self.digests[name])
+            download_file_from_google_drive(file_id, str(incomplete), name, self.digests[name])
         except Exception as error:
             if name not in _ATTRIBUTE_LISTS:
                 raise
             print(f"{name}: not downloaded ({' '.join(str(error).split())[:200]}); there are no labels", flush=True)
         else:
-            (part / name).rename(folder / name)
+            (incomplete / name).rename(folder / name)
 
 
 class _Members(NamedTuple):

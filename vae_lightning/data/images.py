@@ -188,10 +188,8 @@ class ImageFolder(CachedImages):
         if counts:
             order = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))
             endings = ", ".join([f"{suffix} {counts[suffix]}" for suffix in order[:5]] + ["..."] * (len(order) > 5))
-            print(
-                f"{self.data_dir}: {sum(counts.values())} files not read because of their endings ({endings})",
-                flush=True,
-            )
+            total = sum(counts.values())
+            print(f"{self.data_dir}: {total} files not read because of their endings ({endings})", flush=True)
 
     def _relative(self, path: Path) -> Parts:
         return path.relative_to(self.data_dir).parts

@@ -151,9 +151,8 @@ class TorchvisionImages(ImageDataModule):
                 f"{self.data_dir}: {type(self).__name__} has {len(pixels)} images, but {len(labels)} labels; "
                 f"{_remedy(self.files(split != 'test'))}"
             )
-        index = (
-            torch.arange(len(pixels)) if split == "test" else _train_or_val_indices(len(pixels), self.num_val, split)
-        )
+        every = torch.arange(len(pixels))
+        index = every if split == "test" else _train_or_val_indices(len(pixels), self.num_val, split)
         return Images(pixels[index], labels[index])
 
     def pixels(self, data: Tensor) -> Tensor:
@@ -298,9 +297,9 @@ class CIFAR10(TorchvisionImages):
 
 
 class SVHN(TorchvisionImages):
-    """Digits of house numbers in colour, 32 x 32 (Netzer et al. 2011): 66,257 / 7,000 / 26,032, without "extra".
+    """Digits of house numbers in colour, 32 x 32 (Netzer et al. 2011): 66,257 / 7,000 / 26,032.
 
-    The arguments are those of `ImageDataModule`.
+    The "extra" images of the publication are left out. The arguments are those of `ImageDataModule`.
     """
 
     image_shape = (3, 32, 32)
