@@ -261,6 +261,18 @@ def test_exif_behind_the_pixels_of_a_png() -> None:
     assert np.array_equal(corner_colours(pixels), CORNERS.reshape(4, 3)[TURNED[3]] // 255)
 
 
+def test_a_picture_is_turned_although_its_exif_cannot_be_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken tag beside a good orientation. Pillow rewrites the EXIF after it has turned the pixels."""
+    contents = encode(corners(), exif=exif_of(6))
+
+    def broken(*_: object) -> bytes:
+        raise TypeError("a tag of another type")
+
+    monkeypatch.setattr(Image.Exif, "tobytes", broken)
+    pixels = decode(contents, NAME, (3, 40, 40), "stretch")
+    assert np.array_equal(corner_colours(pixels), CORNERS.reshape(4, 3)[TURNED[6]] // 255)
+
+
 def test_broken_exif_does_not_refuse_a_good_picture() -> None:
     """Cut at any place, or with any bytes behind `Exif`; and it is not warned of."""
     random, good = np.random.default_rng(0), exif_of(6).tobytes()
