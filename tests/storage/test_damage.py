@@ -243,4 +243,4 @@ def test_a_link_to_a_parent_takes_no_other_folder_in(
     (photos / place).symlink_to(Path(*[".."] * place.count("/"), up))
     data = ImageFolder(str(photos), cache_dir=str(tmp_path / "cache"), height=8, width=8)
     assert sum(data.source().splits.values()) == 10
-    assert f"{photos / place}: a link to a folder that it lies in; not followed" in capsys.readouterr().out
+    assert f"{photos / place}: a link to a folder that contains it; not followed" in capsys.readouterr().out
