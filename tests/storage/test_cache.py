@@ -225,7 +225,7 @@ def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path: Path) -> Non
 
 @NO_WARNING
 def test_a_disk_that_is_too_small_is_found_before_any_image_is_read(tmp_path: Path) -> None:
-    said = r"cannot be written \(File too large; it takes 0.02 GiB\); choose another place by --data.cache_dir"
+    said = r"cannot be written \(File too large; the cache takes 0.02 GiB\); choose another folder by --data.cache_dir"
 
     def fill(*_: int) -> np.ndarray:
         raise AssertionError("an image was read")
@@ -272,10 +272,10 @@ def test_a_mapped_cache_gives_its_pages_back(
         return max(seen) - before
 
     monkeypatch.setattr(loader, "_resident_file_bytes", noted)
-    monkeypatch.setattr(loader, "_MAPPED_ROWS", 5)
-    monkeypatch.setattr(loader, "_KEEP_MAPPED", 4 * 2**20)
+    monkeypatch.setattr(loader, "_MAPPED_ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(loader, "_MAX_MAPPED_BYTES", 4 * 2**20)
     bounded = peak()
-    monkeypatch.setattr(loader, "_KEEP_MAPPED", 2**40)
+    monkeypatch.setattr(loader, "_MAX_MAPPED_BYTES", 2**40)
     assert bounded < 2**24 < images.pixels.nbytes <= peak()
     for batch in ImageLoader(images, 50, train=True):
         assert batch["label"] is not None

@@ -188,7 +188,7 @@ def test_an_edited_header_is_no_header(
     with pytest.raises(UserError, match=r"no (whole )?cache of"):
         data.load("val")
     data.prepare_data()
-    assert "making it anew" in capsys.readouterr().out
+    assert "making the cache anew" in capsys.readouterr().out
     assert np.array_equal(data.load("train").pixels.numpy(), PIXELS[:300])
 
 

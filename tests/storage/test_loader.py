@@ -13,7 +13,7 @@ import torch
 from vae_lightning.data import Digits, ImageLoader, Images, Transform
 from vae_lightning.data.base import CachedImages, Resident, Source
 from vae_lightning.storage.cache import Contents
-from vae_lightning.storage.loader import ahead
+from vae_lightning.storage.loader import prefetch
 from vae_lightning.types import UserError
 
 N = 60
@@ -21,7 +21,7 @@ PIXELS = torch.randint(256, (N, 3, 6, 5), generator=torch.Generator().manual_see
 
 
 def gathering() -> list[threading.Thread]:
-    """Threads of `ahead` that are still alive."""
+    """Threads of `prefetch` that are still alive."""
     return [thread for thread in threading.enumerate() if thread.name == "gather"]
 
 
@@ -91,7 +91,7 @@ def test_the_position_is_asked_for_when_the_first_batch_is() -> None:
     assert [r.tolist() for r in rest] == [w.tolist() for w in whole[5:]]
 
 
-def test_ahead_keeps_order_and_stays_within_its_depth() -> None:
+def test_prefetch_keeps_order_and_stays_within_its_depth() -> None:
     made: list[int] = []
 
     def items() -> Iterator[int]:
@@ -99,7 +99,7 @@ def test_ahead_keeps_order_and_stays_within_its_depth() -> None:
             made.append(number)
             yield number
 
-    iterator = ahead(items(), depth=2)
+    iterator = prefetch(items(), depth=2)
     for number in range(20):
         assert next(iterator) == number
         assert len(made) <= number + 1 + 2 + 1  # two that wait, one in the hand
@@ -107,20 +107,20 @@ def test_ahead_keeps_order_and_stays_within_its_depth() -> None:
     assert not gathering()
 
 
-def test_ahead_passes_an_error_at_its_place_and_ends_its_thread() -> None:
+def test_prefetch_passes_an_error_at_its_place_and_ends_its_thread() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise UserError("the disk is gone")
 
-    iterator = ahead(items(), depth=2)
+    iterator = prefetch(items(), depth=2)
     assert next(iterator) == 1
     with pytest.raises(UserError, match="the disk is gone"):
         next(iterator)
     assert not gathering()
 
 
-def test_ahead_can_be_left_early() -> None:
-    iterator = ahead(iter(range(10**9)), depth=2)
+def test_prefetch_can_be_left_early() -> None:
+    iterator = prefetch(iter(range(10**9)), depth=2)
     assert next(iterator) == 0
     iterator.close()  # type: ignore[attr-defined]
     assert not gathering()
