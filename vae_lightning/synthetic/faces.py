@@ -1,4 +1,4 @@
-"""Drawn faces: x = layers of paint that show 40 attributes and some fifty factors of style, all f(seed, index).
+"""Drawn faces: x = layers of paint that show 40 attributes and 46 factors of style, all f(seed, index).
 
 The faces stand in for CelebA (Liu et al. 2015, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html) if CelebA is not at
 hand. They have its sizes and names of attributes, and the face lies in the same place. They are drawings, NOT CelebA.
