@@ -64,7 +64,7 @@ class BrokenImagesError(UserError):
     """Images that cannot be read.
 
     Args:
-        problems: One line for each image.
+        problems: A line for each image.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -145,12 +145,12 @@ def read_header(folder: Path) -> Header | None:
     labels = folder / "labels.npy"
     try:
         header = Header.from_json(read_file(folder / "header.json"))
-        whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes > 0
-        whole = whole and header.num_chunks == len(header.checksums)
-        whole = whole and header.labels == (zlib.crc32(read_file(labels)) if labels.exists() else None)
+        is_whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes > 0
+        is_whole = is_whole and header.num_chunks == len(header.checksums)
+        is_whole = is_whole and header.labels == (zlib.crc32(read_file(labels)) if labels.exists() else None)
     except _UNREADABLE:
         return None
-    return header if whole else None
+    return header if is_whole else None
 
 
 def open_cache(folder: Path, split: str) -> Images:
@@ -192,8 +192,7 @@ def broken_chunks(folder: Path) -> list[str]:
 
 
 class _Verifier:
-    """Called with the numbers of images in their split before these are read. Checks each chunk once; raises UserError
-    if a chunk has changed since it was written."""
+    """Takes the numbers of images before they are read; raises UserError if a chunk has changed. Reads a chunk once."""
 
     def __init__(self, folder: Path, header: Header, start: int) -> None:
         self._folder, self._header, self._start = folder, header, start
@@ -308,8 +307,8 @@ def _make(folder: Path, header: Header, contents: Contents) -> None:
     _reserve(part / "pixels.u8", len(header) * header.image_bytes)
     done |= _fill_chunks(part, header, contents, done)
     labels = None if contents.labels is None else _write_labels(part / "labels.npy", contents.labels)
-    whole = replace(header, checksums=[done[chunk.start] for chunk in header.chunks], labels=labels)
-    write_whole(part / "header.json", whole.to_json().encode())
+    full_header = replace(header, checksums=[done[chunk.start] for chunk in header.chunks], labels=labels)
+    write_whole(part / "header.json", full_header.to_json().encode())
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     (folder / "journal").unlink()
@@ -327,16 +326,17 @@ def _read_journal(part: Path, header: Header) -> dict[int, int]:
     """The chunks that an earlier process finished and that are unchanged: their checksums by first image."""
     try:
         first, *lines = (part / "journal").read_text().splitlines()
-        noted_header = Header.from_json(first)
-        if noted_header != header or noted_header.chunk_size != header.chunk_size:
+        old_header = Header.from_json(first)
+        if old_header != header or old_header.chunk_size != header.chunk_size:
             return {}
-        words = [line.split() for line in lines]
-        noted = {int(pair[0]): int(pair[1]) for pair in words if len(pair) == 2}  # the last line may be incomplete
+        pairs = [line.split() for line in lines]
+        noted_checksums = {int(pair[0]): int(pair[1]) for pair in pairs if len(pair) == 2}  # the last may be cut
         with (part / "pixels.u8").open("rb") as file:
-            actual = {c.start: _checksum(file.fileno(), header, c) for c in header.chunks if c.start in noted}
+            chunks = [chunk for chunk in header.chunks if chunk.start in noted_checksums]
+            checksums = {chunk.start: _checksum(file.fileno(), header, chunk) for chunk in chunks}
     except _UNREADABLE:
         return {}
-    return {start: value for start, value in actual.items() if value == noted[start]}
+    return {start: value for start, value in checksums.items() if value == noted_checksums[start]}
 
 
 def _checksum(file: int, header: Header, chunk: range) -> int:
