@@ -127,7 +127,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("contents", "says"),
+    ("contents", "message"),
     [
         (b"", "empty, expected a zip archive; fetch it again"),
         (b"<!DOCTYPE html><html>" + b" " * 2000, r"a web page of 2,021 bytes \(such as Google Drive's notice"),
@@ -136,9 +136,9 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     ],
     ids=["empty", "html", "gzip", "two-bytes"],
 )
-def test_what_is_no_archive(tmp_path: Path, contents: bytes, says: str) -> None:
+def test_what_is_no_archive(tmp_path: Path, contents: bytes, message: str) -> None:
     (tmp_path / "a.zip").write_bytes(contents)
-    assert re.match(says, refused(tmp_path / "a.zip"))
+    assert re.match(message, refused(tmp_path / "a.zip"))
 
 
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.99])
@@ -184,7 +184,7 @@ def test_damage_ends_in_the_member_or_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "fault"),
     [
         ("/etc/passwd", "an absolute path"),
         ("C:\\a.jpg", "an absolute path"),
@@ -194,9 +194,9 @@ def test_damage_ends_in_the_member_or_in_one_line(tmp_path: Path) -> None:
         ("faces\\..\\..\\a.jpg", "outside of the archive's folder"),
     ],
 )
-def test_paths_that_lead_outside(tmp_path: Path, name: str, says: str) -> None:
+def test_paths_that_lead_outside(tmp_path: Path, name: str, fault: str) -> None:
     text = refused(write(tmp_path / "a.zip", {"good.jpg": b"x", name: b"x"}))
-    assert f"member {name!r} is {says}" in text
+    assert f"member {name!r} is {fault}" in text
 
 
 def test_dots_in_names_are_no_harm(tmp_path: Path) -> None:
@@ -282,11 +282,11 @@ def test_a_member_that_says_it_is_too_large(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
-@pytest.mark.parametrize(("states", "says"), [(1000, "more"), (100_000, "less")])
-def test_a_member_of_another_size_than_it_states(tmp_path: Path, method: int, states: int, says: str) -> None:
+@pytest.mark.parametrize(("states", "relation"), [(1000, "more"), (100_000, "less")])
+def test_a_member_of_another_size_than_it_states(tmp_path: Path, method: int, states: int, relation: str) -> None:
     path = write(tmp_path / "a.zip", {"a.jpg": bytes(50_000)}, method)
     patch(path, b"PK\x01\x02", 24, struct.pack("<I", states))
-    assert f"holds {says} than the {states:,} bytes it states" in unreadable(path)
+    assert f"holds {relation} than the {states:,} bytes it states" in unreadable(path)
 
 
 def test_a_lie_about_the_size_does_not_cost_memory() -> None:

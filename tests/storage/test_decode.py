@@ -416,7 +416,7 @@ def png(width: int, height: int, *, colour: int = 2) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("contents", "says"),
+    ("contents", "message"),
     [
         (b"", "empty, expected a whole image"),
         (b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded", "a web page, expected"),
@@ -446,8 +446,8 @@ def png(width: int, height: int, *, colour: int = 2) -> bytes:
         "no-width",
     ],
 )
-def test_a_file_that_is_no_whole_image_is_named(contents: bytes, says: str) -> None:
-    assert re.search(f"^{says}", refused(contents))
+def test_a_file_that_is_no_whole_image_is_named(contents: bytes, message: str) -> None:
+    assert re.search(f"^{message}", refused(contents))
 
 
 def test_a_bomb_is_found_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,19 +477,19 @@ def test_truncated_files_are_refused(kind: str, part: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (MemoryError(), "MemoryError"),
         (struct.error("unpack\nrequires"), "error: unpack requires"),
         (AttributeError("x"), "AttributeError: x"),
     ],
 )
-def test_whatever_pil_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
+def test_whatever_pil_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     def broken(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", broken)
-    assert says in refused(encode(photo()))
+    assert message in refused(encode(photo()))
 
 
 def damaged(contents: bytes, count: int) -> Iterator[bytes]:

@@ -39,7 +39,7 @@ def test_idx_round_trip(tmp_path: Path, array: np.ndarray, gz: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "message"),
     [
         (b"", "not an IDX file"),
         (b"\x00\x00\x08", "not an IDX file"),
@@ -54,10 +54,10 @@ def test_idx_round_trip(tmp_path: Path, array: np.ndarray, gz: bool) -> None:
     ],
     ids=["empty", "three-bytes", "floats", "no-dims", "html", "short", "long", "half-a-header", "huge", "no-images"],
 )
-def test_broken_idx_is_named(tmp_path: Path, raw: bytes, says: str) -> None:
+def test_broken_idx_is_named(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "broken"
     path.write_bytes(raw)
-    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{says}"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{message}"):
         read_idx(path)
 
 
