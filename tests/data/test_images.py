@@ -166,7 +166,7 @@ def test_a_link_back_is_not_followed(folder: Path, capsys: pytest.CaptureFixture
     (folder / "again").symlink_to(folder)
     (folder / "itself").symlink_to("itself")
     data = prepared(folder)
-    assert f"{folder / 'again'}: a link to a folder that it lies in; not followed" in capsys.readouterr().out
+    assert f"{folder / 'again'}: a link to a folder that contains it; not followed" in capsys.readouterr().out
     assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 30  # type: ignore[arg-type]
 
 
