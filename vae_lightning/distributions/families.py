@@ -217,22 +217,22 @@ class Bernoulli(Family):
         event_shape: Shape of one x; the model sets it.
     """
 
-    def pointwise(self, *params: Tensor) -> pixels.Bernoulli:
-        return pixels.Bernoulli(logits=params[0], validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.BernoulliDistribution:
+        return pixels.BernoulliDistribution(logits=params[0], validate_args=self.validate_args)
 
 
 class ContinuousBernoulli(Family):
     """CB(x; logit), a density of grey values in [0, 1].
 
     Choose it where a Bernoulli's cross-entropy is used for grey pixels, which is not a likelihood. Loaiza-Ganem &
-    Cunningham 2019 (https://arxiv.org/abs/1907.06845); the formula is in `pixels.ContinuousBernoulli`.
+    Cunningham 2019 (https://arxiv.org/abs/1907.06845); the formula is in `pixels.ContinuousBernoulliDistribution`.
 
     Args:
         event_shape: Shape of one x; the model sets it.
     """
 
-    def pointwise(self, *params: Tensor) -> pixels.ContinuousBernoulli:
-        return pixels.ContinuousBernoulli(params[0], validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.ContinuousBernoulliDistribution:
+        return pixels.ContinuousBernoulliDistribution(params[0], validate_args=self.validate_args)
 
 
 class Binomial(Family):
@@ -249,8 +249,8 @@ class Binomial(Family):
             raise UserError(f"Binomial: num_steps is {num_steps}; pixels with L grey levels need L - 1, at least 1")
         self.num_steps = num_steps
 
-    def pointwise(self, *params: Tensor) -> pixels.Binomial:
-        return pixels.Binomial(self.num_steps, params[0], validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.BinomialDistribution:
+        return pixels.BinomialDistribution(self.num_steps, params[0], validate_args=self.validate_args)
 
 
 def noise_scale(p_x: Distribution) -> Tensor | None:
