@@ -103,6 +103,8 @@ class _LocationScale(Family):
     """mu + s eps in each dimension. The features hold mu, and also a raw s unless s is one fixed or learned number."""
 
     raw_sigma: Tensor
+    """The raw s, also of a Laplace or Student-t; checkpoints of a learned s have this name as a key, so it stays."""
+
     scale_name: ClassVar[str] = "scale"
 
     def __init__(self, event_shape: Shape, scale: float | None, learn_scale: bool, min_scale: float) -> None:
