@@ -2,8 +2,8 @@
 
 Each folder of `tests/checkpoints` has the `config.yaml` and `last.ckpt` of a `vae-lightning fit` of one epoch, with
 networks of a few weights: the four models on digits, and a VAE on drawn sprites and on drawn faces. The folders are
-never written anew, because their age is their purpose. `numbers.json` holds numbers of the models of that time; `python
--m tests.test_old_checkpoints` writes it anew.
+never written anew, because their age is their purpose. `numbers.json` holds numbers of the models of that time;
+`python -m tests.test_old_checkpoints` writes it anew.
 """
 
 from __future__ import annotations

@@ -274,7 +274,7 @@ def test_the_projects_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
     for row in rows.values():
         assert row.config.startswith("configs/")
         assert all(flag.startswith("--") for flag in shlex.split(row.flags))
-        assert bool(row.published) == bool(row.source), row.name  # no figure without where it was read
+        assert bool(row.published) == bool(row.source), row.name  # each figure has its source
     assert main(["--list"]) == 0
     assert capsys.readouterr().out.count("make train CONFIG=") == len(rows)
     assert put_between_marks((REPOSITORY / "README.md").read_text(), "table") is not None

@@ -1,4 +1,4 @@
-"""Linear-Gaussian hierarchies, whose log p(x) is known: every map is affine and every sigma a number."""
+"""Linear-Gaussian hierarchies, whose log p(x) is known because every map is affine and every sigma a constant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE_SHAPE, SIZES = (1, 2, 3), (3, 2)
 AFFINE = partial(MLP, hidden_sizes=())
 M = TypeVar("M", bound=LatentVariableModel)
 LIKELIHOOD = partial(DiagonalNormal, sigma=SIGMA, min_sigma=0.0)
-WIDE = partial(DiagonalNormal, min_sigma=0.4)  # a q wider than the posterior: its weights have a small variance
+WIDE = partial(DiagonalNormal, min_sigma=0.4)  # a q wider than the posterior, so that the weights have a small variance
 
 
 def hierarchy(inference: Callable[..., BottomUp | Ladder]) -> HVAE:
@@ -47,7 +47,7 @@ def dlgm() -> DLGM:
 
 
 def settle(model: M) -> M:
-    """Weights of a size at which every layer matters, in float64; those of q smaller, so that it is not far off."""
+    """Set weights in float64 at which every layer matters; q's are smaller, so that q is near the posterior."""
     torch.manual_seed(3)
     with torch.no_grad():
         for name, weight in model.double().named_parameters():
