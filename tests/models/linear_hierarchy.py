@@ -24,10 +24,9 @@ WIDE = partial(DiagonalNormal, min_sigma=0.4)  # a q wider than the posterior, s
 
 
 def hierarchy(inference: Callable[..., BottomUp | Ladder]) -> HVAE:
-    model = HVAE(IMAGE_SHAPE, SIZES, inference, transition=AFFINE, decoder=AFFINE, likelihood=LIKELIHOOD)
-    settled = settle(model)
+    model = set_weights(HVAE(IMAGE_SHAPE, SIZES, inference, transition=AFFINE, decoder=AFFINE, likelihood=LIKELIHOOD))
     _last(model.transitions[0]).weight.data[SIZES[0] :] = 0  # sigma of z1 does not depend on z2
-    return settled
+    return model
 
 
 def bottom_up() -> HVAE:
@@ -43,10 +42,10 @@ def ladder() -> HVAE:
 
 def dlgm() -> DLGM:
     slots = {"encoder": AFFINE, "transition": AFFINE, "decoder": AFFINE}
-    return settle(DLGM(IMAGE_SHAPE, SIZES, posterior=WIDE, likelihood=LIKELIHOOD, **slots))
+    return set_weights(DLGM(IMAGE_SHAPE, SIZES, posterior=WIDE, likelihood=LIKELIHOOD, **slots))
 
 
-def settle(model: M) -> M:
+def set_weights(model: M) -> M:
     """Set weights in float64 at which every layer matters; q's are smaller, so that q is near the posterior."""
     torch.manual_seed(3)
     with torch.no_grad():

@@ -67,7 +67,7 @@ def test_with_the_whole_data_set_as_batch_q_z_is_the_mixture_itself() -> None:
 
 
 def test_known_values() -> None:
-    """Narrow posteriors at (1, 1) and (-1, -1): z tells log 2 nats, and its two equal dimensions share log 2."""
+    """Two narrow posteriors on the diagonal give I = TC = log 2; four in a square give I = log 4, TC = 0."""
     corners = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
     mi, tc, _ = BetaTC(2).parts(trace_of(corners, 0.01, 50))
     torch.testing.assert_close(mi, torch.full_like(mi, math.log(2)))
@@ -115,7 +115,10 @@ def test_kernels_at_a_known_distance() -> None:
 
 
 def test_mmd_of_two_examples_is_the_unbiased_estimate_of_their_one_pair() -> None:
-    """Lemma 6 with m = 2: the average over the two orders of k(x1, x2) + k(y1, y2) - k(x1, y2) - k(x2, y1)."""
+    """The mean over the two examples is k(x1, x2) + k(y1, y2) - k(x1, y2) - k(x2, y1).
+
+    This is lemma 6 with m = 2, not half of it.
+    """
     x, y = torch.randn(2, 3, 2, 4, dtype=torch.float64)  # [K, B, D] each
     kernel = RBF()
 
