@@ -103,7 +103,7 @@ def header(text: str) -> str:
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
 
-def said_of(word: str, page: str) -> str | None:
+def text_after(word: str, page: str) -> str | None:
     """Return the text after a word at the start of a line, with the indented lines below; None without the word."""
     found = re.search(rf"^{word} +(\S.*(?:\n +\S.*)*)", page, re.MULTILINE)
     return re.sub(r"\s+", " ", found[1]) if found else None
@@ -115,7 +115,7 @@ def test_a_config_is_its_experiments_page(name: str) -> None:
     page = header((REPOSITORY / name).read_text())
     assert re.search(rf"(vae-lightning train -c |make train CONFIG=){re.escape(name)}\b", page), page
     for word in HEADERS:
-        said = said_of(word, page)
+        said = text_after(word, page)
         assert said is not None, f"no {word} in its header"
         assert fault(word, said) is None, f"{word}: {fault(word, said)}"
 
