@@ -14,8 +14,8 @@ from PIL import Image
 from tests.helpers import REPOSITORY, only
 from vae_lightning.__main__ import main
 from vae_lightning.data import ImageFolder
-from vae_lightning.data.base import SPLITS
 from vae_lightning.data.folders import split_of
+from vae_lightning.data.module import SPLITS
 from vae_lightning.types import UserError
 
 RANDOM = np.random.default_rng(0)

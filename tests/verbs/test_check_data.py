@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import REPOSITORY, write_mnist
 from vae_lightning.__main__ import main
 from vae_lightning.data import CelebA
-from vae_lightning.data.base import SPLITS
+from vae_lightning.data.module import SPLITS
 from vae_lightning.synthetic import write_celeba_layout
 
 CELEBA = ("check-data", "-c", "configs/vae/celeba.yaml", "--data.verify=false")

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.helpers import DIGITS, EPOCHS, REPOSITORY, TrainedRun, only, trained_run
 from vae_lightning.__main__ import main
 from vae_lightning.data import CelebA, Digits, ImageFolder
-from vae_lightning.data.base import SPLITS, Split
+from vae_lightning.data.module import SPLITS, Split
 from vae_lightning.distributions import (
     IAF,
     Binomial,

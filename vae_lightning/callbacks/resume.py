@@ -14,7 +14,7 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vae_lightning import __version__
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.types import UserError
 
 _REFUSED = ("data", "seed")
@@ -126,7 +126,7 @@ def _recipe(value: Any) -> tuple[str, dict[str, Any]]:
 
 def _describe(data: Any) -> dict[str, Any]:
     """Describe the training images, independent of their folder: a checksum of some of them, and their settings."""
-    if not isinstance(data, ImageDataModule):
+    if not isinstance(data, DataModule):
         return {}
     pixels = data.images("train").pixels
     some = pixels[:: max(1, len(pixels) // 64)].cpu().contiguous()

@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from vae_lightning import __version__
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.metrics import CollapseReport, Evaluation
 from vae_lightning.metrics.evaluator import objects_from_all_ranks
 from vae_lightning.metrics.formatting import number
@@ -95,7 +95,7 @@ class RunFolder(pl.Callback):
             return
         write_whole(Path(trainer.default_root_dir) / "config.yaml", self.config.encode())
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, ImageDataModule) and data.class_names:
+        if isinstance(data, DataModule) and data.class_names:
             write_whole(Path(trainer.default_root_dir) / "classes.json", json.dumps(data.class_names).encode())
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -124,7 +124,7 @@ class RunFolder(pl.Callback):
     def _results(self, trainer: pl.Trainer) -> dict[str, Any]:
         config = yaml.safe_load(self.config)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, ImageDataModule)
+        assert isinstance(data, DataModule)
         evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), Evaluation()).results()  # type: ignore[attr-defined]
         return {
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items() if "test/" in name},

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.multi_step import MultiStepTraining
 from vae_lightning.runs.machine import compiler_name, find_compiler
@@ -70,8 +70,8 @@ class FastNetworks(pl.Callback):
         if self.steps_per_call > 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(pl_module, LatentVariableModel)
-            if not isinstance(data, ImageDataModule):
-                raise UserError("speed.steps_per_call needs an ImageDataModule (trainer.fit(model, datamodule=...))")
+            if not isinstance(data, DataModule):
+                raise UserError("speed.steps_per_call needs a DataModule (trainer.fit(model, datamodule=...))")
             pl_module.multi_step = self._multi_step = MultiStepTraining(pl_module, trainer, self.steps_per_call)
             data.batches_per_call = self.steps_per_call
         networks = [network for network in pl_module.modules() if isinstance(network, Network)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import lightning.pytorch as pl
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.models import LatentVariableModel
 
 _WEIGHTS_PER_IMAGE = 1000
@@ -22,12 +22,12 @@ class StartNotes(pl.Callback):
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        lines = list(_about_size(trainer, pl_module, data)) if isinstance(data, ImageDataModule) else []
+        lines = list(_about_size(trainer, pl_module, data)) if isinstance(data, DataModule) else []
         for line in [*lines, *_about_validation(trainer, pl_module)]:
             print(line, flush=True)
 
 
-def _about_size(trainer: pl.Trainer, model: pl.LightningModule, data: ImageDataModule) -> Iterator[str]:
+def _about_size(trainer: pl.Trainer, model: pl.LightningModule, data: DataModule) -> Iterator[str]:
     num_images = len(data.images("train").pixels)
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if weights > _WEIGHTS_PER_IMAGE * num_images:

@@ -39,8 +39,8 @@ from vae_lightning.cli.overrides import with_own_defaults
 from vae_lightning.cli.run_settings import choose_run, prepare_folder, prepare_wandb, set_precision, wandb_arguments
 from vae_lightning.cli.summary import summary
 from vae_lightning.cli.trainer_checks import CheckedSettings, check_settings, check_trainer, without_enums
-from vae_lightning.data import ImageDataModule
-from vae_lightning.data.base import SPLITS, Split
+from vae_lightning.data import DataModule
+from vae_lightning.data.module import SPLITS, Split
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.metrics.predictions import describe, rows_of, save_arrays
 from vae_lightning.models import LatentVariableModel
@@ -73,7 +73,7 @@ class CLI(LightningCLI):
         defaults = {"default_config_files": [str(find_defaults())]}
         super().__init__(
             LatentVariableModel,
-            ImageDataModule,
+            DataModule,
             args=args,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, get_args, get_origin, get_type_hints
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.models import LatentVariableModel
 
 
@@ -17,7 +17,7 @@ def slots() -> dict[str, type]:
     A slot is an argument that takes a class of this package or a recipe of one (`Callable[..., Network]`). The slots of
     a user's own models and data sets are found too, once these are imported.
     """
-    found: dict[str, type] = {"model": LatentVariableModel, "data": ImageDataModule}
+    found: dict[str, type] = {"model": LatentVariableModel, "data": DataModule}
     waiting, seen = [*found.values()], set[type]()
     while waiting:
         base = waiting.pop()

@@ -1,14 +1,16 @@
-"""Data sets. Images are held as bytes; one index gathers a whole batch."""
+"""Data sets. One index gathers a whole batch of examples; images are held as bytes."""
 
 from vae_lightning.data.base import CachedImages, ImageDataModule, Source
 from vae_lightning.data.celeba import CelebA
 from vae_lightning.data.digits import Digits
 from vae_lightning.data.images import ImageFolder
 from vae_lightning.data.mnist import MNIST, BinarizedMNIST
+from vae_lightning.data.module import DataModule
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
-from vae_lightning.storage.loader import ImageLoader, Images
-from vae_lightning.storage.transforms import Transform
+from vae_lightning.storage.examples import Examples, Images, join, windows
+from vae_lightning.storage.loader import ImageLoader, Loader
+from vae_lightning.storage.transforms import BatchTransform, Draw, Transform
 
 __all__ = [
     "CIFAR10",
@@ -16,18 +18,25 @@ __all__ = [
     "KMNIST",
     "MNIST",
     "SVHN",
+    "BatchTransform",
     "BinarizedMNIST",
     "CachedImages",
     "CelebA",
+    "DataModule",
     "Digits",
+    "Draw",
+    "Examples",
     "FashionMNIST",
     "ImageDataModule",
     "ImageFolder",
     "ImageLoader",
     "Images",
+    "Loader",
     "Omniglot",
     "ProceduralFaces",
     "ProceduralSprites",
     "Source",
     "Transform",
+    "join",
+    "windows",
 ]

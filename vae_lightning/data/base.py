@@ -12,27 +12,21 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal
 
-import lightning.pytorch as pl
-import torch
-
+from vae_lightning.data.module import SPLITS, DataModule, Resident, Split  # noqa: F401 - SPLITS for users' imports
 from vae_lightning.storage.cache import Contents, Header, broken_chunks, open_cache, prepare_cache, read_header
+from vae_lightning.storage.examples import Images
 from vae_lightning.storage.files import MissingFileError
-from vae_lightning.storage.loader import ImageLoader, Images, evaluation_batch_size
 from vae_lightning.storage.transforms import Binarisation, Transform
 from vae_lightning.types import Shape, UserError
 
-Split: TypeAlias = Literal["train", "val", "test"]
-Resident: TypeAlias = Literal["auto", "device", "memory", "mmap"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
-
-class ImageDataModule(pl.LightningDataModule):
+class ImageDataModule(DataModule):
     """Serve the splits `train`, `val` and `test` of one set of images.
 
-    A subclass returns the images from `load`; the order, the batches and the scaling to x are done here. Training does
-    not load `test`.
+    A subclass sets `image_shape` and returns the images from `load`; the order, the batches and the scaling to x are
+    done here.
 
     Args:
         data_dir: Folder of the data set's files.
@@ -51,16 +45,6 @@ class ImageDataModule(pl.LightningDataModule):
         UserError: if a batch size is below 1, or if `binarisation` and `dequantise` exclude each other.
     """
 
-    image_shape: Shape
-    predicted_splits: tuple[Split, ...] = ("test",)
-    """The splits that `predict` runs on, with one loader for each."""
-    batches_per_call = 1
-    """If above 1, the training loader yields lists of this many batches (`--speed.steps_per_call`)."""
-    factors: ClassVar[Mapping[str, int]] = {}
-    """Name and number of values of each column of `label` [B, F], if the labels are factors that images are made of."""
-    location: ClassVar[str] = ""
-    """The file or folder in `data_dir` that exists once the data set is fetched; empty if nothing is fetched."""
-
     def __init__(
         self,
         data_dir: str = "data",
@@ -72,17 +56,15 @@ class ImageDataModule(pl.LightningDataModule):
         resident: Resident = "auto",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if size < 1:
-                raise UserError(f"{type(self).__name__}: {name} is {size}; it must be at least 1")
-        self.data_dir = str(Path(data_dir).expanduser())
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        super().__init__(data_dir, batch_size, eval_batch_size, resident, seed)
         self.binarisation: Binarisation | Literal["static"] = binarisation
         self.flip, self.dequantise = flip, dequantise
-        self.resident, self.seed = resident, seed
         self.transform()  # raises UserError now, not in the first batch, if the options exclude each other
-        self._images: dict[Split, Images] = {}
+
+    @property
+    def x_shape(self) -> Shape:  # type: ignore[override]
+        """The image's shape, (C, H, W)."""
+        return self.image_shape
 
     @abstractmethod
     def load(self, split: Split) -> Images:
@@ -92,40 +74,15 @@ class ImageDataModule(pl.LightningDataModule):
             split: `train`, `val` or `test`.
         """
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes; `label` [B] holds indices into them. Empty if unknown, or before `prepare_data`."""
-        return ()
-
-    def setup(self, stage: str) -> None:
-        """Load the splits that the stage needs, so that missing or broken files are reported before anything runs.
-
-        Args:
-            stage: Lightning's name of the stage: `fit`, `validate`, `test` or `predict`.
-        """
-        splits_of_stage: dict[str, tuple[Split, ...]] = {
-            **{"fit": ("train", "val"), "validate": ("val",), "predict": self.predicted_splits}
-        }
-        for split in splits_of_stage.get(stage, ("test",)):
-            self.images(split)
-
     def images(self, split: Split) -> Images:
-        """Return the images of a split. The first call loads them and moves them to the place that `resident` names.
+        """Return the images of a split: `examples`, under the name that fits.
 
         Args:
             split: `train`, `val` or `test`.
         """
-        if split not in self._images:
-            self._images[split] = self._place_on_device(self.load(split))
-        return self._images[split]
-
-    def paths(self, split: Split) -> list[str] | None:
-        """Return the file of each image of a split, in the order of the images; None if the images are not files.
-
-        Args:
-            split: `train`, `val` or `test`.
-        """
-        return None
+        images = self.examples(split)
+        assert isinstance(images, Images)
+        return images
 
     def transform(self, max_value: int = 255) -> Transform:
         """Return the function from bytes to x that the options choose.
@@ -135,99 +92,11 @@ class ImageDataModule(pl.LightningDataModule):
         """
         return Transform(max_value, self.binarisation, self.flip, self.dequantise)
 
+    def batch_transform(self, split: Split) -> Transform:
+        return self.transform(self.images(split).max_value)
+
     def dequantised_levels(self, split: Split) -> int | None:
-        """Return L of x = (pixel + u) / L, which bits per dimension depend on; None if `dequantise` is off.
-
-        Args:
-            split: `train`, `val` or `test`.
-        """
         return self.images(split).max_value + 1 if self.dequantise else None
-
-    def check(self) -> list[str]:
-        """Return the faults of the data, one line each. Reads every file; call `prepare_data` first."""
-        problems = []
-        for split in SPLITS:
-            try:
-                if not len(self.images(split).pixels):
-                    problems.append(f"{split}: no images")
-            except UserError as error:
-                problems.append(f"{split}: {error}")
-        return problems
-
-    def train_dataloader(self) -> ImageLoader:
-        """Return the loader of this rank's share of the training images, in an order drawn anew for each epoch."""
-        loader = self._loader("train", self.batch_size, train=True)
-        loader.batches_per_call = self.batches_per_call
-        loader.one_epoch = bool(getattr(self.trainer, "overfit_batches", 0))  # Trainer does not declare the attribute
-        return loader
-
-    def val_dataloader(self) -> ImageLoader:
-        """Return the loader of this rank's share of the validation images, in the order of the data set."""
-        return self._loader("val", self.eval_batch_size)
-
-    def test_dataloader(self) -> ImageLoader:
-        """Return the loader of this rank's share of the test images, in the order of the data set."""
-        return self._loader("test", self.eval_batch_size)
-
-    def predict_dataloader(self) -> list[ImageLoader]:
-        """Return one loader for each of `predicted_splits`: the images in order, transformed as in evaluation."""
-        return [self._loader(split, self.eval_batch_size) for split in self.predicted_splits]
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return the batch unchanged if its `x` is already on `device`, as `ImageLoader`'s are.
-
-        This saves Lightning's 0.1 ms walk over the batch. Lightning moves any other batch, which the loader of a
-        subclass may yield.
-
-        Args:
-            batch: A dict with the key `x`, a list of such dicts, or a batch of any other kind.
-            device: The device that the model runs on.
-            dataloader_idx: Index of the loader that yielded the batch.
-        """
-        first_batch = batch[0] if isinstance(batch, list) and batch else batch
-        x = first_batch.get("x") if isinstance(first_batch, dict) else None
-        if isinstance(x, torch.Tensor) and x.device == device:
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def _loader(self, split: Split, batch_size: int, train: bool = False) -> ImageLoader:
-        images = self.images(split)
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if not train:
-            batch_size = evaluation_batch_size(len(images.pixels), batch_size, world_size)
-        position = self._position if train and self.trainer else int
-        transform = self.transform(images.max_value)
-        device = self._device()
-        return ImageLoader(images, batch_size, train, transform, self.seed, rank, world_size, device, position)
-
-    def _position(self) -> int:
-        """Number of batches that the fit has seen in this epoch; above 0 only if it was resumed within an epoch."""
-        assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready * self.batches_per_call
-
-    def _device(self) -> torch.device:
-        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-
-    def _place_on_device(self, images: Images) -> Images:
-        if self.resident == "mmap" and images.mapping is None:
-            raise UserError(
-                f"{type(self).__name__}: resident is mmap, but the images are not in a file that can be mapped; choose "
-                "--data.resident=auto, memory or device"
-            )
-        device = self._device()
-        if self.resident == "memory" or (self.resident == "device" and device.type == "cpu"):
-            return images.in_memory()
-        if self.resident == "device" or (self.resident == "auto" and self._fits_on_device(images)):
-            return images.to(device)
-        return images
-
-    def _fits_on_device(self, images: Images) -> bool:
-        """A mapped file counts whole, because the other splits in the file are moved to the device later."""
-        device = self._device()
-        size = len(images.mapping) if images.mapping is not None else images.pixels.nbytes
-        if device.type == "cuda":
-            return size <= torch.cuda.mem_get_info(device)[0] // 2
-        return device.type != "cpu"  # in CPU memory already, so nothing is gained by a copy
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vae_lightning.data.base import ImageDataModule, Split
 from vae_lightning.noise import derive_seed
-from vae_lightning.storage.loader import Images
+from vae_lightning.storage.examples import Images
 
 
 class Digits(ImageDataModule):

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from vae_lightning.data.base import SPLITS, Split
+from vae_lightning.data.module import SPLITS, Split
 from vae_lightning.types import UserError
 
 Splits: TypeAlias = Literal["auto", "folders", "fractions"]

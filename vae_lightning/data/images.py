@@ -20,8 +20,8 @@ from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.cache import Contents, fill_from, read_header
 from vae_lightning.storage.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
+from vae_lightning.storage.examples import Images
 from vae_lightning.storage.files import Listing, MissingFileError, list_folder, read_file
-from vae_lightning.storage.loader import Images
 from vae_lightning.storage.progress import Progress
 from vae_lightning.types import UserError
 

@@ -8,23 +8,23 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from vae_lightning.data.base import ImageDataModule
+from vae_lightning.data.module import DataModule
 from vae_lightning.runs.trust import NOT_BUILT, TRUSTED, build, check_names, trust
 from vae_lightning.types import UserError
 
 
-def build_data(spec: dict[str, Any]) -> ImageDataModule:
+def build_data(spec: dict[str, Any]) -> DataModule:
     """Build the data set that the user has written as `{class_path, init_args}`. The class may be any.
 
     Args:
         spec: The entry `data` of a config: `class_path` and, if needed, `init_args`.
     """
     parser = _data_parser()
-    data: ImageDataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    data: DataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
     return data
 
 
-def data_of(checkpoint: Path, trusted: list[str]) -> ImageDataModule:
+def data_of(checkpoint: Path, trusted: list[str]) -> DataModule:
     """Build the data set that the checkpoint's run was trained on, and call its `prepare_data`.
 
     Args:
@@ -41,7 +41,7 @@ def data_of(checkpoint: Path, trusted: list[str]) -> ImageDataModule:
         spec = yaml.safe_load(config.read_text())["data"]
         names = ("vae_lightning.data.", *(name for name in trust(trusted, checkpoint) if name not in TRUSTED))
         check_names(_without_folders(spec), config, names)
-        data: ImageDataModule | None = build(_data_parser(), {"data": spec}, config, names).data
+        data: DataModule | None = build(_data_parser(), {"data": spec}, config, names).data
         if data is None:
             raise ValueError("data is null")
     except UserError:
@@ -54,7 +54,7 @@ def data_of(checkpoint: Path, trusted: list[str]) -> ImageDataModule:
 
 def _data_parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
+    parser.add_subclass_arguments(DataModule, "data")
     return parser
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vae_lightning.data.base import ImageDataModule, Split
 from vae_lightning.runs.whole_files import write_whole
+from vae_lightning.storage.examples import Images
 from vae_lightning.storage.files import BYTE_ORDER_MARK, check_digest, download, find, read_bytes, read_idx
-from vae_lightning.storage.loader import Images
 from vae_lightning.types import Shape, UserError
 
 _NOT_FOUND_REMEDY = "rerun with network access to download it, or pass --data.data_dir (make train DATA_DIR=...)"

@@ -19,6 +19,7 @@ from vae_lightning.noise import derive_seed
 from vae_lightning.runs.whole_files import file_digest, one_at_a_time
 from vae_lightning.storage.cache import Contents, fill_from
 from vae_lightning.storage.decode import FILTER, decode
+from vae_lightning.storage.examples import Images
 from vae_lightning.storage.files import (
     MissingFileError,
     check_digest,
@@ -28,7 +29,6 @@ from vae_lightning.storage.files import (
     read_file,
     read_idx,
 )
-from vae_lightning.storage.loader import Images
 from vae_lightning.types import UserError
 
 Subset: TypeAlias = Literal["balanced", "letters", "digits", "byclass", "bymerge", "mnist"]

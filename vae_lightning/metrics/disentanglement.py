@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.metrics.evaluator import Evaluator, Finding, in_order, mean_draws
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
@@ -202,15 +202,15 @@ class Disentanglement(Evaluator):
             raise UserError(f"Disentanglement: num_trees is {num_trees}; it must be at least 1")
         self.num_trees = num_trees
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         if data is None or not data.factors:
             name = "the data" if data is None else type(data).__name__
             return f"the factors of {name} are not known (those of ProceduralSprites are)"
-        if len(data.images("test").pixels) < self.min_images:
-            return f"there are {len(data.images('test').pixels)} test images; the scores need {self.min_images}"
+        if len(data.examples("test")) < self.min_images:
+            return f"there are {len(data.examples('test'))} test images; the scores need {self.min_images}"
         return None if trace.continuous() else "the model has no latents"
 
-    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
         self._codes: list[torch.Tensor] = []
         self._factors: list[torch.Tensor] = []
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.metrics.disentanglement import Disentanglement
 from vae_lightning.metrics.evaluator import Evaluator, Finding, log_numbers
 from vae_lightning.metrics.information import Information
@@ -62,7 +62,7 @@ class Evaluation(pl.Callback):
             assert isinstance(pl_module, LatentVariableModel)
             self._begin(pl_module, getattr(trainer, "datamodule", None), batch)
 
-    def _begin(self, model: LatentVariableModel, data: ImageDataModule | None, batch: Batch) -> None:
+    def _begin(self, model: LatentVariableModel, data: DataModule | None, batch: Batch) -> None:
         """Choose the metrics that apply, by a trace of two images, before any work is done."""
         self.found, self.left_out, self._running, self._terms = {}, {}, [], {}
         trace = model.trace({name: value[:2] for name, value in batch.items()}, self.num_samples)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch
@@ -37,7 +37,7 @@ class Evaluator(ABC):
 
     units: ClassVar[Mapping[str, str]]
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         """The reason why the metric does not apply, as the end of a sentence; None if the metric applies.
 
         Args:
@@ -47,7 +47,7 @@ class Evaluator(ABC):
         return None
 
     @abstractmethod
-    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
         """Reset the metric's state at the start of a test."""
 
     def update(self, trace: Trace, batch: Batch) -> None:  # noqa: B027 - a metric of samples needs no update

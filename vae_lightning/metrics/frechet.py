@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule, ImageDataModule
 from vae_lightning.metrics.classifier import grey_images, load_classifier, prepare_classifier
 from vae_lightning.metrics.evaluator import Evaluator, Finding, rank_and_world_size
 from vae_lightning.models import LatentVariableModel
@@ -36,15 +36,15 @@ class _Frechet(Evaluator):
 
     num_features: ClassVar[int]
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
-        if data is None:
-            return "the distance needs a data module"
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
+        if not isinstance(data, ImageDataModule):
+            return "the distance needs a data set of images"
         count, least = len(data.images("test").pixels), 2 * self.num_features
         enough = count >= least
         return None if enough else f"{self.num_features} features need {least} test images; there are {count}"
 
-    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
-        assert data is not None
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
+        assert isinstance(data, ImageDataModule)
         self._model, self._data = model, data
 
     @abstractmethod
@@ -86,8 +86,8 @@ class FrechetDistance(_Frechet):
             raise UserError(f"FrechetDistance: num_steps is {num_steps}; it must be at least 1")
         self.classifier, self.num_steps = classifier, num_steps
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
-        if data is not None and data.images("test").labels is None:
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
+        if isinstance(data, ImageDataModule) and data.images("test").labels is None:
             return f"{type(data).__name__} has no labels to train a classifier on"
         return super().why_not_applicable(trace, data)
 
@@ -125,7 +125,7 @@ class FID(_Frechet):
     def __init__(self, weights: str) -> None:
         self.weights = str(Path(weights).expanduser())
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         if find_spec("torch_fidelity") is None:
             return "torch-fidelity is not installed (pip install torch-fidelity)"
         if not Path(self.weights).is_file():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.distributions import Flowed
 from vae_lightning.metrics.estimate import Estimate, mean_and_error
 from vae_lightning.metrics.evaluator import Evaluator, Finding, from_all_ranks, in_order
@@ -48,7 +48,7 @@ class Information(Evaluator):
             raise UserError(f"Information: num_points is {num_points}; it must be at least 2")
         self.num_points = num_points
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         if trace.log_shares is not None:
             return "the model enumerates a variable, so that q(z) is no mixture over images alone"
         reasons = [f"of {name} {self._why_not_measurable(latent)}" for name, latent in trace.latents.items()]
@@ -69,7 +69,7 @@ class Information(Evaluator):
             return "q has no density at the codes of other images"
         return None
 
-    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
         self._seen: dict[str, list[_Seen]] = {}
         self._is_measurable: dict[str, bool] = {}
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.metrics.evaluator import Evaluator, Finding, mean_draws
 from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.models import LatentVariableModel
@@ -27,7 +27,7 @@ class RateDistortion(Evaluator):
 
     units: ClassVar[Mapping[str, str]] = {"rate": "nats per image", "distortion": "nats per image"}
 
-    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
         self._rate, self._distortion = MeanAndError().to(model.device), MeanAndError().to(model.device)
 
     def update(self, trace: Trace, batch: Batch) -> None:
@@ -37,7 +37,7 @@ class RateDistortion(Evaluator):
     def compute(self) -> dict[str, Finding]:
         return {**with_stderr("rate", self._rate), **with_stderr("distortion", self._distortion)}
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         return None if trace.latents else "the model has no latents"
 
 
@@ -57,10 +57,10 @@ class LatentUnits(Evaluator):
     }
     threshold = 0.01
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         return None if trace.continuous() else "the model has no latent with dimensions in every row"
 
-    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
         self._means: dict[str, MeanAndError] = {}
         self._kls: dict[str, MeanAndError] = {}
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.data.base import Split
 from vae_lightning.metrics.evaluator import in_order
 from vae_lightning.runs.whole_files import whole_file
@@ -23,7 +23,7 @@ def rows_of(batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> di
     return {name: (values.float() if is_half[name] else values).numpy() for name, values in rows.items()}
 
 
-def describe(rows: Mapping[str, np.ndarray], data: ImageDataModule, split: Split) -> dict[str, np.ndarray]:
+def describe(rows: Mapping[str, np.ndarray], data: DataModule, split: Split) -> dict[str, np.ndarray]:
     """The rows, which are the first ones of a split, with `split` and, where its images come from files, `path`."""
     count = len(next(iter(rows.values())))
     paths = data.paths(split)

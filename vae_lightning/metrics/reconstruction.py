@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.metrics.evaluator import Evaluator, Finding
 from vae_lightning.metrics.latents import with_stderr
 from vae_lightning.metrics.likelihood import MeanAndError
@@ -27,12 +27,12 @@ class Reconstruction(Evaluator):
 
     units: ClassVar[Mapping[str, str]] = {"psnr": "dB", "ssim": "1 at best"}
 
-    def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+    def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         if trace.x.dim() != 4 or not trace.x.is_floating_point():
             return f"x is not an image [C, H, W]: its shape is {list(trace.x.shape[1:])}"
         return None if trace.reconstruction() is not None else "p(x|z) does not know its mean"
 
-    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
         self._psnr, self._ssim = MeanAndError().to(model.device), MeanAndError().to(model.device)
         self._has_ssim = False
 

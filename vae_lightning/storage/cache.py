@@ -33,8 +33,8 @@ from torch import Tensor
 
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.whole_files import one_at_a_time, write_whole
+from vae_lightning.storage.examples import Images
 from vae_lightning.storage.files import read_file
-from vae_lightning.storage.loader import Images
 from vae_lightning.storage.progress import Progress
 from vae_lightning.types import Shape, UserError
 

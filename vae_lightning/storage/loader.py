@@ -6,15 +6,14 @@ import mmap
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vae_lightning.noise import derive_seed
-from vae_lightning.storage.transforms import Transform
+from vae_lightning.storage.examples import Examples, Images, take_rows
+from vae_lightning.storage.transforms import BatchTransform, Draw, Transform
 from vae_lightning.types import Batch, UserError
 
 T = TypeVar("T")
@@ -30,56 +29,8 @@ _EVALUATION_BATCHES = 8
 """The least number of batches of an evaluation, so that up to eight ranks can share the same batches."""
 
 
-@dataclass(frozen=True)
-class Images:
-    """The images of a split, as bytes, and their labels.
-
-    Args:
-        pixels: uint8 [N, C, H, W] with values 0 .. `max_value`.
-        labels: [N, ...], or None if the data set has no labels.
-        max_value: The value of white.
-        mapping: The memory map that holds the pixels, if they are read from a file when they are used.
-        check: Takes the numbers of images. Raises UserError if the file was damaged at one of them.
-    """
-
-    pixels: Tensor
-    labels: Tensor | None = None
-    max_value: int = 255
-    mapping: mmap.mmap | None = None
-    check: Callable[[Tensor], None] | None = None
-
-    def verify(self, index: Tensor | None = None) -> None:
-        """Check images before you read `pixels`. `ImageLoader`, `to` and `in_memory` call this themselves.
-
-        Args:
-            index: The numbers of the images; None for all.
-
-        Raises:
-            UserError: if one of the images was damaged in its file.
-        """
-        if self.check is not None:
-            self.check(torch.arange(len(self.pixels)) if index is None else index.cpu())
-
-    def to(self, device: torch.device) -> Images:
-        """Check all images and copy them to a device; the images themselves if they are there already.
-
-        Args:
-            device: Where the copies live.
-        """
-        if device == self.pixels.device:
-            return self
-        self.verify()
-        labels = None if self.labels is None else self.labels.to(device)
-        return Images(self.pixels.to(device), labels, self.max_value)
-
-    def in_memory(self) -> Images:
-        """Check all images and copy them from their memory map, if they lie in one, to memory."""
-        self.verify()
-        return self if self.mapping is None else Images(self.pixels.clone(), self.labels, self.max_value)
-
-
-class ImageLoader:
-    """Batches `{x, label}` of `images` on `device`, made without a line of Python per image.
+class Loader:
+    """Batches of `examples` on `device`, made without a line of Python per example.
 
     Order and noise of a training loader are functions of (seed, epoch, index). The ranks take disjoint slices of the
     order, all of one length, so that no rank waits for another. An evaluation loader yields each image once over all
@@ -87,14 +38,14 @@ class ImageLoader:
     makes sure that every rank has a batch. Lightning sets the epoch by `sampler.set_epoch`, as for a `DataLoader`.
 
     Args:
-        images: The images of a split.
-        batch_size: Images in a batch.
-        train: Whether the order is shuffled and images may be flipped. The last batch may be short in both cases.
-        transform: Makes x from bytes; None for x = pixel / max.
+        examples: The examples of a split.
+        batch_size: Examples in a batch.
+        train: Whether the order is shuffled. The last batch may be short in both cases.
+        transform: Changes a batch; None for x = pixel / max of images, and for examples as they are stored.
         seed: The seed of order and noise.
         rank: The number of this process.
         world_size: The number of processes.
-        device: Where the batches go; None for the device of the images.
+        device: Where the batches go; None for the device of the examples.
         position: Returns the number of batches of the epoch that a resumed fit has seen already. Called when the first
             batch of an epoch is taken.
     """
@@ -106,22 +57,23 @@ class ImageLoader:
 
     def __init__(
         self,
-        images: Images,
+        examples: Examples,
         batch_size: int,
         train: bool,
-        transform: Transform | None = None,
+        transform: BatchTransform | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
         position: Callable[[], int] = int,  # int() is 0
     ) -> None:
-        transform = transform or Transform(images.max_value)
-        self.images, self.batch_size, self.train = images, batch_size, train
-        self.transform = transform if train else replace(transform, flip=False)
+        if transform is None and isinstance(examples, Images):
+            transform = Transform(examples.max_value)
+        self.examples, self.batch_size, self.train = examples, batch_size, train
+        self.transform = transform if train or transform is None else transform.in_evaluation()
         self.seed = seed if train else _EVALUATION_SEED
         self.rank, self.world_size = rank, world_size
-        self.device = device or images.pixels.device
+        self.device = device or examples.device
         self.position = position
         self.epoch = 0
         self.sampler, self.batch_sampler = self, None  # the attributes of a DataLoader that Lightning reads
@@ -148,25 +100,25 @@ class ImageLoader:
 
     def __len__(self) -> int:
         if not self.train:
-            return len(range(self.rank, -(-len(self.images.pixels) // self.batch_size), self.world_size))
+            return len(range(self.rank, -(-len(self.examples) // self.batch_size), self.world_size))
         return -(-self.num_batches // self.batches_per_call)
 
     @property
     def num_batches(self) -> int:
         """The number of batches of this rank in an epoch of training, whatever `batches_per_call` is."""
-        return -(-self._num_images() // self.batch_size)
+        return -(-self._num_examples() // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of an epoch. Epoch and position are read at the first batch, because Lightning sets both late."""
-        source_device = self.images.pixels.device
-        if self.images.mapping is not None:  # pages of the last pass would count as resident before this one
-            self.images.mapping.madvise(mmap.MADV_DONTNEED)
+        source_device = self.examples.device
+        if self.examples.mapping is not None:  # pages of the last pass would count as resident before this one
+            self.examples.mapping.madvise(mmap.MADV_DONTNEED)
         self._resident_before = _resident_file_bytes()
         order = self._order()[self.position() * self.batch_size :].to(source_device, non_blocking=True)
         gathered: Iterable[tuple[Tensor, Batch]] = map(
             self._gather, order.split(self.batch_size * self.batches_per_call)
         )
-        if source_device != self.device or self.images.mapping is not None:
+        if source_device != self.device or self.examples.mapping is not None:
             gathered = prefetch(gathered, depth=2)
         for index, batch in gathered:
             index, batch = self._on_device(index), {name: self._on_device(value) for name, value in batch.items()}
@@ -176,8 +128,15 @@ class ImageLoader:
                 yield [self._transformed(*one) for one in self._split(index, batch)]
 
     def _transformed(self, index: Tensor, batch: Batch) -> Batch:
-        total = len(self.images.pixels)
-        return {**batch, "x": self.transform(batch["x"], index, self.seed, self.epoch, total)}
+        if self.transform is None:
+            return batch
+        changed = self.transform.apply(batch, Draw(index, self.seed, self.epoch, len(self.examples)))
+        if not changed.keys() <= self.transform.changes:
+            raise UserError(
+                f"{type(self.transform).__name__}: it changes {', '.join(changed)}, and names "
+                f"{', '.join(self.transform.changes) or 'nothing'} in `changes`; name every field that it changes"
+            )
+        return {**batch, **changed}
 
     def _split(self, index: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
         """Split what was gathered at once into batches of `batch_size`."""
@@ -185,37 +144,50 @@ class ImageLoader:
         for first, *others in zip(*parts, strict=True):
             yield first, dict(zip(batch, others, strict=True))
 
-    def _num_images(self) -> int:
-        """The number of images of this rank in an epoch of training."""
-        return len(self.images.pixels) // self.world_size
+    def _num_examples(self) -> int:
+        """The number of examples of this rank in an epoch of training."""
+        return len(self.examples) // self.world_size
 
     def _order(self) -> Tensor:
-        """The numbers of the images of this rank, in the order of this epoch."""
-        total = len(self.images.pixels)
+        """The numbers of the examples of this rank, in the order of this epoch."""
+        total = len(self.examples)
         if not self.train:  # only the last batch of the set may be short, and it is the last batch of its rank
             return torch.cat(evaluation_batches(total, self.batch_size, self.rank, self.world_size))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, _SHUFFLE, self.epoch))
-        return torch.randperm(total, generator=generator)[self.rank :: self.world_size][: self._num_images()]
+        if self.examples.group is not None:
+            return self._grouped_order(self.examples.group.cpu(), generator)
+        return torch.randperm(total, generator=generator)[self.rank :: self.world_size][: self._num_examples()]
+
+    def _grouped_order(self, group: Tensor, generator: torch.Generator) -> Tensor:
+        """The order if a share of each batch is drawn from a group: the same share of every batch of every rank.
+
+        Within the group, and outside, examples come in shuffled rounds, so each is seen about equally often.
+        """
+        size = self._num_examples()
+        num_from_group = round(self.examples.group_share * self.batch_size)
+        is_grouped = torch.arange(size) % self.batch_size < num_from_group  # one rank's
+        order = torch.empty(size, dtype=torch.long)
+        for place, members in ((is_grouped, group), (~is_grouped, ~group)):
+            numbers, wanted = members.nonzero().flatten(), int(place.sum()) * self.world_size  # of all ranks
+            rounds = [torch.randperm(len(numbers), generator=generator) for _ in range(-(-wanted // len(numbers)))]
+            if rounds:
+                order[place] = numbers[torch.cat(rounds)[:wanted]][self.rank :: self.world_size]
+        return order
 
     def _gather(self, index: Tensor) -> tuple[Tensor, Batch]:
-        """Check and gather the bytes and labels of a batch; in pinned memory if they will be copied to a GPU."""
-        self.images.verify(index)
-        batch = {"x": self._select(self.images.pixels, index)}
-        if self.images.labels is not None:
-            batch["label"] = self._select(self.images.labels, index)
-        return index, batch
+        """Check and gather the fields of a batch; in pinned memory if they will be copied to a GPU."""
+        self.examples.verify(index)
+        return index, {name: self._select(*self.examples.rows(name, index)) for name in self.examples.fields}
 
     def _select(self, values: Tensor, index: Tensor) -> Tensor:
-        if values.device == self.device and self.images.mapping is None:
-            return values.index_select(0, index)
-        # numpy copies, because torch would wake a second team of OpenMP threads for the thread that gathers
+        if values.device == self.device and self.examples.mapping is None:
+            return values.index_select(0, index) if values.is_contiguous() else values[index]
         pin = self.device.type == "cuda"
         chosen = torch.empty((len(index), *values.shape[1:]), dtype=values.dtype, pin_memory=pin)
-        source, target = values.numpy(), chosen.numpy()
-        step = max(1, len(index)) if self.images.mapping is None else _MAPPED_ROWS_AT_ONCE
+        step = max(1, len(index)) if self.examples.mapping is None else _MAPPED_ROWS_AT_ONCE
         for start in range(0, len(index), step):
             rows = slice(start, start + step)
-            np.take(source, index[rows].numpy(), axis=0, out=target[rows], mode="clip")  # mode="raise" would copy twice
+            take_rows(values, index[rows], chosen[rows])
             self._release_pages()
         return chosen
 
@@ -224,7 +196,7 @@ class ImageLoader:
 
         Resident memory counts them. The kernel keeps their contents while it has room, so reading them again is cheap.
         """
-        mapping = self.images.mapping
+        mapping = self.examples.mapping
         if mapping is not None and _resident_file_bytes() - self._resident_before > _MAX_MAPPED_BYTES:
             mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -240,17 +212,17 @@ def evaluation_batch_size(total: int, batch_size: int, world_size: int) -> int:
     are smaller, and sampled numbers differ by their standard error.
 
     Args:
-        total: The number of images.
+        total: The number of examples.
         batch_size: The largest batch.
         world_size: The number of ranks.
 
     Raises:
-        UserError: if there is no image, or fewer images than ranks.
+        UserError: if there is no example, or fewer examples than ranks.
     """
     if total == 0:
-        raise UserError("the split has no images: there is nothing to evaluate")
+        raise UserError("the split has no examples: there is nothing to evaluate")
     if total < world_size:
-        raise UserError(f"{total} images for {world_size} ranks: each needs one to evaluate; use fewer devices")
+        raise UserError(f"{total} examples for {world_size} ranks: each needs one to evaluate; use fewer devices")
     min_batches = max(world_size, min(total, _EVALUATION_BATCHES))
     size = -(-total // min_batches)
     size = size if (min_batches - 1) * size < total else total // min_batches  # rounded up, it may give fewer batches
@@ -258,11 +230,11 @@ def evaluation_batch_size(total: int, batch_size: int, world_size: int) -> int:
 
 
 def evaluation_batches(total: int, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
-    """The numbers of the images of each batch of a rank: every `world_size`-th batch of the whole order.
+    """The numbers of the examples of each batch of a rank: every `world_size`-th batch of the whole order.
 
     Args:
-        total: The number of images.
-        batch_size: Images in a batch.
+        total: The number of examples.
+        batch_size: Examples in a batch.
         rank: The number of this process.
         world_size: The number of processes.
     """
@@ -270,11 +242,11 @@ def evaluation_batches(total: int, batch_size: int, rank: int, world_size: int) 
 
 
 def first_images(batches: Iterable[Batch], n: int) -> Batch:
-    """Join batches until there are n images; fewer if the batches hold fewer.
+    """Join batches until there are n examples; fewer if the batches hold fewer.
 
     Args:
         batches: Batches of a loader.
-        n: The number of images.
+        n: The number of examples.
     """
     parts, count = [], 0
     for batch in batches:
@@ -339,5 +311,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
         thread.join()
 
 
+ImageLoader = Loader
+"""The name of `Loader` in earlier releases."""
 ahead = prefetch
 """The name of `prefetch` in earlier releases."""

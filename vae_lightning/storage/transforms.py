@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from vae_lightning.noise import uniform16
-from vae_lightning.types import UserError
+from vae_lightning.types import Batch, UserError
 
 Binarisation: TypeAlias = Literal["none", "threshold", "dynamic"]
 """How a batch is binarised. The fourth value, `static`, is for data sets whose files are binary."""
@@ -19,7 +21,45 @@ _BINARISE, _FLIP, _DEQUANTISE = 1, 2, 3  # streams of randomness; stream 0 is th
 
 
 @dataclass(frozen=True)
-class Transform:
+class Draw:
+    """What the noise of a batch is a function of.
+
+    Args:
+        index: The numbers of the examples in their split, [B].
+        seed: The seed of the run; in evaluation one seed for all runs.
+        epoch: The epoch; 0 in evaluation.
+        total: The number of examples in the split.
+    """
+
+    index: Tensor
+    seed: int
+    epoch: int
+    total: int
+
+
+class BatchTransform(ABC):
+    """A change of a batch after it was gathered, on the batch's device. A subclass defines `apply` and `changes`."""
+
+    changes: AbstractSet[str] = frozenset({"x"})
+    """The fields that `apply` may return."""
+
+    @abstractmethod
+    def apply(self, batch: Batch, draw: Draw) -> Batch:
+        """The changed fields of a batch by name. Tensors of the batch may be overwritten.
+
+        Args:
+            batch: Every field of the batch.
+            draw: Take noise from `vae_lightning.noise` as a function of these numbers, so that a resumed run and a run
+                on several devices see the same batches.
+        """
+
+    def in_evaluation(self) -> BatchTransform:
+        """The transform of validation and test; the same unless a subclass says otherwise."""
+        return self
+
+
+@dataclass(frozen=True)
+class Transform(BatchTransform):
     """x = f(pixels; seed, epoch, index): pixels uint8 [B, C, H, W] to float32 in [0, 1].
 
     Runs on the pixels' device and may overwrite `pixels`; pass a batch, not the data set. All noise is a function of
@@ -30,7 +70,7 @@ class Transform:
         max_value: The value of white; pixels are 0 .. `max_value`.
         binarisation: `none` or `static` (x = pixel / max), `threshold` (x = 1 if pixel / max > 1/2, else 0) or
             `dynamic` (x ~ Bernoulli(pixel / max)).
-        flip: Mirror each image left to right with probability 1/2.
+        flip: Mirror each image left to right with probability 1/2, and its `segmentation` with it.
         dequantise: x = (pixel + u) / (max + 1) with u ~ U[0, 1). With this noise a log-density of x is on average a
             lower bound of the log-probability of the pixels (Theis et al. 2016, https://arxiv.org/abs/1511.01844).
 
@@ -38,10 +78,23 @@ class Transform:
         UserError: if `dequantise` is combined with a binarisation.
     """
 
+    changes: ClassVar[AbstractSet[str]] = frozenset({"x", "segmentation"})  # type: ignore[misc]
+
     max_value: int = 255
     binarisation: Binarisation | Literal["static"] = "none"
     flip: bool = False
     dequantise: bool = False
+
+    def apply(self, batch: Batch, draw: Draw) -> Batch:
+        changed = {"x": self(batch["x"], draw.index, draw.seed, draw.epoch, draw.total)}
+        if self.flip and "segmentation" in batch:
+            mirrored = _mirrored(draw.total, draw.seed, draw.epoch, draw.index.device).index_select(0, draw.index)
+            maps = batch["segmentation"].view(len(mirrored), -1, *batch["x"].shape[-2:])  # [B, 1, H, W]
+            changed["segmentation"] = _flip(maps, mirrored).view_as(batch["segmentation"])
+        return changed
+
+    def in_evaluation(self) -> Transform:
+        return replace(self, flip=False)
 
     def __post_init__(self) -> None:
         if self.dequantise and self.binarisation != "none":

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from vae_lightning.data.base import SPLITS
 from vae_lightning.data.loading import build_data
+from vae_lightning.data.module import SPLITS
 from vae_lightning.metrics.formatting import number
 from vae_lightning.storage.cache import BrokenImagesError
-from vae_lightning.storage.loader import Images
+from vae_lightning.storage.examples import Images
 from vae_lightning.types import UserError
 
 
