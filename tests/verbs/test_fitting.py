@@ -77,7 +77,7 @@ def test_mistakes_on_the_command_line_are_one_line_each(run: Path, capsys: pytes
     assert "no Prior" in refusal(capsys, "fit-prior", run, "--prior=Nope")
     assert "no parameter to fit" in refusal(capsys, "fit-prior", run, "--prior=StandardNormal")
     assert "VampPrior is made of a model's encoder" in refusal(capsys, "fit-prior", run, "--prior=VampPrior")
-    assert "checkpoint" in refusal(capsys, "fit-prior")
+    assert "required: run" in refusal(capsys, "fit-prior")
     assert "no such checkpoint" in refusal(capsys, "fit-prior", run / "nothing.ckpt")
     assert not (run / "checkpoints" / "best.prior.pt").exists()
     (run / "config.yaml").unlink()
@@ -157,7 +157,7 @@ def test_a_worse_prior_is_called_that() -> None:
     with torch.no_grad():
         bad.mean.fill_(3.0)
     z = torch.randn(100, 1, 2).double()
-    assert "the worse one" in report(model, bad, Encoded(z, torch.zeros(100, 1).double()))
+    assert "worse than the model's" in report(model, bad, Encoded(z, torch.zeros(100, 1).double()))
 
 
 MAP_PRIORS = [partial(MixtureOfFullNormals, num_components=2), LearnedNormal, partial(FlowPrior, num_steps=1)]

@@ -283,7 +283,7 @@ class DataCLI(CLI):
     """Read a command line as `fit` does and keep the recipe of the data set; nothing is built or run."""
 
     def before_instantiate_classes(self) -> None:
-        self.spec: dict[str, Any] = self.config[self.config.subcommand].data.as_dict()
+        self.recipe: dict[str, Any] = self.config[self.config.subcommand].data.as_dict()
 
     def instantiate_classes(self) -> None: ...
 
