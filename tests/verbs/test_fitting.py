@@ -115,7 +115,7 @@ def test_an_unfit_file_is_refused(run: Path) -> None:
 
     assert f"shape (3,); the model's have ({size},)" in said(good)
     fits = {**good, "event_shape": [size]}
-    assert "another best.ckpt" in said({**fits, "checkpoint": "0" * 64})
+    assert "an earlier best.ckpt" in said({**fits, "checkpoint": "0" * 64})
     assert "not of vae_lightning" in said({**fits, "prior": {"class_path": "os.path.join"}})
     assert "cannot be built" in said({**fits, "prior": {"class_path": "vae_lightning.models.VAE"}})
     assert "cannot be built" in said({**fits, "state_dict": {"mean": torch.zeros(1)}})
@@ -213,7 +213,7 @@ def test_an_empty_set_and_a_model_without_one_prior_are_refused() -> None:
     model = linear_gaussian(ELBO)
     with pytest.raises(UserError, match="the training set has no images"):
         encode(model, [], "the training set")
-    with pytest.raises(UserError, match="DLGM: a prior is fitted to one latent with one prior"):
+    with pytest.raises(UserError, match="DLGM: a prior can be fitted only to a model with one latent"):
         report(DLGM((1, 4, 4)), StandardNormal((2,)), Encoded(torch.zeros(1, 1, 2), torch.zeros(1, 1)))
 
 
