@@ -1,4 +1,4 @@
-"""What is said before the first step: few images, a batch larger than the set, a validation that never comes."""
+"""Notes before the first step: few images, a batch larger than the set, no validation in the run."""
 
 from __future__ import annotations
 

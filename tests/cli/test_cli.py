@@ -1,4 +1,4 @@
-"""The command line, from outside: runs and their folders, slots, resuming, and one clear line for each mistake."""
+"""The command line as a user sees it: runs and their folders, slots, resuming, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """One run that the tests of this file look at; it is not to be changed."""
+    """One run that the tests of this file read; no test may change it."""
     return trained_run(tmp_path_factory.getbasetemp() / "trained")
 
 
@@ -86,7 +86,7 @@ def test_metrics_csv_has_every_key_and_nats_that_add_up(trained: TrainedRun) -> 
     assert all(math.isfinite(value) for row in values for value in row.values())
     validations = [row for row in values if "val/elbo" in row]
     assert len(validations) == 2
-    assert validations[1]["val/elbo"] > validations[0]["val/elbo"]  # it learns
+    assert validations[1]["val/elbo"] > validations[0]["val/elbo"]  # the model learns
     for row in validations:
         assert row["val/elbo"] == pytest.approx(row["val/log_likelihood"] - row["val/kl"], abs=1e-3)
         assert row["val/kl"] == pytest.approx(row["val/kl/z"])
@@ -94,7 +94,7 @@ def test_metrics_csv_has_every_key_and_nats_that_add_up(trained: TrainedRun) -> 
 
 
 def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
-    """50 digits in rows of ten, each enlarged sevenfold to 56 pixels; each row of originals is above its own means."""
+    """50 digits in rows of ten, each enlarged to 56 pixels; each row of originals is above the row of its means."""
     images = trained.folder / "images"
     samples, pairs = read_picture(images / "samples-0002.png"), read_picture(images / "reconstructions-0002.png")
     assert samples.shape == (3, 5 * 58 + 2, 10 * 58 + 2)
@@ -194,7 +194,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained: TrainedRun,
     last = folder / "checkpoints" / "last.ckpt"
     off = ("--trainer.logger=false", "--trainer.max_epochs=4")
     run_cli("fit", "-c", folder / "config.yaml", "--ckpt_path", last, *off, f"--runs_dir={tmp_path / 'other'}")
-    assert not (tmp_path / "other").exists()  # it goes on where it was
+    assert not (tmp_path / "other").exists()  # the run stays in its folder
     assert main(["fit", "-c", DIGITS, *EPOCHS, *off, f"--runs_dir={tmp_path / 'whole'}"]) == 0
 
     resumed, whole = weights(last), weights(only(tmp_path, "whole/vae/digits/*/checkpoints/last.ckpt"))
@@ -363,7 +363,7 @@ def test_a_runs_config_is_the_one_it_was_started_with(trained: TrainedRun, capsy
 
 
 def make_files(folder: Path) -> None:
-    """Everything that the table of mistakes points at."""
+    """The files that the table of mistakes names."""
     (folder / "file").touch()
     (folder / "empty.ckpt").touch()
     (folder / "junk.ckpt").write_bytes(b"junk" * 100)
@@ -537,7 +537,7 @@ def test_a_checkpoint_of_another_size_says_which_tensor(
 def test_resuming_from_weights_alone_is_refused(
     trained: TrainedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A checkpoint without the optimizer's state can be tested, but no run can go on from it."""
+    """A checkpoint without the optimizer's state can be tested, but not resumed."""
     whole = torch.load(trained.folder / "checkpoints" / "last.ckpt", weights_only=True)
     path = tmp_path / "weights.ckpt"
     torch.save({name: whole[name] for name in ("state_dict", "hyper_parameters")}, path)

@@ -1,4 +1,4 @@
-"""Another class in a slot: its own defaults, and what was said of the slot."""
+"""Another class in a slot has its own defaults, and keeps the values that the user has set for the slot."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_a_file_or_a_flag_says_stays(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("model:\n  init_args:\n    objective: {class_path: ELBO, init_args: {num_samples: 7}}\n")
     args = ["fit", "--model.objective.beta=2", "--model.objective", "CIWAE", "-c", str(config)]
-    assert with_own_defaults(args) == args  # CIWAE has no others
+    assert with_own_defaults(args) == args  # the user has set every argument of CIWAE
 
 
 @pytest.mark.parametrize(

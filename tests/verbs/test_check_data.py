@@ -1,4 +1,4 @@
-"""`check-data`: says what a data set is, or all that is wrong with it, and trains nothing."""
+"""`check-data`: prints the size of a data set, or each problem, and trains nothing."""
 
 from __future__ import annotations
 

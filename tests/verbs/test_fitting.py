@@ -60,7 +60,7 @@ def test_fit_prior_and_sample_from_it(run: Path, capsys: pytest.CaptureFixture[s
     assert main(["fit-prior", str(run), "--prior=MixtureOfFullNormals", "--prior.num_components=3"]) == 0
     said = capsys.readouterr().out
     own, fitted, before, after, gain = (float(n) for n in re.findall(r"(-?[\d.]+) \+-", said))
-    assert fitted > own  # of held-out latents
+    assert fitted > own  # for held-out latents
     assert gain == pytest.approx(fitted - own, abs=0.02)
     assert after == pytest.approx(before + gain, abs=0.02)
     kept = torch.load(run / "checkpoints" / "best.prior.pt", weights_only=True)
@@ -73,7 +73,7 @@ def test_fit_prior_and_sample_from_it(run: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_mistakes_on_the_command_line_are_one_line_each(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "fit-prior" in refusal(capsys, "sample", run, "--prior=fitted")  # what makes the file
+    assert "fit-prior" in refusal(capsys, "sample", run, "--prior=fitted")  # the command that makes the file
     assert "no Prior" in refusal(capsys, "fit-prior", run, "--prior=Nope")
     assert "no parameter to fit" in refusal(capsys, "fit-prior", run, "--prior=StandardNormal")
     assert "VampPrior is made of a model's encoder" in refusal(capsys, "fit-prior", run, "--prior=VampPrior")
@@ -131,10 +131,7 @@ def test_an_unfit_file_is_refused(run: Path) -> None:
 
 
 def test_the_aggregate_posterior_is_recovered_and_the_elbo_gains_what_the_density_does() -> None:
-    """Data of a linear-Gaussian model with its exact q: the aggregate posterior is p(z) itself, and nothing is gained.
-
-    With data whose latents have another mean and covariance it is those, and the gain is KL(N(m, C) || N(0, I)).
-    """
+    """For latents from N(m, C) the fitted prior is N(m, C), and the ELBO gains KL(N(m, C) || N(0, I))."""
     model = linear_gaussian(ELBO)
     model.eval()
     encoded = encode(model, [{"x": torch.randn(8, 1, 2, 3).double()}], "the test", 3)
@@ -227,5 +224,5 @@ def test_every_fittable_prior_is_stopped_by_held_out_latents(monkeypatch: pytest
     density = prior._mean_log_prob
     monkeypatch.setattr(prior, "_mean_log_prob", lambda rows: seen.append(density(rows)) or seen[-1])
     Prior.fit(prior, z, held_out)
-    assert seen[-1] < max(seen)  # by the end it had learned the 40 by heart
+    assert seen[-1] < max(seen)  # at the end the prior has overfitted the 40 latents
     assert density(held_out) == max(seen) > start

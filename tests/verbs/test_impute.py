@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_impute_writes_a_picture_and_says_numbers(
     runs: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five rows for each ten images; the errors of chain and mean image, and of binary pixels."""
+    """The picture has five rows for each ten images; the output has the errors of the chain and of the mean image."""
     corrected = ["--corrected"] if name in ("VAE", "DLGM") else []
     assert main(["impute", str(runs[name]), "--missing=0.8", "--steps=4", "--num_images=12", *corrected]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -140,7 +140,7 @@ def test_a_mistake_is_one_line(
         (["--model=DLGM", "--model.transition=Bernoulli"], r"model\.transition: Bernoulli is no Network"),
     ],
 )
-@pytest.mark.filterwarnings("ignore")  # as on the command line
+@pytest.mark.filterwarnings("ignore")  # the command line does the same
 def test_a_mistake_in_a_model_is_one_line(
     args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

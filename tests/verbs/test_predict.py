@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 
 def predict(run: Path, *flags: str) -> dict[str, np.ndarray]:
-    """The arrays that the command wrote. The file must be new and must load without pickles."""
+    """The arrays that the command wrote; the file must be new and must load without pickles."""
     split = next((flag.partition("=")[2] for flag in flags if flag.startswith("--split=")), "test")
     path = run / f"predictions-{split}.npz"
     assert not path.exists()
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
 
 
 def write_photos(folder: Path, count: int = 30) -> None:
-    """Grey images in two folders of classes; each has a shade of its own."""
+    """Grey images in two folders, one for each class; each image has another shade."""
     for number in range(count):
         path = folder / ("cats" if number % 3 else "dogs") / f"é {number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
