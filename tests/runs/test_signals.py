@@ -119,7 +119,9 @@ def test_stopped_then_killed_then_stopped_the_same_command_goes_on(start: Callab
     second = process.last_step()
     assert second > first
     names = {path.name for path in (process.folder / "checkpoints").iterdir()}
-    assert names <= {"last.ckpt", "previous.ckpt", "best.ckpt", ".last.ckpt.part", ".best.ckpt.part"}
+    unfinished = {name for name in names if name.endswith(".vae_lightning.part")}
+    assert len(unfinished) <= 1  # the kill may come within a save
+    assert names - unfinished <= {"last.ckpt", "previous.ckpt", "best.ckpt"}
 
     process = start(name="again")
     process.train(second + 20)
