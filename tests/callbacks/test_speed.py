@@ -59,16 +59,16 @@ def test_channels_last_changes_nothing_but_the_memory_format() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "expected"),
+    ("device", "setting", "expected"),
     [("cpu", None, False), ("cuda", None, True), ("cpu", True, True), ("cuda", False, False)],
 )
 def test_the_memory_format_is_the_devices_unless_one_is_named(
-    monkeypatch: pytest.MonkeyPatch, device: str, given: bool | None, expected: bool
+    monkeypatch: pytest.MonkeyPatch, device: str, setting: bool | None, expected: bool
 ) -> None:
     model = VAE((1, 8, 8), 2, encoder=partial(ConvEncoder, channels=(8, 16)), decoder=ConvDecoder)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device(device))
-    FastNetworks(channels_last=given).setup(trainer, model, "fit")
+    FastNetworks(channels_last=setting).setup(trainer, model, "fit")
     weight = model.state_dict()["encoder.layers.2.weight"]
     assert weight.is_contiguous(memory_format=torch.channels_last) == expected
 

@@ -69,8 +69,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_one_folder_with_what_is_promised(trained: TrainedRun) -> None:
     assert RUN_ID.fullmatch(trained.folder.name)
-    found = {str(p.relative_to(trained.folder)) for p in trained.folder.rglob("*") if p.is_file()}
-    assert {name for name in found if not name.startswith("wandb/")} == {
+    names = {str(p.relative_to(trained.folder)) for p in trained.folder.rglob("*") if p.is_file()}
+    assert {name for name in names if not name.startswith("wandb/")} == {
         *("config.yaml", "metrics.csv", "results.json", ".owner.json"),
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"),
         *("images/reconstructions-0002.png", "images/samples-0002.png"),
@@ -111,8 +111,8 @@ def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
 
 
 def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) -> None:
-    found = results(trained.folder)
-    metrics = found["metrics"]
+    recorded = results(trained.folder)
+    metrics = recorded["metrics"]
     alone = ("active_units/z", "dead_dimensions/z")
     beside = ("rate", "distortion", "psnr", "mutual_information/z", "aggregate_gap/z", "nll", "nll_bpd", "nll_ess")
     beside = (*beside, "swap_cost")
@@ -123,31 +123,31 @@ def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) 
     assert all(math.isfinite(value) for value in metrics.values())
     assert 0 < metrics["test/nll_stderr"] < 20
     assert metrics["test/nll"] < -metrics["test/elbo"]  # K = 4 is a tighter bound than the ELBO
-    assert found["nll"]["num_samples"] == 4
+    assert recorded["nll"]["num_samples"] == 4
     assert 1 <= metrics["test/nll_ess"] <= 4
-    assert len(found["details"]["kl_per_dimension/z"]) == len(found["details"]["kl_per_dimension_stderr/z"]) == 8
-    assert "factors" in found["left_out"]["Disentanglement"]
-    assert found["units"]["psnr"] == "dB"
-    assert found["evaluation"]["num_samples"] == 4
-    assert found["seconds"].keys() == {"fit", "test"}
-    assert "core" in found["machine"]
-    assert found["data"]["num_images"] == 355
-    assert found["model"]["init_args"]["likelihood"]["class_path"].endswith("Binomial")
-    assert Path(found["checkpoint"]).samefile(trained.folder / "checkpoints" / "best.ckpt")
-    assert found["seed"] == 0
+    assert len(recorded["details"]["kl_per_dimension/z"]) == len(recorded["details"]["kl_per_dimension_stderr/z"]) == 8
+    assert "factors" in recorded["left_out"]["Disentanglement"]
+    assert recorded["units"]["psnr"] == "dB"
+    assert recorded["evaluation"]["num_samples"] == 4
+    assert recorded["seconds"].keys() == {"fit", "test"}
+    assert "core" in recorded["machine"]
+    assert recorded["data"]["num_images"] == 355
+    assert recorded["model"]["init_args"]["likelihood"]["class_path"].endswith("Binomial")
+    assert Path(recorded["checkpoint"]).samefile(trained.folder / "checkpoints" / "best.ckpt")
+    assert recorded["seed"] == 0
 
 
 def test_the_last_lines_name_folder_numbers_and_next_command(trained: TrainedRun) -> None:
     nll = results(trained.folder)["metrics"]["test/nll"]
     lines = trained.stdout.splitlines()
-    said = {line.split()[0]: line for line in lines[lines.index("") + 1 :] if line[:1].strip()}
-    assert str(trained.folder) in said["run"]
-    assert f"nll {nll:.2f}" in said["test"]
-    assert "Binomial" in said["given"]
-    assert "4 importance samples, " in said["given"]
+    rows = {line.split()[0]: line for line in lines[lines.index("") + 1 :] if line[:1].strip()}
+    assert str(trained.folder) in rows["run"]
+    assert f"nll {nll:.2f}" in rows["test"]
+    assert "Binomial" in rows["given"]
+    assert "4 importance samples, " in rows["given"]
     assert "active_units/z" in trained.stdout
-    assert f"vae-lightning sample {trained.folder / 'checkpoints' / 'best.ckpt'}" in said["next"]
-    assert "wandb sync" in said["W&B"]
+    assert f"vae-lightning sample {trained.folder / 'checkpoints' / 'best.ckpt'}" in rows["next"]
+    assert "wandb sync" in rows["W&B"]
 
 
 def test_the_same_command_twice_makes_two_folders_and_the_same_numbers(trained: TrainedRun) -> None:
@@ -488,11 +488,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complete(args: Sequence[str], files: Path, runs: Path) -> list[str]:
-    given = [arg.format(files) for arg in args]
+    command = [arg.format(files) for arg in args]
     if args[0] in ("sample", "reconstruct"):
-        return given
-    quick = ("--trainer.logger=false", *(() if "--trainer.max_epochs=-5" in given else ("--trainer.max_epochs=1",)))
-    return [*given, *quick, *(() if any("runs_dir" in arg for arg in given) else (f"--runs_dir={runs}",))]
+        return command
+    quick = ("--trainer.logger=false", *(() if "--trainer.max_epochs=-5" in command else ("--trainer.max_epochs=1",)))
+    return [*command, *quick, *(() if any("runs_dir" in arg for arg in command) else (f"--runs_dir={runs}",))]
 
 
 @pytest.mark.parametrize("case", MISTAKES)
@@ -502,14 +502,14 @@ def test_a_mistake_ends_in_one_clear_line(
     args, code, says = MISTAKES[case]
     monkeypatch.setattr(MNIST, "mirrors", ("http://127.0.0.1:1/",))
     try:
-        found: Any = main(complete(args, files, tmp_path / "runs"))
+        exit_code: Any = main(complete(args, files, tmp_path / "runs"))
     except SystemExit as ended:
-        found = ended.code
+        exit_code = ended.code
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("vae-lightning: error: ")
     assert re.search(says, lines[0]), lines[0]
-    assert found == code
+    assert exit_code == code
     folders = [path for path in (tmp_path / "runs").rglob("*") if path.is_dir() and RUN_ID.fullmatch(path.name)]
     assert not [folder for folder in folders if code == 2 or not any(folder.iterdir())]
 

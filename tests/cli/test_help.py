@@ -50,13 +50,13 @@ def documented(cls: type) -> dict[str, str]:
 
 def texts(shown: str) -> dict[str, str]:
     """The text after the name of each flag in the output of a `--help`, without type and default."""
-    found: dict[str, str] = {}
+    by_flag: dict[str, str] = {}
     for entry in re.split(r"\n(?=  -)", shown)[1:]:
         entry = re.split(r"\n(?! )|\n\n", entry)[0]  # up to the end of the group
         names, _, text = entry.strip().replace("\n", "  ").partition("  ")
         text = re.sub(r"\s*\((required|type|default|known subclasses).*$", "", " ".join(text.split()))
-        found |= {name.split()[0].lstrip("-"): text for name in names.split(", ") if name.startswith("-")}
-    return found
+        by_flag |= {name.split()[0].lstrip("-"): text for name in names.split(", ") if name.startswith("-")}
+    return by_flag
 
 
 @cache
@@ -99,8 +99,8 @@ def test_flags_without_a_text_are_found() -> None:
     parser.add_argument("--a_long_name_that_needs_its_own_line", type=int, default=3, help="another")
     parser.add_argument("--bare", type=int, default=3)
     parser.add_argument("--none")
-    found = texts(parser.format_help())
-    assert found == {
+    flags = texts(parser.format_help())
+    assert flags == {
         **{"h": "Show this help message and exit.", "help": "Show this help message and exit."},
         **{"named": "a text (in part)", "a_long_name_that_needs_its_own_line": "another", "bare": "", "none": ""},
     }

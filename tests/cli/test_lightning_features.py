@@ -241,9 +241,9 @@ def test_it_is_refused_in_one_line(
         code = int(ended.code or 0)
     err = capsys.readouterr().err
     assert code in (1, 2), err
-    (said,) = [text for text in err.splitlines() if "error" in text]
-    assert said.startswith("vae-lightning: error: ")
-    assert line in said
+    (error,) = [text for text in err.splitlines() if "error" in text]
+    assert error.startswith("vae-lightning: error: ")
+    assert line in error
     assert "Traceback" not in err
     assert " object at 0x" not in err
 

@@ -27,7 +27,7 @@ def test_the_last_word_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arg
         monkeypatch.setenv(name, "9")  # Lightning's CLI can read one of these; this package's does not
     for name, value in (("five", 5), ("six", 6)):
         (tmp_path / f"{name}.yaml").write_text(f"trainer: {{max_epochs: {value}}}\n")
-    given = DataCLI(["fit", "-c", DIGITS, *(arg.format(tmp_path) for arg in args)]).config.fit
-    assert given.trainer.max_epochs == epochs
-    assert given.trainer.check_val_every_n_epoch == 5  # from digits.yaml, which the later config does not change
-    assert given.checkpoint.monitor == "val/elbo"  # from defaults.yaml
+    settings = DataCLI(["fit", "-c", DIGITS, *(arg.format(tmp_path) for arg in args)]).config.fit
+    assert settings.trainer.max_epochs == epochs
+    assert settings.trainer.check_val_every_n_epoch == 5  # from digits.yaml, which the later config does not change
+    assert settings.checkpoint.monitor == "val/elbo"  # from defaults.yaml

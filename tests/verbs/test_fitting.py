@@ -51,17 +51,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     """The single line of error that a command prints."""
     capsys.readouterr()
     assert main([str(arg) for arg in args]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, said
-    return said
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1, line
+    return line
 
 
 def test_fit_prior_and_sample_from_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit-prior", str(run), "--prior=MixtureOfFullNormals", "--prior.num_components=3"]) == 0
-    said = capsys.readouterr().out
-    own, fitted, before, after, gain = (float(n) for n in re.findall(r"(-?[\d.]+) \+-", said))
-    assert fitted > own  # for held-out latents
-    assert gain == pytest.approx(fitted - own, abs=0.02)
+    output = capsys.readouterr().out
+    before_fit, fitted, before, after, gain = (float(n) for n in re.findall(r"(-?[\d.]+) \+-", output))
+    assert fitted > before_fit  # for held-out latents
+    assert gain == pytest.approx(fitted - before_fit, abs=0.02)
     assert after == pytest.approx(before + gain, abs=0.02)
     kept = torch.load(run / "checkpoints" / "best.prior.pt", weights_only=True)
     assert kept["prior"]["class_path"].endswith("MixtureOfFullNormals")
@@ -106,22 +106,22 @@ def test_an_unfit_file_is_refused(run: Path) -> None:
     good = torch.load(path, weights_only=True)
     size = model.prior.event_shape[0]  # type: ignore[union-attr, index]
 
-    def said(contents: object) -> str:
+    def refusal_of(contents: object) -> str:
         torch.save(contents, path)
         with pytest.raises(UserError) as refused:
             use_fitted_prior(model, checkpoint)
         assert "\n" not in str(refused.value)
         return str(refused.value)
 
-    assert f"shape (3,); the model's have ({size},)" in said(good)
+    assert f"shape (3,); the model's have ({size},)" in refusal_of(good)
     fits = {**good, "event_shape": [size]}
-    assert "an earlier best.ckpt" in said({**fits, "checkpoint": "0" * 64})
-    assert "not of vae_lightning" in said({**fits, "prior": {"class_path": "os.path.join"}})
-    assert "cannot be built" in said({**fits, "prior": {"class_path": "vae_lightning.models.VAE"}})
-    assert "cannot be built" in said({**fits, "state_dict": {"mean": torch.zeros(1)}})
-    assert "fit-prior has written" in said([1, 2])
+    assert "an earlier best.ckpt" in refusal_of({**fits, "checkpoint": "0" * 64})
+    assert "not of vae_lightning" in refusal_of({**fits, "prior": {"class_path": "os.path.join"}})
+    assert "cannot be built" in refusal_of({**fits, "prior": {"class_path": "vae_lightning.models.VAE"}})
+    assert "cannot be built" in refusal_of({**fits, "state_dict": {"mean": torch.zeros(1)}})
+    assert "fit-prior has written" in refusal_of([1, 2])
     for lie in ({"event_shape": [torch.zeros(3)]}, {"event_shape": [float(size)]}, {"state_dict": {1: torch.zeros(1)}}):
-        assert "fit-prior has written" in said({**fits, **lie})
+        assert "fit-prior has written" in refusal_of({**fits, **lie})
     path.write_bytes(b"PK")
     with pytest.raises(UserError, match="damaged"):
         use_fitted_prior(model, checkpoint)
@@ -186,16 +186,16 @@ SPACES: list[tuple[PriorRecipe, PriorRecipe, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("own", "fitted", "fits"), SPACES)
-def test_a_prior_over_another_space_is_not_fitted(own: PriorRecipe, fitted: PriorRecipe, fits: bool) -> None:
+@pytest.mark.parametrize(("model_prior", "fitted", "fits"), SPACES)
+def test_a_prior_over_another_space_is_not_fitted(model_prior: PriorRecipe, fitted: PriorRecipe, fits: bool) -> None:
     """A mixture of Gaussians on a simplex has an unbounded density, so its gain is meaningless."""
     if fits:
-        check_space(own((4,)), fitted)
+        check_space(model_prior((4,)), fitted)
         return
     with pytest.raises(
         UserError, match=r"is not over the space of the model's latents.*--prior=FamilyPrior"
     ) as refused:
-        check_space(own((4,)), fitted)
+        check_space(model_prior((4,)), fitted)
     assert "\n" not in str(refused.value)
 
 

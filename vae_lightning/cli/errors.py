@@ -34,7 +34,7 @@ _TYPE_THEORY = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: \[.*|Errors:|Given value( type)?:.*|"
     r"Problem with given class_path '[^']*':|Expected a <class 'NoneType'>|\.? Got value: Namespace\(.*"
 )
-_GIVEN = re.compile(r"Given value: (?!NestedArg|Namespace)(.*)")
+_VALUE = re.compile(r"Given value: (?!NestedArg|Namespace)(.*)")
 _NO_CLASS = re.compile(
     r"Expected a path but (\S+) either not accessible or invalid|Expected a dot import path string: (\S+)"
 )
@@ -111,11 +111,10 @@ def one_line(message: str, options: Sequence[str] = ()) -> str:
         else:
             reasons.append(_TYPE_THEORY.sub("", line).strip(" -"))
     text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-    value = _GIVEN.search(message)
+    value = _VALUE.search(message)
     if value and text.startswith("Expected") and "Got value" not in text:
-        text = (
-            f"{text}. Got value: {value[1]}"  # for a union of types jsonargparse writes the value on a line of its own
-        )
+        # for a union of types jsonargparse writes the value on a separate line
+        text = f"{text}. Got value: {value[1]}"
     text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text)
     text += "" if "did you mean" in text else _near_miss(message, text, options)
     return f"{'.'.join(keys)}: {text}" if keys else text
