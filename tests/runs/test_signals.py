@@ -74,14 +74,14 @@ class Process(NamedTuple):
 
 def ranks(folder: Path) -> list[int]:
     """The ids of the processes whose command line names this run, in ascending order."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if f"--run_id={folder.name}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+                pids.append(int(path.parent.name))
         except OSError:
             continue
-    return sorted(found)
+    return sorted(pids)
 
 
 @pytest.fixture

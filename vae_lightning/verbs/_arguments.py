@@ -1,4 +1,4 @@
-"""Arguments that several verbs take, and the parser that ends a mistake in one line."""
+"""Arguments that several verbs take, and the parser that reports a mistake in one line."""
 
 from __future__ import annotations
 
