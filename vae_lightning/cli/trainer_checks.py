@@ -30,14 +30,7 @@ _MINIMA = {
     "log_every_n_steps": 0,
     "num_sanity_val_steps": -1,
 }
-_PRECISIONS = (
-    "32-true",
-    "bf16-mixed",
-    "16-mixed",
-    "32",
-    "bf16",
-    "16",
-)  # the last three are old names of the first three
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are old names
 _FIXED = {
     "barebones": "a run writes metrics and checkpoints; leave it out",
     "default_root_dir": "a run's folder is <runs_dir>/<experiment>/<run id>; give --runs_dir",
