@@ -250,9 +250,8 @@ def refusal(error: Exception) -> str | None:
     if traceback is None:
         return None
     code, module = traceback.tb_frame.f_code, str(traceback.tb_frame.f_globals.get("__name__"))
-    is_setting = isinstance(error, ArithmeticError) and module.startswith(
-        "torch.optim."
-    )  # StepLR(step_size=0) divides by 0
+    # StepLR(step_size=0) divides by 0
+    is_setting = isinstance(error, ArithmeticError) and module.startswith("torch.optim.")
     is_raise = linecache.getline(code.co_filename, traceback.tb_lineno).lstrip().startswith("raise")
     if not (is_setting or isinstance(error, MisconfigurationException)) and not (
         is_raise and module.startswith(("lightning.", "torch.optim."))
