@@ -1,4 +1,4 @@
-"""`vae-lightning` and `python -m vae_lightning`. Nothing heavy is imported before a verb needs it."""
+"""`vae-lightning` and `python -m vae_lightning`. Nothing heavy is imported before a command needs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ _TICKS = "/proc/stat"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 2 for bad input, 1 for what went wrong during a run, 128 + n for signal n."""
+    """Run a command and return its exit code: 0, 2 for bad input, 1 for an error during a run, 128 + n for signal n.
+
+    Args:
+        argv: The command and its arguments; None for those of the process.
+    """
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help", "help"):
         from vae_lightning.cli.help import help_text
@@ -27,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         return _run(args)
-    except signals.Stopped as stopped:  # also while packages are imported, which takes seconds
+    except signals.Stopped as stopped:  # a signal may also come during the imports, which take seconds
         return signals.exit_code(stopped)
 
 
@@ -36,10 +40,10 @@ def _run(args: list[str]) -> int:
     keep_memory()
     container.give_home()
     if args[0] == "doctor":
-        from vae_lightning.verbs.doctor import main as doctor  # torch alone, and what is broken may not be imported
+        from vae_lightning.verbs.doctor import main as doctor  # without Lightning: the installation may be broken
 
         return doctor(args[1:])
-    from vae_lightning.cli.dispatch import run  # torch, lightning: seconds
+    from vae_lightning.cli.dispatch import run  # imports torch and Lightning, which takes seconds
 
     return run(args)
 
@@ -66,14 +70,14 @@ def _share_cores() -> None:
 def keep_memory() -> None:
     """Let glibc keep the memory that a step frees, because the next step needs as much.
 
-    Otherwise each step touches new pages: a sixth of the time of a convolutional network's step on a CPU. glibc keeps
-    up to a gigabyte, in pieces below 32 MB (its limit). A user's own setting in the environment is kept.
+    Otherwise each step touches new pages, which is a sixth of a convolutional network's step on a CPU. glibc then keeps
+    up to 1 GiB, in blocks below 32 MiB (glibc's limit). A user's setting in the environment has priority.
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     import ctypes
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have no such function
     if mallopt is not None:
         mmap_threshold, trim_threshold = -3, -1  # their numbers in glibc's malloc.h
         mallopt(mmap_threshold, 32 * 2**20)
@@ -81,7 +85,7 @@ def keep_memory() -> None:
 
 
 def _share_in_use(seconds: float = 0.1) -> float:
-    """The share of the cores' time that other processes use now; the load average also counts the past minute."""
+    """Return the share of the cores' time in use now; the load average would also count the past minute."""
     try:
         before = _jiffies()
         time.sleep(seconds)
@@ -92,11 +96,11 @@ def _share_in_use(seconds: float = 0.1) -> float:
 
 
 def _jiffies() -> tuple[int, int]:
-    """Ticks since the start of the system of the cores that this process may use: busy, and idle."""
+    """Return the busy and the idle ticks, since the system's start, of the cores that this process may use."""
     with open(_TICKS, encoding="ascii") as file:  # noqa: PTH123 - pathlib is not imported for --help
         ticks = {name: [int(word) for word in rest[:8]] for name, *rest in map(str.split, file) if name[:3] == "cpu"}
     mine = [ticks[f"cpu{core}"] for core in os.sched_getaffinity(0) if f"cpu{core}" in ticks]
-    # a container may number its cores anew: then all of them
+    # a container may give its cores other numbers; then the ticks of all cores are taken
     user, nice, system, idle, waiting, *others = map(sum, zip(*(mine or [ticks["cpu"]]), strict=True))
     return user + nice + system + sum(others), idle + waiting
 
@@ -106,7 +110,7 @@ def console() -> None:
     try:
         signals.install()
         sys.exit(main())
-    except signals.Stopped as stopped:  # by a signal that came before it had a handler
+    except signals.Stopped as stopped:  # the signal came before `main` could catch it
         sys.exit(signals.exit_code(stopped))
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the best stays the best when the run goes on, also in a folder that was moved."""
+"""The checkpoints of a run: a resumed run keeps the best one, also after its folder was moved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_lightning.types import UserError
 
 
 class Scripted(pl.LightningModule):
-    """Its validation score in each epoch is the one written down."""
+    """A model whose validation score in each epoch is given."""
 
     def __init__(self, scores: list[float]) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ def fit(
 
 
 def step_of(path: Path) -> int:
-    """An epoch has one step."""
+    """Return the step of a checkpoint, which is also its epoch: an epoch has one step."""
     return int(torch.load(path, weights_only=True)["global_step"])
 
 
 def test_no_validation_within_a_step(tmp_path: Path) -> None:
-    """A checkpoint has no gradients: those of the batches before it would be lost."""
+    """A checkpoint holds no gradients, so the gradients of the batches before the validation would be lost."""
     with pytest.raises(UserError, match="validation after every 3 batches falls within a step of 2"):
         fit(tmp_path, [-1.0], accumulate_grad_batches=2, val_check_interval=3, batches=7)
 

@@ -1,4 +1,4 @@
-"""Steps that would spoil the weights are not taken; and what that costs."""
+"""Steps that would spoil the weights are skipped and counted, and the run stops after too many."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY = partial(MLP, hidden_sizes=(16,))
 
 @pytest.fixture(autouse=True)
 def _as_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The families' checks, which would refuse a NaN with an exception, are off outside tests."""
+    """Turn off the distributions' checks, which raise an error for a NaN in tests, but are off in a run."""
     monkeypatch.setattr(Family, "validate_args", False)
 
 
@@ -95,7 +95,7 @@ def all_finite(path: Path) -> bool:
     ],
 )
 def test_bad_steps_are_skipped_and_counted(how: str, optimizer: Any, tmp_path: Path) -> None:
-    """And clipping, whose norm would be NaN for all weights, does not spoil them either."""
+    """Gradient clipping does not spoil the weights either, although its norm is NaN for all of them."""
     model = Spoiled(how, [3, 4, 5], optimizer=partial(optimizer, lr=1e-4))
     guard = FiniteSteps(max_grad_norm=1e6)
     trainer = fit(tmp_path, model, guard, gradient_clip_val=1000.0)
@@ -113,7 +113,8 @@ def test_after_too_many_in_a_row_the_run_stops_with_its_good_checkpoints(tmp_pat
     for name in ("best", "last"):
         path = tmp_path / "checkpoints" / f"{name}.ckpt"
         assert all_finite(path)
-        assert torch.load(path, weights_only=True)["global_step"] == 8  # the weights of step 6: none was taken since
+        # last and best hold the weights of step 6, because steps 7 and 8 were skipped
+        assert torch.load(path, weights_only=True)["global_step"] == 8
 
 
 def test_the_run_of_bad_steps_is_counted_across_a_resume() -> None:
@@ -138,7 +139,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(callbacks: Any, tmp_path: Pa
 
 
 def test_a_fused_optimizer_is_told_where_the_gradients_are() -> None:
-    """The way of a GPU, on the CPU: nothing is read back, and weights and moments stay as they were."""
+    """The method of a GPU, run on the CPU: the host reads no value, and weights and moments do not change."""
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.Adam([parameter], fused=True)
     parameter.grad = torch.ones(3)

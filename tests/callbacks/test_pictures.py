@@ -1,4 +1,4 @@
-"""Pictures: written when they are due, of what they say, and training does not notice."""
+"""Pictures are written at the right epochs, show the right images, and do not change the training."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fit(model: VAE, folder: Path, callbacks: list[pl.Callback], **settings: Any)
     [(2, 4, [2, 4]), (2, 5, [2, 4, 5]), (0, 3, [3]), (10, 3, [3])],
 )
 def test_drawn_every_n_epochs_and_at_the_end(every: int, epochs: int, expected: list[int], tmp_path: Path) -> None:
-    """And not from the sanity check, which would be epoch 0 or 1."""
+    """The sanity check draws none; its pictures would be of epoch 0 or 1."""
     fit(vae(), tmp_path, [Pictures(every, num_images=4)], max_epochs=epochs, num_sanity_val_steps=2)
     names = {f"{name}-{epoch:04d}.png" for name in ("samples", "reconstructions") for epoch in expected}
     assert {path.name for path in (tmp_path / "images").iterdir()} == names
@@ -85,7 +85,7 @@ def test_grid_holds_the_pixels_enlarged_and_clamped() -> None:
 
 @pytest.mark.parametrize("n", [3, 10, 23])
 def test_originals_stand_above_their_reconstructions(n: int) -> None:
-    """An encoder that cannot matter: the first row of each pair is the original's own pixels."""
+    """The first row of each pair holds the pixels of the originals, whatever the encoder is."""
     x = torch.rand(n, 1, 8, 8)
     grid = reconstruction_grid(vae(), {"x": (x * 16).round() / 16}, seed=0)
     expected = to_grid(((x * 16).round() / 16)[:10])
@@ -105,7 +105,7 @@ def test_impossible_settings_are_refused() -> None:
 
 
 class Quiet(Logger):
-    """A logger of Lightning's without the package that it writes with, which is not installed here: pictures alone."""
+    """A logger that keeps only pictures, because the packages of Lightning's loggers are not installed here."""
 
     name, version, save_dir, log_dir = "quiet", "0", None, None  # type: ignore[assignment]
 
@@ -138,7 +138,7 @@ class Tracking(Quiet, MLFlowLogger):
 
 
 def test_tensorboard_and_mlflow_get_the_pictures(tmp_path: Path) -> None:
-    """Each in its own form: [3, H, W] for the one, [H, W, 3] and a file's name for the other."""
+    """TensorBoard gets [3, H, W]; MLflow gets [H, W, 3] and the name of a file."""
     board, tracking = Board(), Tracking()
     trainer = fit(vae(), tmp_path, [Pictures(1, num_images=4)], max_epochs=2, logger=[board, tracking])
     names, step = ("reconstructions", "samples"), trainer.global_step

@@ -1,4 +1,4 @@
-"""Faster forms of the networks change no number beyond rounding, no name in a checkpoint, and compile no size twice."""
+"""Faster networks change numbers only by rounding, change no name in a checkpoint, and compile each size once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vae_lightning.types import Network, Shape, UserError
 
 
 class Normalised(MLP):
-    """With a running mean and variance of what it has seen."""
+    """A network with batch normalisation, which keeps a running mean and variance of its inputs."""
 
     def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
         super().__init__(in_shape, out_shape)
@@ -59,24 +59,24 @@ def test_channels_last_changes_nothing_but_the_memory_format() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "expected"),
+    ("device", "setting", "expected"),
     [("cpu", None, False), ("cuda", None, True), ("cpu", True, True), ("cuda", False, False)],
 )
 def test_the_memory_format_is_the_devices_unless_one_is_named(
-    monkeypatch: pytest.MonkeyPatch, device: str, given: bool | None, expected: bool
+    monkeypatch: pytest.MonkeyPatch, device: str, setting: bool | None, expected: bool
 ) -> None:
     model = VAE((1, 8, 8), 2, encoder=partial(ConvEncoder, channels=(8, 16)), decoder=ConvDecoder)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device(device))
-    FastNetworks(channels_last=given).setup(trainer, model, "fit")
+    FastNetworks(channels_last=setting).setup(trainer, model, "fit")
     weight = model.state_dict()["encoder.layers.2.weight"]
     assert weight.is_contiguous(memory_format=torch.channels_last) == expected
 
 
-@pytest.mark.slow  # a minute where the compiler's cache is empty
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.slow  # a minute if the compiler's cache is empty
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings
 def test_a_compiled_step_is_the_same_step_and_compiles_no_size_twice() -> None:
-    """4 batches of 300 and a short one of 59, with the same noise: after the first epoch nothing is compiled anew."""
+    """Two epochs of 4 batches of 300 and one of 59, with the same noise: the second epoch compiles nothing."""
     counts: list[int] = []
 
     class Count(pl.Callback):
@@ -94,9 +94,9 @@ def test_a_compiled_step_is_the_same_step_and_compiles_no_size_twice() -> None:
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings
 def test_a_compiled_step_checks_the_data_and_moves_no_statistic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong is said as without; the batch that is looked at beforehand does not count in a running mean."""
+    """Data are checked as without compilation, and the batch of that check does not enter a running mean."""
     monkeypatch.setattr(torch, "compile", _uncompiled)
     with pytest.raises(UserError, match="gives no probability to a pixel"):
         fitted(FastNetworks(compile=True), likelihood=Bernoulli)
@@ -117,15 +117,15 @@ def test_without_a_compiler_it_says_so(named: str | None, monkeypatch: pytest.Mo
         FastNetworks(compile=True).setup(pl.Trainer(accelerator="cpu", logger=False), VAE((1, 4, 4), 2), "fit")
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings
 def test_an_objective_may_go_back_through_a_compiled_network_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DReG's gradient is the same with compiled networks as without, which torch refuses where buffers are donated."""
+    """DReG has the same gradient with compiled networks; with donated buffers torch would refuse the second pass."""
     monkeypatch.setattr(Network, "compile", partialmethod(Network.compile, backend="aot_eager"))  # quick to compile
     small = partial(MLP, hidden_sizes=(4,))
     model = VAE((1, 4, 4), 2, encoder=small, decoder=small, objective=DReG)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     slopes = []
-    with torch._functorch.config.patch(donated_buffer=True):  # as it is by default, and afterwards again
+    with torch._functorch.config.patch(donated_buffer=True):  # the default, which the package changes while it compiles
         for setup in (lambda: None, lambda: FastNetworks(compile=True).setup(trainer, model, "fit")):
             setup()
             torch.manual_seed(0)
@@ -135,7 +135,7 @@ def test_an_objective_may_go_back_through_a_compiled_network_twice(monkeypatch: 
     torch.testing.assert_close(slopes[1], slopes[0])
 
 
-@pytest.mark.filterwarnings("ignore")  # rich's, of a terminal that is none
+@pytest.mark.filterwarnings("ignore")  # rich warns that the output is no terminal
 def test_the_bar_reads_the_metrics_now_and_then_and_not_at_each_step() -> None:
     reads = 0
 
@@ -146,4 +146,5 @@ def test_the_bar_reads_the_metrics_now_and_then_and_not_at_each_step() -> None:
             return super().get_metrics(trainer, pl_module)  # type: ignore[return-value]
 
     fitted(Counted(seconds=1000.0), epochs=3, enable_progress_bar=True)
-    assert 0 < reads <= 1 + 3 * 3 < 3 * 5  # the first batch; and of each epoch of 5 its last, its end, its validation
+    # the first batch, and three in each epoch: the last batch, the end, the validation
+    assert 0 < reads <= 1 + 3 * 3 < 3 * 5

@@ -1,4 +1,4 @@
-"""What is said before the first step: few images, a batch larger than the set, a validation that never comes."""
+"""Notes before the first step: few images, a batch larger than the set, no validation in the run."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_what_is_seldom_meant_is_said_at_the_start(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    args, said = CASES[case]
+    args, note = CASES[case]
     assert main([*FIT, *args, f"--runs_dir={tmp_path}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     signs = ("no validation", "data.batch_size is", "training images for")
     notes = [line for line in lines if any(sign in line for sign in signs)]
-    assert len(notes) == (said is not None), notes
-    if said is not None:
-        assert notes[0].startswith(said)
+    assert len(notes) == (note is not None), notes
+    if note is not None:
+        assert notes[0].startswith(note)
     validated = "best.ckpt" in {path.name for path in tmp_path.rglob("*.ckpt")}
-    assert validated == (case != "none-wanted" and "no validation" not in (said or ""))
+    assert validated == (case != "none-wanted" and "no validation" not in (note or ""))

@@ -1,4 +1,4 @@
-"""The command line, from outside: runs and their folders, slots, resuming, and one clear line for each mistake."""
+"""The command line as a user sees it: runs and their folders, slots, resuming, and one clear line for each mistake."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
-    """One run that the tests of this file look at; it is not to be changed."""
+    """One run that the tests of this file read; no test may change it."""
     return trained_run(tmp_path_factory.getbasetemp() / "trained")
 
 
@@ -69,8 +69,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_one_folder_with_what_is_promised(trained: TrainedRun) -> None:
     assert RUN_ID.fullmatch(trained.folder.name)
-    found = {str(p.relative_to(trained.folder)) for p in trained.folder.rglob("*") if p.is_file()}
-    assert {name for name in found if not name.startswith("wandb/")} == {
+    names = {str(p.relative_to(trained.folder)) for p in trained.folder.rglob("*") if p.is_file()}
+    assert {name for name in names if not name.startswith("wandb/")} == {
         *("config.yaml", "metrics.csv", "results.json", ".owner.json"),
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"),
         *("images/reconstructions-0002.png", "images/samples-0002.png"),
@@ -86,7 +86,7 @@ def test_metrics_csv_has_every_key_and_nats_that_add_up(trained: TrainedRun) -> 
     assert all(math.isfinite(value) for row in values for value in row.values())
     validations = [row for row in values if "val/elbo" in row]
     assert len(validations) == 2
-    assert validations[1]["val/elbo"] > validations[0]["val/elbo"]  # it learns
+    assert validations[1]["val/elbo"] > validations[0]["val/elbo"]  # the model learns
     for row in validations:
         assert row["val/elbo"] == pytest.approx(row["val/log_likelihood"] - row["val/kl"], abs=1e-3)
         assert row["val/kl"] == pytest.approx(row["val/kl/z"])
@@ -94,7 +94,7 @@ def test_metrics_csv_has_every_key_and_nats_that_add_up(trained: TrainedRun) -> 
 
 
 def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
-    """50 digits in rows of ten, each enlarged sevenfold to 56 pixels; each row of originals is above its own means."""
+    """50 digits in rows of ten, each enlarged to 56 pixels; each row of originals is above the row of its means."""
     images = trained.folder / "images"
     samples, pairs = read_picture(images / "samples-0002.png"), read_picture(images / "reconstructions-0002.png")
     assert samples.shape == (3, 5 * 58 + 2, 10 * 58 + 2)
@@ -111,8 +111,8 @@ def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
 
 
 def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) -> None:
-    found = results(trained.folder)
-    metrics = found["metrics"]
+    recorded = results(trained.folder)
+    metrics = recorded["metrics"]
     alone = ("active_units/z", "dead_dimensions/z")
     beside = ("rate", "distortion", "psnr", "mutual_information/z", "aggregate_gap/z", "nll", "nll_bpd", "nll_ess")
     beside = (*beside, "swap_cost")
@@ -123,31 +123,31 @@ def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) 
     assert all(math.isfinite(value) for value in metrics.values())
     assert 0 < metrics["test/nll_stderr"] < 20
     assert metrics["test/nll"] < -metrics["test/elbo"]  # K = 4 is a tighter bound than the ELBO
-    assert found["nll"]["num_samples"] == 4
+    assert recorded["nll"]["num_samples"] == 4
     assert 1 <= metrics["test/nll_ess"] <= 4
-    assert len(found["details"]["kl_per_dimension/z"]) == len(found["details"]["kl_per_dimension_stderr/z"]) == 8
-    assert "factors" in found["left_out"]["Disentanglement"]
-    assert found["units"]["psnr"] == "dB"
-    assert found["evaluation"]["num_samples"] == 4
-    assert found["seconds"].keys() == {"fit", "test"}
-    assert "core" in found["machine"]
-    assert found["data"]["num_images"] == 355
-    assert found["model"]["init_args"]["likelihood"]["class_path"].endswith("Binomial")
-    assert Path(found["checkpoint"]).samefile(trained.folder / "checkpoints" / "best.ckpt")
-    assert found["seed"] == 0
+    assert len(recorded["details"]["kl_per_dimension/z"]) == len(recorded["details"]["kl_per_dimension_stderr/z"]) == 8
+    assert "factors" in recorded["left_out"]["Disentanglement"]
+    assert recorded["units"]["psnr"] == "dB"
+    assert recorded["evaluation"]["num_samples"] == 4
+    assert recorded["seconds"].keys() == {"fit", "test"}
+    assert "core" in recorded["machine"]
+    assert recorded["data"]["num_images"] == 355
+    assert recorded["model"]["init_args"]["likelihood"]["class_path"].endswith("Binomial")
+    assert Path(recorded["checkpoint"]).samefile(trained.folder / "checkpoints" / "best.ckpt")
+    assert recorded["seed"] == 0
 
 
 def test_the_last_lines_name_folder_numbers_and_next_command(trained: TrainedRun) -> None:
     nll = results(trained.folder)["metrics"]["test/nll"]
     lines = trained.stdout.splitlines()
-    said = {line.split()[0]: line for line in lines[lines.index("") + 1 :] if line[:1].strip()}
-    assert str(trained.folder) in said["run"]
-    assert f"nll {nll:.2f}" in said["test"]
-    assert "Binomial" in said["given"]
-    assert "4 importance samples, " in said["given"]
+    rows = {line.split()[0]: line for line in lines[lines.index("") + 1 :] if line[:1].strip()}
+    assert str(trained.folder) in rows["run"]
+    assert f"nll {nll:.2f}" in rows["test"]
+    assert "Binomial" in rows["given"]
+    assert "4 importance samples, " in rows["given"]
     assert "active_units/z" in trained.stdout
-    assert f"vae-lightning sample {trained.folder / 'checkpoints' / 'best.ckpt'}" in said["next"]
-    assert "wandb sync" in said["W&B"]
+    assert f"vae-lightning sample {trained.folder / 'checkpoints' / 'best.ckpt'}" in rows["next"]
+    assert "wandb sync" in rows["W&B"]
 
 
 def test_the_same_command_twice_makes_two_folders_and_the_same_numbers(trained: TrainedRun) -> None:
@@ -194,7 +194,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trained: TrainedRun,
     last = folder / "checkpoints" / "last.ckpt"
     off = ("--trainer.logger=false", "--trainer.max_epochs=4")
     run_cli("fit", "-c", folder / "config.yaml", "--ckpt_path", last, *off, f"--runs_dir={tmp_path / 'other'}")
-    assert not (tmp_path / "other").exists()  # it goes on where it was
+    assert not (tmp_path / "other").exists()  # the run stays in its folder
     assert main(["fit", "-c", DIGITS, *EPOCHS, *off, f"--runs_dir={tmp_path / 'whole'}"]) == 0
 
     resumed, whole = weights(last), weights(only(tmp_path, "whole/vae/digits/*/checkpoints/last.ckpt"))
@@ -363,7 +363,7 @@ def test_a_runs_config_is_the_one_it_was_started_with(trained: TrainedRun, capsy
 
 
 def make_files(folder: Path) -> None:
-    """Everything that the table of mistakes points at."""
+    """The files that the table of mistakes names."""
     (folder / "file").touch()
     (folder / "empty.ckpt").touch()
     (folder / "junk.ckpt").write_bytes(b"junk" * 100)
@@ -488,11 +488,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def complete(args: Sequence[str], files: Path, runs: Path) -> list[str]:
-    given = [arg.format(files) for arg in args]
+    command = [arg.format(files) for arg in args]
     if args[0] in ("sample", "reconstruct"):
-        return given
-    quick = ("--trainer.logger=false", *(() if "--trainer.max_epochs=-5" in given else ("--trainer.max_epochs=1",)))
-    return [*given, *quick, *(() if any("runs_dir" in arg for arg in given) else (f"--runs_dir={runs}",))]
+        return command
+    quick = ("--trainer.logger=false", *(() if "--trainer.max_epochs=-5" in command else ("--trainer.max_epochs=1",)))
+    return [*command, *quick, *(() if any("runs_dir" in arg for arg in command) else (f"--runs_dir={runs}",))]
 
 
 @pytest.mark.parametrize("case", MISTAKES)
@@ -502,14 +502,14 @@ def test_a_mistake_ends_in_one_clear_line(
     args, code, says = MISTAKES[case]
     monkeypatch.setattr(MNIST, "mirrors", ("http://127.0.0.1:1/",))
     try:
-        found: Any = main(complete(args, files, tmp_path / "runs"))
+        exit_code: Any = main(complete(args, files, tmp_path / "runs"))
     except SystemExit as ended:
-        found = ended.code
+        exit_code = ended.code
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("vae-lightning: error: ")
     assert re.search(says, lines[0]), lines[0]
-    assert found == code
+    assert exit_code == code
     folders = [path for path in (tmp_path / "runs").rglob("*") if path.is_dir() and RUN_ID.fullmatch(path.name)]
     assert not [folder for folder in folders if code == 2 or not any(folder.iterdir())]
 
@@ -537,7 +537,7 @@ def test_a_checkpoint_of_another_size_says_which_tensor(
 def test_resuming_from_weights_alone_is_refused(
     trained: TrainedRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A checkpoint without the optimizer's state can be tested, but no run can go on from it."""
+    """A checkpoint without the optimizer's state can be tested, but not resumed."""
     whole = torch.load(trained.folder / "checkpoints" / "last.ckpt", weights_only=True)
     path = tmp_path / "weights.ckpt"
     torch.save({name: whole[name] for name in ("state_dict", "hyper_parameters")}, path)

@@ -1,4 +1,4 @@
-"""Lightning's flags, callbacks, strategies, precisions and loggers: each does its work, or is refused in one line."""
+"""Lightning's flags, callbacks, strategies, precisions and loggers: each works, or is refused in one line."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FIT = (
 )
 STEPS = ("--trainer.max_steps=2", "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=1")
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints; what must be said is looked for below
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's hints, which the tests do not read
 
 
 @pytest.fixture(autouse=True)
 def _only_the_verb(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The table is long: its commands do not build the parsers of the other verbs."""
+    """Build only the parser of the command that is run, because the table has many commands."""
     if "args" in request.fixturenames:
         verbs = {"fit": CLI.subcommands()["fit"]}
         monkeypatch.setattr(CLI, "subcommands", staticmethod(lambda: verbs))
@@ -41,7 +41,7 @@ def _only_the_verb(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 
 @pytest.fixture(autouse=True)
 def _leave_as_found() -> Iterator[None]:
-    """Lightning sets variables of the environment and switches of torch for the rest of a process."""
+    """Restore the environment and torch's switches, which Lightning changes for the rest of a process."""
     environment, benchmark = dict(os.environ), torch.backends.cudnn.benchmark
     yield
     os.environ.clear()
@@ -113,7 +113,7 @@ WORKS: list[tuple[str, ...]] = [
 
 SCHEDULER = "--model.scheduler=torch.optim.lr_scheduler"
 LONG = (f"{SCHEDULER}.OneCycleLR", "--model.scheduler.max_lr=0.01", "--model.scheduler.total_steps=3")
-CHECKED = ("--trainer.num_sanity_val_steps=1",)  # a validation is tried before the first step
+CHECKED = ("--trainer.num_sanity_val_steps=1",)  # Lightning runs a trial validation before the first step
 BY_STEP = (*LONG, "--model.scheduler_interval=step")
 SPLIT = "splits the weights over devices"
 SPAWNED = "choose ddp, which starts each process by this same command"
@@ -158,7 +158,7 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (trainer(max_steps=-2), "`max_steps` must be a non-negative integer or -1"),
     (trainer(max_time="5 minutes"), "Expected a string in the format DD:HH:MM:SS"),
     (trainer(reload_dataloaders_every_n_epochs=-1), "should be an int >= 0"),
-    (trainer(profiler="xla"), "trainer.profiler is xla, which is a TPU's"),
+    (trainer(profiler="xla"), "trainer.profiler is xla, which needs a TPU"),
     (trainer(profiler="stopwatch"), "it can only be one of ['simple', 'advanced', 'pytorch', 'xla']"),
     (trainer(barebones="true"), "trainer.barebones is True: a run writes metrics and checkpoints"),
     (trainer(default_root_dir="/there"), "give --runs_dir"),
@@ -184,12 +184,12 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("--checkpoint.mode=most",), "`mode` can be min, max but got most"),
     (callback("Timer", duration="1s"), "Expected a string in the format DD:HH:MM:SS"),
     (callback("LearningRateFinder"), "LearningRateFinder: the rate is an argument of the optimizer"),
-    (callback("BatchSizeFinder"), "BatchSizeFinder: the run's config.yaml would keep another batch size"),
-    (callback("BackboneFinetuning"), "BackboneFinetuning wants a model with a part named backbone; VAE has objective"),
+    (callback("BatchSizeFinder"), "BatchSizeFinder: the run's config.yaml would record another batch size"),
+    (callback("BackboneFinetuning"), "BackboneFinetuning needs a model with a part named backbone; VAE has objective"),
     (callback("BaseFinetuning"), "NotImplementedError in BaseFinetuning.freeze_before_training"),
     (callback("ModelPruning", pruning_fn="l1_unstructured"), "ModelPruning: it changes the weights"),
     *((callback(name), f"{name}: Lightning tests") for name in ("WeightAveraging", "EMAWeightAveraging")),
-    (callback("StochasticWeightAveraging", swa_lrs=0.01), "--trainer.callbacks+=EMA averages here"),
+    (callback("StochasticWeightAveraging", swa_lrs=0.01), "--trainer.callbacks+=EMA instead"),
     (callback("EMA") + callback("EMA"), "more than one stateful callback of type `EMA`"),
     (callback("ThroughputMonitor"), "batch_size_fn"),
     (callback("GradientAccumulationScheduler", scheduling="{-1: 2}"), "Epoch should be an int greater"),
@@ -221,7 +221,7 @@ def test_there_are_some_hundred_rows() -> None:
 
 @pytest.mark.parametrize("args", WORKS, ids=name_of)
 def test_it_works(args: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two steps are trained, and kept in a checkpoint that the run can go on from."""
+    """Two steps are trained, and a checkpoint holds them."""
     assert main([*FIT, *STEPS, *args, f"--runs_dir={tmp_path}"]) == 0, capsys.readouterr().err
     run = only(tmp_path, "vae/digits/*")
     steps = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
@@ -234,16 +234,16 @@ def test_it_works(args: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureF
 def test_it_is_refused_in_one_line(
     args: tuple[str, ...], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A command that cannot work says why, and where it can be known before the first step, before it."""
+    """A command that cannot work says why, before the first step if the reason is known by then."""
     try:
         code = main([*FIT, *STEPS, *args, f"--runs_dir={tmp_path}"])
-    except SystemExit as ended:  # jsonargparse's own end
+    except SystemExit as ended:  # raised by jsonargparse
         code = int(ended.code or 0)
     err = capsys.readouterr().err
     assert code in (1, 2), err
-    (said,) = [text for text in err.splitlines() if "error" in text]
-    assert said.startswith("vae-lightning: error: ")
-    assert line in said
+    (error,) = [text for text in err.splitlines() if "error" in text]
+    assert error.startswith("vae-lightning: error: ")
+    assert line in error
     assert "Traceback" not in err
     assert " object at 0x" not in err
 
@@ -256,7 +256,7 @@ def test_what_is_not_installed_is_named(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("strategy", ["ddp", "{class_path: DDPStrategy, init_args: {find_unused_parameters: true}}"])
 def test_one_process_under_ddp(strategy: str, tmp_path: Path) -> None:
-    """In a process of its own, which then belongs to a process group."""
+    """The command runs in a new process, because the process then belongs to a process group."""
     run_cli(*FIT, *STEPS, f"--trainer.strategy={strategy}", f"--runs_dir={tmp_path}")
     assert (only(tmp_path, "vae/digits/*") / "checkpoints" / "last.ckpt").is_file()
 
@@ -274,7 +274,7 @@ def state(run: Path, name: str = "last.ckpt") -> dict[str, Any]:
 
 
 def test_early_stopping_stops(tmp_path: Path) -> None:
-    """An ELBO that gets better is no better one where the least is wanted: after one epoch of patience it ends."""
+    """With mode="min" a rising ELBO counts as worse, so the run ends after one epoch of patience."""
     run = fit(tmp_path, *epochs(6), *callback("EarlyStopping", monitor="val/elbo", mode="min", patience=1))
     assert state(run)["global_step"] == 2 * 4
 
@@ -287,7 +287,7 @@ def test_a_learning_rate_monitor_logs_the_rate(tmp_path: Path) -> None:
 
 
 def test_no_clipping_is_no_clipping(tmp_path: Path) -> None:
-    """gradient_clip_val=0 is Lightning's word for none: the gradient is not cut to nothing."""
+    """gradient_clip_val=0 means no clipping in Lightning, not a gradient of zero."""
     plain, zero = (fit(tmp_path / str(clip), *STEPS, *trainer(gradient_clip_val=clip)) for clip in ("null", 0))
     weights = state(plain)["state_dict"]
     assert all(torch.equal(value, weights[name]) for name, value in state(zero)["state_dict"].items())
@@ -297,7 +297,7 @@ def test_no_clipping_is_no_clipping(tmp_path: Path) -> None:
 def test_a_run_that_a_timer_ends_goes_on_exactly(
     accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Here a second is a batch: the time is over at the 7th of the second epoch of 20, within an accumulated step."""
+    """Each batch counts as a second: the time ends at batch 7 of the second epoch of 20, within an accumulated step."""
 
     def count(self: Any, batches: int = 1) -> float:
         self.batches = getattr(self, "batches", 0) + batches
@@ -312,7 +312,8 @@ def test_a_run_that_a_timer_ends_goes_on_exactly(
     )
     whole = fit(tmp_path / "whole", *args)
     timed = (*args, "--run_id=timed")
-    run = fit(tmp_path / "cut", *timed, *callback("Timer", duration="00:00:00:28"))  # on_fit_start asks as well
+    # 28 and not 27, because on_fit_start also asks for the time
+    run = fit(tmp_path / "cut", *timed, *callback("Timer", duration="00:00:00:28"))
     assert state(run)["global_step"] == (27 if accumulate == 1 else 14)
     capsys.readouterr()
     fit(tmp_path / "cut", *timed)
@@ -323,7 +324,7 @@ def test_a_run_that_a_timer_ends_goes_on_exactly(
 
 
 def test_a_timer_is_kept_in_the_config(tmp_path: Path) -> None:
-    """Lightning's own default of `interval` is an Enum, which YAML cannot write."""
+    """Lightning's default of `interval` is an Enum, which YAML cannot write."""
     run = fit(tmp_path, *STEPS, *callback("Timer", duration="01:00:00:00"))
     (kept,) = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]
     assert kept["init_args"] == {"duration": "01:00:00:00", "interval": "step", "verbose": True}
@@ -357,7 +358,7 @@ def test_a_rate_that_falls_to_zero_is_said(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.fixture(scope="module")
 def without_best(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained and tested in two steps, before any validation."""
+    """A run that is trained for two steps and tested, without a validation."""
     folder = tmp_path_factory.mktemp("without_best")
     args = ("--nll.num_samples=2", "--trainer.limit_test_batches=1", f"--runs_dir={folder}")
     assert main(["train", *FIT[1:], *STEPS, *args]) == 0

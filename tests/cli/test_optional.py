@@ -1,4 +1,4 @@
-"""What the project does not ask for, it does without: every module is imported where such packages are absent."""
+"""Every module can be imported without the packages that the project does not require."""
 
 from __future__ import annotations
 

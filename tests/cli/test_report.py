@@ -16,7 +16,7 @@ from vae_lightning.types import Shape
 
 
 class Fixed(VAE):
-    """A VAE whose likelihood is no argument."""
+    """A VAE with a fixed likelihood, which is no argument."""
 
     def __init__(self, image_shape: Shape) -> None:
         tiny = partial(MLP, hidden_sizes=(8,))

@@ -1,4 +1,4 @@
-"""What is settled before a run's model and data are built."""
+"""The choices before a run's model and data are built."""
 
 from __future__ import annotations
 

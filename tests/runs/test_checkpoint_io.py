@@ -184,8 +184,8 @@ def test_the_previous_good_one_is_used_aloud(
     run = runs.newest_run(tmp_path)
     assert run is not None
     assert run.step == step
-    said = capsys.readouterr().out
-    assert all((f"{name}: not a readable checkpoint" in said) == (LAST in damaged) for name in damaged)
+    output = capsys.readouterr().out
+    assert all((f"{name}: not a readable checkpoint" in output) == (LAST in damaged) for name in damaged)
 
 
 def test_where_none_is_whole_all_are_named(tmp_path: Path) -> None:

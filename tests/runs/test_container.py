@@ -18,11 +18,11 @@ SHORT = ("fit", "-c", DIGITS, "--trainer.max_steps=1", "--trainer.logger=false")
 def test_a_run_that_would_be_lost_says_so_at_its_start(tmp_path: Path) -> None:
     here = run_cli(*SHORT, f"--runs_dir={tmp_path}").stdout
     assert "WARNING" not in here
-    said = run_cli(*SHORT, f"--runs_dir={tmp_path}", env={container.IMAGE: "1"}).stdout
+    output = run_cli(*SHORT, f"--runs_dir={tmp_path}", env={container.IMAGE: "1"}).stdout
     if container.is_mounted(tmp_path):
         pytest.skip("the folder of temporary files is a mount of its own")
-    assert said.startswith(f"WARNING: {tmp_path} exists in this container alone: the run is lost")
-    assert f'docker run -v "$PWD/runs:{tmp_path}"' in said
+    assert output.startswith(f"WARNING: {tmp_path} exists in this container alone: the run is lost")
+    assert f'docker run -v "$PWD/runs:{tmp_path}"' in output
 
 
 def test_what_lies_below_a_mount_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,8 +41,8 @@ def test_a_user_without_a_home_gets_a_private_one_that_does_not_stay(tmp_path: P
         "open(os.environ['HOME'] + '/cache', 'w').close();"
         "print(os.environ['HOME'], oct(os.stat(os.environ['HOME']).st_mode))"
     )
-    for given in ({"HOME": str(tmp_path / "absent")}, {"HOME": ""}):
-        process = start_for_real("-c", code, cwd=REPOSITORY, env={**clean_environment(), **given})
+    for variables in ({"HOME": str(tmp_path / "absent")}, {"HOME": ""}):
+        process = start_for_real("-c", code, cwd=REPOSITORY, env={**clean_environment(), **variables})
         home, mode = process.communicate()[0].split()
         assert stat.S_IMODE(int(mode, 8)) == 0o700
         assert not Path(home).exists()

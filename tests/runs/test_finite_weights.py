@@ -65,10 +65,10 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(
         spoil(folder / "checkpoints" / f"{name}.ckpt", value)
     before = sorted(path for path in folder.rglob("*") if path.is_file())
     assert main([argument.replace("RUN", str(folder)) for argument in VERBS[verb]]) == 2
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     path = folder / "checkpoints" / ("last.ckpt" if verb == "fit" else "best.ckpt")
-    assert f"vae-lightning: error: {path}: {WEIGHT} is not finite (1 of its " in said
-    assert said.count("\n") == 1
+    assert f"vae-lightning: error: {path}: {WEIGHT} is not finite (1 of its " in errors
+    assert errors.count("\n") == 1
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
 
 
@@ -90,18 +90,18 @@ def test_a_fitted_prior_that_is_not_finite_draws_nothing(
     spoil(folder / "checkpoints" / "best.prior.pt", math.nan)
     capsys.readouterr()
     assert main(["sample", str(folder), "--prior=fitted"]) == 2
-    assert "best.prior.pt: " in (said := capsys.readouterr().err)
-    assert "is not finite" in said
+    assert "best.prior.pt: " in (errors := capsys.readouterr().err)
+    assert "is not finite" in errors
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (math.nan, r"VAE: encoder\.layers\.1\.weight is not finite \(1 of its \d+ values"),
         (3e38, r"latent z: a sample of its posterior DiagonalNormal is not finite, with weights that are"),
     ],
 )
-def test_a_test_says_which_weight_it_is(tmp_path: Path, value: float, said: str) -> None:
+def test_a_test_says_which_weight_it_is(tmp_path: Path, value: float, message: str) -> None:
     likelihood = partial(Binomial, num_steps=16)
     model = VAE((1, 8, 8), 4, likelihood=likelihood)
     weight = model.get_parameter(WEIGHT).data
@@ -111,7 +111,7 @@ def test_a_test_says_which_weight_it_is(tmp_path: Path, value: float, said: str)
         weight.fill_(value)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", **quiet)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         trainer.test(model, datamodule=Digits(), verbose=False)
 
 

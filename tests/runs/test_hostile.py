@@ -655,6 +655,6 @@ def test_a_command_ends_in_one_line(
     torch.save(checkpoint, tmp_path / LAST)
     runs = () if verb == "sample" else (f"--runs_dir={tmp_path}",)
     assert main([*COMMANDS[verb], str(tmp_path / LAST), *runs]) == 2
-    said = capfd.readouterr().err.strip()
-    assert said.startswith(f"vae-lightning: error: {tmp_path / LAST}: ")
-    assert "\n" not in said
+    error = capfd.readouterr().err.strip()
+    assert error.startswith(f"vae-lightning: error: {tmp_path / LAST}: ")
+    assert "\n" not in error

@@ -72,7 +72,7 @@ KEYS = {  # keys of a YAML file: the right name, the misspelt name
 }
 
 
-def said_by(args: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
+def error_of(args: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
     """The one line on stderr of a command that ends with exit code 2."""
     try:
         code: object = main(list(args))
@@ -91,7 +91,7 @@ def test_the_nearest_name_is_said(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     args, name = MISSES[case]
-    line = said_by(args, capfd)
+    line = error_of(args, capfd)
     assert line.count("did you mean") == 1, line
     assert f"(did you mean {name}?)" in line
 
@@ -103,12 +103,12 @@ def test_the_nearest_key_is_said_of_a_yaml_file(case: str, tmp_path: Path, capfd
     word = {"group": "trainer", "module": "vae_lightning.networks."}.get(case, right.rpartition(".")[2])
     assert word in text
     (tmp_path / "a.yaml").write_text(text.replace(word, wrong))
-    line = said_by(["fit", "-c", str(tmp_path / "a.yaml"), f"--runs_dir={tmp_path}"], capfd)
+    line = error_of(["fit", "-c", str(tmp_path / "a.yaml"), f"--runs_dir={tmp_path}"], capfd)
     assert f"(did you mean {right}?)" in line
 
 
 @pytest.mark.parametrize(
-    ("verb", "given", "said"),
+    ("verb", "config", "near"),
     [
         ("train", DIGITS, DIGITS),
         ("fit", "vae/digits", DIGITS),
@@ -117,21 +117,21 @@ def test_the_nearest_key_is_said_of_a_yaml_file(case: str, tmp_path: Path, capfd
     ],
 )
 def test_a_config_without_its_flag_is_told_to_be_given_by_it(
-    verb: str, given: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    verb: str, config: str, near: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    assert said_by([verb, given], capfd).endswith(f" {given} (give -c {said})")
+    assert error_of([verb, config], capfd).endswith(f" {config} (give -c {near})")
 
 
 def test_an_option_before_the_command_is_told_to_follow_it(capfd: pytest.CaptureFixture[str]) -> None:
-    assert said_by(["--trust=my_pkg", "sample", "a.ckpt"], capfd).endswith(
+    assert error_of(["--trust=my_pkg", "sample", "a.ckpt"], capfd).endswith(
         "write vae-lightning COMMAND --trust=my_pkg ..."
     )
 
 
 def test_no_config_at_all_is_told_to_be_given(capfd: pytest.CaptureFixture[str]) -> None:
     for args in (["train"], ["check-data"], ["check-data", "--data=Digits"]):
-        assert "(give a config: -c configs/vae/digits.yaml)" in said_by(args, capfd), args
+        assert "(give a config: -c configs/vae/digits.yaml)" in error_of(args, capfd), args
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,11 @@ def test_nothing_is_said_where_nothing_is_near(
     args: Sequence[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    assert "did you mean" not in said_by(args, capfd)
+    assert "did you mean" not in error_of(args, capfd)
 
 
 @pytest.mark.parametrize(
-    ("word", "known", "found"),
+    ("word", "known", "expected"),
     [
         ("Adma", ["Adam", "Adamax", "AdamW"], "Adam"),  # swapped letters
         ("steplr", ["StepLR", "MultiStepLR"], "StepLR"),
@@ -162,5 +162,5 @@ def test_nothing_is_said_where_nothing_is_near(
         ("train", [], None),
     ],
 )
-def test_nearest(word: str, known: list[str], found: str | None) -> None:
-    assert nearest(word, known) == found
+def test_nearest(word: str, known: list[str], expected: str | None) -> None:
+    assert nearest(word, known) == expected

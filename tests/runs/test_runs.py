@@ -60,9 +60,9 @@ def test_a_named_run_goes_on_and_once_complete_is_left_alone(
 
     capsys.readouterr()
     assert fit("--ckpt_path=last", "--trainer.max_epochs=3", "--model.optimizer.lr=0.5") == 0
-    said = capsys.readouterr().out
-    assert "mine: goes on from last.ckpt, step 6\n" in said
-    assert "(there -> here): model.optimizer.lr: 0.001 -> 0.5; trainer.max_epochs: 2 -> 3\n" in said
+    output = capsys.readouterr().out
+    assert "mine: goes on from last.ckpt, step 6\n" in output
+    assert "(there -> here): model.optimizer.lr: 0.001 -> 0.5; trainer.max_epochs: 2 -> 3\n" in output
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5  # the new value took effect and is saved
     assert [int(row["step"]) for row in read_csv(folder / "metrics.csv") if "train/loss" in row] == list(range(9))
@@ -106,9 +106,9 @@ def test_what_a_run_may_change_when_it_goes_on(fit: Run, capsys: pytest.CaptureF
     capsys.readouterr()
     loud = ("--data.batch_size=600", "--trainer.precision=bf16-mixed", "--trainer.accumulate_grad_batches=2")
     assert fit("--run_id=mine", "--trainer.max_epochs=3", *loud) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for what in ("batch_size 500 -> 600", "precision 32-true -> bf16-mixed", "accumulate_grad_batches 1 -> 2"):
-        assert re.search(rf"^NOT EXACT: .*{what}", said, re.MULTILINE)
+        assert re.search(rf"^NOT EXACT: .*{what}", output, re.MULTILINE)
 
 
 def test_within_an_epoch_another_batch_size_is_refused(fit: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +146,7 @@ def write(folder: Path, step: int, job: str | None = None) -> Path:
     return folder
 
 
-def given(tmp_path: Path, **settings: Any) -> Any:
+def settings_in(tmp_path: Path, **settings: Any) -> Any:
     from jsonargparse import Namespace
 
     return Namespace(**{"runs_dir": str(tmp_path), "run_id": None, "ckpt_path": None, **settings})
@@ -159,12 +159,12 @@ def test_a_process_that_its_launcher_started_again_goes_on(tmp_path: Path, monke
     monkeypatch.delenv(runs._CHOSEN, raising=False)
     for name, value in (("SLURM_JOB_ID", "17"), ("SLURM_ARRAY_TASK_ID", "2"), ("SLURM_RESTART_COUNT", "0")):
         monkeypatch.setenv(name, value)
-    assert runs.choose_run(given(tmp_path), "e").contents is None  # the first time: a new run
+    assert runs.choose_run(settings_in(tmp_path), "e").contents is None  # the first time: a new run
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert runs.choose_run(given(tmp_path), "e").folder == mine
-    assert runs.choose_run(given(tmp_path, ckpt_path="last"), "e").folder == tmp_path / "e" / "other"
+    assert runs.choose_run(settings_in(tmp_path), "e").folder == mine
+    assert runs.choose_run(settings_in(tmp_path, ckpt_path="last"), "e").folder == tmp_path / "e" / "other"
     monkeypatch.setenv("SLURM_JOB_ID", "19")
-    assert runs.choose_run(given(tmp_path), "e").contents is None
+    assert runs.choose_run(settings_in(tmp_path), "e").contents is None
 
 
 def test_the_ranks_that_lightning_starts_take_the_first_ones_choice(
@@ -172,10 +172,10 @@ def test_the_ranks_that_lightning_starts_take_the_first_ones_choice(
 ) -> None:
     write(tmp_path / "e" / "a", 5)
     monkeypatch.setenv(runs._CHOSEN, "")
-    chosen = runs.choose_run(given(tmp_path, ckpt_path="last"), "e")
+    chosen = runs.choose_run(settings_in(tmp_path, ckpt_path="last"), "e")
     write(tmp_path / "e" / "b", 6)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    again = runs.choose_run(given(tmp_path, ckpt_path="last"), "e")
+    again = runs.choose_run(settings_in(tmp_path, ckpt_path="last"), "e")
     assert (again.folder, again.path, again.step) == (chosen.folder, chosen.path, 5)
 
 
@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "e" / "a", 5) / "checkpoints" / "last.ckpt"
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(UserError, match=r"last\.ckpt: not a readable checkpoint: torn off after"):
-        runs.choose_run(given(tmp_path, ckpt_path=str(path)), "e")
+        runs.choose_run(settings_in(tmp_path, ckpt_path=str(path)), "e")
 
 
 @pytest.mark.parametrize("name", ["a", "a b", "2026-01-01_x.y", "lr=1e-3+seed@2", "x" * 128, "läuft", "..a"])
@@ -213,12 +213,12 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path: Path) -> None:
 def test_names_of_runs(name: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if by == "variable":
         monkeypatch.setenv(runs.RUN_ID, name)
-    given = Namespace(run_id=name if by == "flag" else None, runs_dir="runs")
+    settings = Namespace(run_id=name if by == "flag" else None, runs_dir="runs")
     if name.startswith("."):
         with pytest.raises(UserError, match="--run_id"):
-            runs.new_folder(given, "vae/digits")
+            runs.new_folder(settings, "vae/digits")
     else:
-        assert runs.new_folder(given, "vae/digits") == Path("runs/vae/digits") / name
+        assert runs.new_folder(settings, "vae/digits") == Path("runs/vae/digits") / name
 
 
 BAD = [

@@ -94,10 +94,10 @@ def locked() -> dict[str, list[str]]:
     """The lines of each package in the lock, joined. A package may occur twice, with markers."""
     text = (REPOSITORY / "requirements.lock").read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
-    found: dict[str, list[str]] = {}
+    by_package: dict[str, list[str]] = {}
     for line in lines:
-        found.setdefault(re.split(r"[=\[;@ ]", line, maxsplit=1)[0], []).append(line)
-    return found
+        by_package.setdefault(re.split(r"[=\[;@ ]", line, maxsplit=1)[0], []).append(line)
+    return by_package
 
 
 def test_every_package_is_locked_by_version_and_digest(locked: dict[str, list[str]]) -> None:

@@ -74,14 +74,14 @@ class Process(NamedTuple):
 
 def ranks(folder: Path) -> list[int]:
     """The ids of the processes whose command line names this run, in ascending order."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if f"--run_id={folder.name}".encode() in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+                pids.append(int(path.parent.name))
         except OSError:
             continue
-    return sorted(found)
+    return sorted(pids)
 
 
 @pytest.fixture
@@ -119,7 +119,9 @@ def test_stopped_then_killed_then_stopped_the_same_command_goes_on(start: Callab
     second = process.last_step()
     assert second > first
     names = {path.name for path in (process.folder / "checkpoints").iterdir()}
-    assert names <= {"last.ckpt", "previous.ckpt", "best.ckpt", ".last.ckpt.part", ".best.ckpt.part"}
+    unfinished = {name for name in names if name.endswith(".vae_lightning.part")}
+    assert len(unfinished) <= 1  # the kill may come within a save
+    assert names - unfinished <= {"last.ckpt", "previous.ckpt", "best.ckpt"}
 
     process = start(name="again")
     process.train(second + 20)

@@ -47,10 +47,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_same(folder: Path, whole: Path, steps: int) -> None:
-    found, expected = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (folder, whole))
-    assert found["global_step"] == expected["global_step"] == steps
+    stopped, expected = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (folder, whole))
+    assert stopped["global_step"] == expected["global_step"] == steps
     for name, value in expected["state_dict"].items():
-        assert torch.equal(found["state_dict"][name], value), name
+        assert torch.equal(stopped["state_dict"][name], value), name
     assert rows(folder) == rows(whole)
 
 

@@ -119,13 +119,13 @@ def fit(folder: Path, variant: dict[str, Any], last_every_minutes: float = 10.0,
     ema = EMA(decay=0.7) if flags.pop("ema", False) else None
     speed = FastNetworks(steps_per_call=flags.pop("steps_per_call", 1))
     checkpoints = BestAndLast(flags.pop("monitor", "val/elbo"), last_every_minutes=last_every_minutes)
-    own = [ExactResume(), FiniteSteps(), checkpoints, speed, hooks := Hooks()]
+    standard = [ExactResume(), FiniteSteps(), checkpoints, speed, hooks := Hooks()]
     trainer = pl.Trainer(
         **{
             "accelerator": "cpu",
             "default_root_dir": folder,
             "logger": [MetricsCSV(folder / "metrics.csv", start)],
-            "callbacks": [*own, *([ema] if ema else []), *callbacks],
+            "callbacks": [*standard, *([ema] if ema else []), *callbacks],
             "plugins": [WholeFiles()],
             "max_epochs": EPOCHS,
             "limit_train_batches": BATCHES,
@@ -146,14 +146,14 @@ def fit(folder: Path, variant: dict[str, Any], last_every_minutes: float = 10.0,
     )
 
 
-def assert_equal(found: Fit, whole: Fit) -> None:
-    assert found.global_step == whole.global_step
+def assert_equal(stopped: Fit, whole: Fit) -> None:
+    assert stopped.global_step == whole.global_step
     for name, value in (whole.weights | whole.average).items():
-        assert torch.equal((found.weights | found.average)[name], value), name
+        assert torch.equal((stopped.weights | stopped.average)[name], value), name
     for index, state in whole.optimizer["state"].items():
-        assert all(torch.equal(found.optimizer["state"][index][name], value) for name, value in state.items())
-    assert found.rows == whole.rows
-    assert found.epochs == whole.epochs == {"begun": EPOCHS, "ended": EPOCHS}
+        assert all(torch.equal(stopped.optimizer["state"][index][name], value) for name, value in state.items())
+    assert stopped.rows == whole.rows
+    assert stopped.epochs == whole.epochs == {"begun": EPOCHS, "ended": EPOCHS}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from vae_lightning.runs import machine as cores
 
 
 @pytest.mark.parametrize(
-    ("busy", "ranks", "given", "expected"),
+    ("busy", "ranks", "set_by_user", "expected"),
     [
         (5, None, None, None),
         (15, None, None, "PASSIVE"),
@@ -26,7 +26,11 @@ from vae_lightning.runs import machine as cores
     ],
 )
 def test_the_wait_policy_follows_what_others_do_now(
-    monkeypatch: pytest.MonkeyPatch, busy: int, ranks: tuple[str, str] | None, given: str | None, expected: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    busy: int,
+    ranks: tuple[str, str] | None,
+    set_by_user: str | None,
+    expected: str | None,
 ) -> None:
     ticks = iter([(1000, 1000), (1000 + busy, 1000 + 20 - busy)])
     monkeypatch.setattr(program, "_jiffies", lambda: next(ticks))
@@ -35,7 +39,7 @@ def test_the_wait_policy_follows_what_others_do_now(
     )  # the load average counts work that has ended, so it must not be used
     for name in ("OMP_WAIT_POLICY", "LOCAL_WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in filter(None, [given and ("OMP_WAIT_POLICY", given), ranks]):
+    for name, value in filter(None, [set_by_user and ("OMP_WAIT_POLICY", set_by_user), ranks]):
         monkeypatch.setenv(name, value)
     program._share_cores()
     assert os.environ.get("OMP_WAIT_POLICY") == expected
@@ -64,7 +68,7 @@ def test_the_work_of_others_counts_on_the_cores_that_are_ours(
 
 
 @pytest.mark.parametrize(
-    ("quota", "given", "num_cores", "threads"),
+    ("quota", "set_by_user", "num_cores", "threads"),
     [
         ("200000 100000", None, 2, "2"),
         ("150000 100000", None, 2, "2"),
@@ -78,7 +82,7 @@ def test_a_containers_quota_bounds_the_threads(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     quota: str | None,
-    given: str | None,
+    set_by_user: str | None,
     num_cores: int,
     threads: str | None,
 ) -> None:
@@ -88,8 +92,8 @@ def test_a_containers_quota_bounds_the_threads(
     monkeypatch.setattr(cores, "_QUOTA", str(tmp_path / "cpu.max"))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(program, "_share_in_use", lambda: 0.0)
-    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
-    if given is None:
+    monkeypatch.setenv("OMP_NUM_THREADS", set_by_user or "")
+    if set_by_user is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
     assert cores.num_cores() == num_cores
     program._share_cores()
@@ -125,10 +129,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.g
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
-@pytest.mark.parametrize(("given", "touched_anew"), [({}, False), ({"MALLOC_ARENA_MAX": "2"}, True)])
-def test_freed_memory_is_kept_unless_the_user_says_how(given: dict[str, str], touched_anew: bool) -> None:
+@pytest.mark.parametrize(("variables", "touched_anew"), [({}, False), ({"MALLOC_ARENA_MAX": "2"}, True)])
+def test_freed_memory_is_kept_unless_the_user_says_how(variables: dict[str, str], touched_anew: bool) -> None:
     """The share of a block's pages that fault again when the block is allocated a second time."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", _ALLOCATE_TWICE]
-    found = subprocess.run(command, env={**environment, **given}, capture_output=True, text=True, check=True)
-    assert (float(found.stdout) > 0.5) == touched_anew
+    process = subprocess.run(command, env={**environment, **variables}, capture_output=True, text=True, check=True)
+    assert (float(process.stdout) > 0.5) == touched_anew

@@ -238,7 +238,7 @@ def test_switched_off_by_the_environment(name: str, tmp_path: Path, monkeypatch:
 )
 def test_a_variable_that_cannot_be_is_named_in_one_line(variables: dict[str, str], line: str, tmp_path: Path) -> None:
     err = run_cli(*ONE_STEP, f"--runs_dir={tmp_path}", env=variables, expect=2).stderr
-    (said,) = [text for text in err.splitlines() if "error" in text]
-    assert said.startswith("vae-lightning: error: W")
-    assert line in said
+    (error,) = [text for text in err.splitlines() if "error" in text]
+    assert error.startswith("vae-lightning: error: W")
+    assert line in error
     assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""`check-data`: says what a data set is, or all that is wrong with it, and trains nothing."""
+"""`check-data`: prints the size of a data set, or each problem, and trains nothing."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_all_that_is_wrong_is_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
     for number in (2, 5, 9, 11):
         shutil.copyfile(__file__, images / f"{number:06d}.jpg")
     assert main([*CELEBA, f"--data.data_dir={tmp_path}"]) == 1
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     for number in (2, 5, 9, 11):
-        assert f"{number:06d}.jpg: not an image" in said.out
-    assert said.err.strip() == "vae-lightning: error: CelebA: 4 problems, listed above"
+        assert f"{number:06d}.jpg: not an image" in output.out
+    assert output.err.strip() == "vae-lightning: error: CelebA: 4 problems, listed above"
 
 
 def test_files_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""`vae-lightning doctor`: each line where all is well and where it is not."""
+"""`vae-lightning doctor`: each check on a sound machine and on a broken one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_all_is_well_on_a_machine_without_data_network_or_gpu(tmp_path: Path) ->
     result = run(f"--data_dir={tmp_path}", f"--runs_dir={tmp_path}", http_proxy="http://127.0.0.1:1")
     *lines, verdict, imported = result.stdout.splitlines()
     assert (result.returncode, result.stderr, verdict) == (0, "", "training can run here")
-    assert imported == "set()"  # seconds saved, and nothing touched that may be broken
+    assert imported == "set()"  # this saves seconds, and a broken package is not touched
     names = [line[6:20].strip() for line in lines]
     hardware = ["device", "precision", "memory", "shared memory"]
     assert names == ["python", "packages", "torch", *hardware, "compiler", "data", "W&B", "disk"]
@@ -51,7 +51,7 @@ def test_what_is_broken_is_not_imported_and_ends_in_one(tmp_path: Path) -> None:
     result = run(f"--data_dir={tmp_path}", f"--runs_dir={tmp_path}", PYTHONPATH=path)
     assert (result.returncode, result.stderr) == (1, "")
     assert "FAIL  torch " in result.stdout
-    assert "(operator torchvision::nms is not there); install both from one place" in result.stdout
+    assert "(operator torchvision::nms is not there); install both from one source" in result.stdout
     assert result.stdout.splitlines()[-2:] == ["training cannot run here: 1 FAIL above", "set()"]
 
 
@@ -65,10 +65,10 @@ def test_a_wrong_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_python() -> None:
     assert doctor.check_python().state == "ok"
-    finding = doctor.check_python((3, 10, 4))
-    assert finding.state == "FAIL"
-    assert str(finding).startswith("FAIL  python        3.10.4 on ")
-    assert "3.11 or newer" in finding.remedy
+    result = doctor.check_python((3, 10, 4))
+    assert result.state == "FAIL"
+    assert str(result).startswith("FAIL  python        3.10.4 on ")
+    assert "3.11 or newer" in result.remedy
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_python() -> None:
 )
 def test_packages(name: str, version: str | None, says: str) -> None:
     assert doctor.check_packages().state == "ok"
-    finding = doctor.check_packages(lambda asked: version if asked == name else doctor._version(asked))
-    assert finding.state == "FAIL"
-    assert re.search(says, finding.said), finding.said
-    assert "make setup" in finding.remedy
+    result = doctor.check_packages(lambda asked: version if asked == name else doctor._version(asked))
+    assert result.state == "FAIL"
+    assert re.search(says, result.text), result.text
+    assert "make setup" in result.remedy
 
 
 def test_the_installed_metadata_asks_for_what_pyproject_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,32 +108,32 @@ def loader(cuda: str | None, fails: str = "") -> Any:
 
 
 def test_torch() -> None:
-    assert doctor.check_torch(loader("13.2")).said == (
+    assert doctor.check_torch(loader("13.2")).text == (
         "2.15.0, built for CUDA 13.2; torchvision 2.15.0 works beside it"
     )
-    assert doctor.check_torch(loader(None)).said.startswith("2.15.0, built for the CPU alone")
-    finding = doctor.check_torch(loader(None, "torchvision"))
+    assert doctor.check_torch(loader(None)).text.startswith("2.15.0, built for the CPU alone")
+    result = doctor.check_torch(loader(None, "torchvision"))
     reason = "operator torchvision::nms does not exist"
-    assert finding[1:3] == ("FAIL", f"torch is a CPU build but torchvision is not ({reason})")
-    assert "one --index-url" in finding.remedy
+    assert result[1:3] == ("FAIL", f"torch is a CPU build but torchvision is not ({reason})")
+    assert "the same --index-url" in result.remedy
     assert doctor.check_torch(loader("13.2", "torchvision")).state == "FAIL"
-    assert doctor.check_torch(loader("13.2", "torch")).said == f"cannot be imported ({reason})"
+    assert doctor.check_torch(loader("13.2", "torch")).text == f"cannot be imported ({reason})"
 
 
 def test_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert doctor.check_compiler().state == "warn"
     (tmp_path / "g++").touch(mode=0o755)
-    assert doctor.check_compiler().said.startswith(str(tmp_path / "g++"))
+    assert doctor.check_compiler().text.startswith(str(tmp_path / "g++"))
     monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
-    assert "without Python.h" in doctor.check_compiler().said
+    assert "without Python.h" in doctor.check_compiler().text
 
 
 # -- hardware ---------------------------------------------------------------------------------------------------------
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, computes: bool = True) -> None:
-    """GPUs that compute on the CPU, or that do not compute."""
+    """Pretend to have `count` GPUs, which compute on the CPU or raise an error."""
 
     def ones(n: int, device: str) -> torch.Tensor:
         if not computes:
@@ -149,11 +149,11 @@ def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, computes: bool = True
 
 def test_device_and_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (doctor.num_devices(), doctor.check_device().state) == (0, "ok")
-    assert "no GPU" in doctor.check_device().said
-    assert doctor.check_precision().said.startswith("32-true by default")
+    assert "no GPU" in doctor.check_device().text
+    assert doctor.check_precision().text.startswith("32-true by default")
     with_gpus(monkeypatch, 2)
-    assert doctor.check_device().said == "; ".join(["GPU of a test, 30 of 40 GiB free"] * 2)
-    assert doctor.check_precision().said.startswith("bf16-mixed by default")
+    assert doctor.check_device().text == "; ".join(["GPU of a test, 30 of 40 GiB free"] * 2)
+    assert doctor.check_precision().text.startswith("bf16-mixed by default")
     with_gpus(monkeypatch, 1, computes=False)
     assert doctor.check_device()[1:3] == (
         "FAIL",
@@ -167,16 +167,16 @@ def test_a_driver_that_torch_cannot_use(
 ) -> None:
     (tmp_path / "nvidia-smi").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    finding = doctor._no_gpu(cuda)
-    assert finding.state == "warn"
-    assert says in finding.remedy
+    result = doctor._no_gpu(cuda)
+    assert result.state == "warn"
+    assert says in result.remedy
 
 
 @pytest.mark.parametrize(("gib", "state"), [(0.3, "FAIL"), (1, "warn"), (16, "ok")])
 def test_memory(gib: float, state: str) -> None:
-    finding = doctor.check_memory(int(gib * GIB))
-    assert (finding.state, finding.said) == (state, f"{gib:.1f} GiB available")
-    assert bool(finding.remedy) is (state != "ok")
+    result = doctor.check_memory(int(gib * GIB))
+    assert (result.state, result.text) == (state, f"{gib:.1f} GiB available")
+    assert bool(result.remedy) is (state != "ok")
     assert doctor.check_memory().state == "ok"
 
 
@@ -195,26 +195,26 @@ def test_data_that_is_right_missing_and_broken(tmp_path: Path, monkeypatch: pyte
     (none,) = doctor.check_data(tmp_path)
     assert none.state == "ok"
     write_mnist(tmp_path / "MNIST" / "raw")
-    (broken,) = doctor.check_data(tmp_path)  # the files of this test have not the digests of MNIST
+    (broken,) = doctor.check_data(tmp_path)  # the files that this test writes have other digests than MNIST
     assert broken.state == "FAIL"
-    assert "train-images-idx3-ubyte: wrong digest" in broken.said
+    assert "train-images-idx3-ubyte: wrong digest" in broken.text
     monkeypatch.setattr(MNIST, "digests", dict.fromkeys(MNIST.digests, (None, None)))
     (right,) = doctor.check_data(tmp_path)
-    assert (right.state, right.said) == ("ok", "MNIST: 50 / 10 / 12 images, read whole, digests right")
+    assert (right.state, right.text) == ("ok", "MNIST: 50 / 10 / 12 images, read whole, digests right")
     (tmp_path / "MNIST/raw/t10k-labels-idx1-ubyte").unlink()
     (missing,) = doctor.check_data(tmp_path)
     assert missing.state == "warn"
-    assert "t10k-labels-idx1-ubyte not found in" in missing.said
+    assert "t10k-labels-idx1-ubyte not found in" in missing.text
 
 
 def test_celeba_says_whether_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "celeba").mkdir()
     (missing,) = doctor.check_data(tmp_path)
-    assert (missing.state, "list_eval_partition.txt not found" in missing.said) == ("warn", True)
+    assert (missing.state, "list_eval_partition.txt not found" in missing.text) == ("warn", True)
     (tmp_path / "celeba/list_eval_partition.txt").write_text("1.jpg 0\n2.jpg 1\n3.jpg 2\n")
     (partial,) = doctor.check_data(tmp_path)
     assert partial.state == "FAIL"
-    assert "expected (162770, 19867, 19962) images" in partial.said
+    assert "expected (162770, 19867, 19962) images" in partial.text
 
 
 @pytest.mark.parametrize(
@@ -229,15 +229,15 @@ def test_celeba_says_whether_it_is_decoded(tmp_path: Path) -> None:
 )
 def test_wandb(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], state: str, says: str) -> None:
     for name in ("API_KEY", "MODE", "SILENT", "INIT_TIMEOUT", "IDENTITY_TOKEN_FILE"):
-        monkeypatch.setenv(f"WANDB_{name}", "")  # so that what the function sets is taken back
+        monkeypatch.setenv(f"WANDB_{name}", "")  # monkeypatch then removes what the function sets
         monkeypatch.delenv(f"WANDB_{name}")
     monkeypatch.setenv("NETRC", os.devnull)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    finding = doctor.check_wandb()
-    assert finding.state == state
-    assert says in finding.said
-    assert "0" * 40 not in str(finding)
+    result = doctor.check_wandb()
+    assert result.state == state
+    assert says in result.text
+    assert "0" * 40 not in str(result)
 
 
 @pytest.mark.parametrize(("free", "state"), [(GIB // 20, "FAIL"), (GIB, "warn"), (9 * GIB, "ok")])
@@ -252,6 +252,6 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    finding = doctor.check_disk(tmp_path)
-    assert (finding.state, finding.said) == ("FAIL", f"{tmp_path}: cannot be written (Permission denied)")
-    assert "--runs_dir" in finding.remedy
+    result = doctor.check_disk(tmp_path)
+    assert (result.state, result.text) == ("FAIL", f"{tmp_path}: cannot be written (Permission denied)")
+    assert "--runs_dir" in result.remedy

@@ -51,17 +51,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: object) -> str:
     """The single line of error that a command prints."""
     capsys.readouterr()
     assert main([str(arg) for arg in args]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, said
-    return said
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1, line
+    return line
 
 
 def test_fit_prior_and_sample_from_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit-prior", str(run), "--prior=MixtureOfFullNormals", "--prior.num_components=3"]) == 0
-    said = capsys.readouterr().out
-    own, fitted, before, after, gain = (float(n) for n in re.findall(r"(-?[\d.]+) \+-", said))
-    assert fitted > own  # of held-out latents
-    assert gain == pytest.approx(fitted - own, abs=0.02)
+    output = capsys.readouterr().out
+    before_fit, fitted, before, after, gain = (float(n) for n in re.findall(r"(-?[\d.]+) \+-", output))
+    assert fitted > before_fit  # for held-out latents
+    assert gain == pytest.approx(fitted - before_fit, abs=0.02)
     assert after == pytest.approx(before + gain, abs=0.02)
     kept = torch.load(run / "checkpoints" / "best.prior.pt", weights_only=True)
     assert kept["prior"]["class_path"].endswith("MixtureOfFullNormals")
@@ -73,11 +73,11 @@ def test_fit_prior_and_sample_from_it(run: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_mistakes_on_the_command_line_are_one_line_each(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "fit-prior" in refusal(capsys, "sample", run, "--prior=fitted")  # what makes the file
+    assert "fit-prior" in refusal(capsys, "sample", run, "--prior=fitted")  # the command that makes the file
     assert "no Prior" in refusal(capsys, "fit-prior", run, "--prior=Nope")
     assert "no parameter to fit" in refusal(capsys, "fit-prior", run, "--prior=StandardNormal")
     assert "VampPrior is made of a model's encoder" in refusal(capsys, "fit-prior", run, "--prior=VampPrior")
-    assert "checkpoint" in refusal(capsys, "fit-prior")
+    assert "required: run" in refusal(capsys, "fit-prior")
     assert "no such checkpoint" in refusal(capsys, "fit-prior", run / "nothing.ckpt")
     assert not (run / "checkpoints" / "best.prior.pt").exists()
     (run / "config.yaml").unlink()
@@ -106,22 +106,22 @@ def test_an_unfit_file_is_refused(run: Path) -> None:
     good = torch.load(path, weights_only=True)
     size = model.prior.event_shape[0]  # type: ignore[union-attr, index]
 
-    def said(contents: object) -> str:
+    def refusal_of(contents: object) -> str:
         torch.save(contents, path)
         with pytest.raises(UserError) as refused:
             use_fitted_prior(model, checkpoint)
         assert "\n" not in str(refused.value)
         return str(refused.value)
 
-    assert f"shape (3,); the model's have ({size},)" in said(good)
+    assert f"shape (3,); the model's have ({size},)" in refusal_of(good)
     fits = {**good, "event_shape": [size]}
-    assert "another best.ckpt" in said({**fits, "checkpoint": "0" * 64})
-    assert "not of vae_lightning" in said({**fits, "prior": {"class_path": "os.path.join"}})
-    assert "cannot be built" in said({**fits, "prior": {"class_path": "vae_lightning.models.VAE"}})
-    assert "cannot be built" in said({**fits, "state_dict": {"mean": torch.zeros(1)}})
-    assert "fit-prior has written" in said([1, 2])
+    assert "an earlier best.ckpt" in refusal_of({**fits, "checkpoint": "0" * 64})
+    assert "not of vae_lightning" in refusal_of({**fits, "prior": {"class_path": "os.path.join"}})
+    assert "cannot be built" in refusal_of({**fits, "prior": {"class_path": "vae_lightning.models.VAE"}})
+    assert "cannot be built" in refusal_of({**fits, "state_dict": {"mean": torch.zeros(1)}})
+    assert "fit-prior has written" in refusal_of([1, 2])
     for lie in ({"event_shape": [torch.zeros(3)]}, {"event_shape": [float(size)]}, {"state_dict": {1: torch.zeros(1)}}):
-        assert "fit-prior has written" in said({**fits, **lie})
+        assert "fit-prior has written" in refusal_of({**fits, **lie})
     path.write_bytes(b"PK")
     with pytest.raises(UserError, match="damaged"):
         use_fitted_prior(model, checkpoint)
@@ -131,10 +131,7 @@ def test_an_unfit_file_is_refused(run: Path) -> None:
 
 
 def test_the_aggregate_posterior_is_recovered_and_the_elbo_gains_what_the_density_does() -> None:
-    """Data of a linear-Gaussian model with its exact q: the aggregate posterior is p(z) itself, and nothing is gained.
-
-    With data whose latents have another mean and covariance it is those, and the gain is KL(N(m, C) || N(0, I)).
-    """
+    """For latents from N(m, C) the fitted prior is N(m, C), and the ELBO gains KL(N(m, C) || N(0, I))."""
     model = linear_gaussian(ELBO)
     model.eval()
     encoded = encode(model, [{"x": torch.randn(8, 1, 2, 3).double()}], "the test", 3)
@@ -157,7 +154,7 @@ def test_a_worse_prior_is_called_that() -> None:
     with torch.no_grad():
         bad.mean.fill_(3.0)
     z = torch.randn(100, 1, 2).double()
-    assert "the worse one" in report(model, bad, Encoded(z, torch.zeros(100, 1).double()))
+    assert "worse than the model's" in report(model, bad, Encoded(z, torch.zeros(100, 1).double()))
 
 
 MAP_PRIORS = [partial(MixtureOfFullNormals, num_components=2), LearnedNormal, partial(FlowPrior, num_steps=1)]
@@ -189,16 +186,16 @@ SPACES: list[tuple[PriorRecipe, PriorRecipe, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("own", "fitted", "fits"), SPACES)
-def test_a_prior_over_another_space_is_not_fitted(own: PriorRecipe, fitted: PriorRecipe, fits: bool) -> None:
+@pytest.mark.parametrize(("model_prior", "fitted", "fits"), SPACES)
+def test_a_prior_over_another_space_is_not_fitted(model_prior: PriorRecipe, fitted: PriorRecipe, fits: bool) -> None:
     """A mixture of Gaussians on a simplex has an unbounded density, so its gain is meaningless."""
     if fits:
-        check_space(own((4,)), fitted)
+        check_space(model_prior((4,)), fitted)
         return
     with pytest.raises(
         UserError, match=r"is not over the space of the model's latents.*--prior=FamilyPrior"
     ) as refused:
-        check_space(own((4,)), fitted)
+        check_space(model_prior((4,)), fitted)
     assert "\n" not in str(refused.value)
 
 
@@ -213,7 +210,7 @@ def test_an_empty_set_and_a_model_without_one_prior_are_refused() -> None:
     model = linear_gaussian(ELBO)
     with pytest.raises(UserError, match="the training set has no images"):
         encode(model, [], "the training set")
-    with pytest.raises(UserError, match="DLGM: a prior is fitted to one latent with one prior"):
+    with pytest.raises(UserError, match="DLGM: a prior can be fitted only to a model with one latent"):
         report(DLGM((1, 4, 4)), StandardNormal((2,)), Encoded(torch.zeros(1, 1, 2), torch.zeros(1, 1)))
 
 
@@ -227,5 +224,5 @@ def test_every_fittable_prior_is_stopped_by_held_out_latents(monkeypatch: pytest
     density = prior._mean_log_prob
     monkeypatch.setattr(prior, "_mean_log_prob", lambda rows: seen.append(density(rows)) or seen[-1])
     Prior.fit(prior, z, held_out)
-    assert seen[-1] < max(seen)  # by the end it had learned the 40 by heart
+    assert seen[-1] < max(seen)  # at the end the prior has overfitted the 40 latents
     assert density(held_out) == max(seen) > start

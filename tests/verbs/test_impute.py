@@ -38,30 +38,30 @@ NUMBERS = re.compile(r"(chain|mean image) +squared error (0\.\d{4}) \+- (0\.\d{4
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each model: two steps of training, and a test."""
-    found = {}
+    runs = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
         patch.delenv("VAE_LIGHTNING_RUN_ID", raising=False)
         for name, args in MODELS.items():
             folder = tmp_path_factory.mktemp(name)
             assert main(["train", "-c", DIGITS, *args, *QUICK, *QUIET, f"--runs_dir={folder}"]) == 0
-            found[name] = only(folder, "vae/digits/*")
-    return found
+            runs[name] = only(folder, "vae/digits/*")
+    return runs
 
 
 @pytest.mark.parametrize("name", ["VAE", "DLGM", "CVAE"])
 def test_impute_writes_a_picture_and_says_numbers(
     runs: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Five rows for each ten images; the errors of chain and mean image, and of binary pixels."""
+    """The picture has five rows for each ten images; the output has the errors of the chain and of the mean image."""
     corrected = ["--corrected"] if name in ("VAE", "DLGM") else []
     assert main(["impute", str(runs[name]), "--missing=0.8", "--steps=4", "--num_images=12", *corrected]) == 0
-    said = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out.splitlines()
     picture = runs[name] / "images" / "imputations.png"
-    assert said[0] == str(picture)
-    assert said[1].startswith("12 images, 80% of pixels missing, 4 steps")
-    assert ("accepted" in said[1]) == bool(corrected)
-    rows = [NUMBERS.fullmatch(line) for line in said[2:]]
+    assert output[0] == str(picture)
+    assert output[1].startswith("12 images, 80% of pixels missing, 4 steps")
+    assert ("accepted" in output[1]) == bool(corrected)
+    rows = [NUMBERS.fullmatch(line) for line in output[2:]]
     assert [row and row[1] for row in rows] == ["chain", "mean image"]
     assert all(row and 0 < float(row[2]) < 1 and bool(row[4]) == (name == "VAE") for row in rows)
     image = read_picture(picture)
@@ -140,7 +140,7 @@ def test_a_mistake_is_one_line(
         (["--model=DLGM", "--model.transition=Bernoulli"], r"model\.transition: Bernoulli is no Network"),
     ],
 )
-@pytest.mark.filterwarnings("ignore")  # as on the command line
+@pytest.mark.filterwarnings("ignore")  # the command line does the same
 def test_a_mistake_in_a_model_is_one_line(
     args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

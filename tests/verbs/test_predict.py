@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 
 def predict(run: Path, *flags: str) -> dict[str, np.ndarray]:
-    """The arrays that the command wrote. The file must be new and must load without pickles."""
+    """The arrays that the command wrote; the file must be new and must load without pickles."""
     split = next((flag.partition("=")[2] for flag in flags if flag.startswith("--split=")), "test")
     path = run / f"predictions-{split}.npz"
     assert not path.exists()
@@ -70,50 +70,50 @@ def test_every_image_of_a_split_in_its_order(
 ) -> None:
     """The codes equal q(z|x) of all pixels of the data set at once."""
     run = trained.copy_to(tmp_path)
-    found = predict(run, f"--split={split}")
-    assert found.keys() == {"z_mean", "z_scale", "label", "split"}
+    arrays = predict(run, f"--split={split}")
+    assert arrays.keys() == {"z_mean", "z_scale", "label", "split"}
     splits: Sequence[Split] = [one for one in SPLITS if split in (one, "all")]
     model, data = load_model(run / "checkpoints" / "best.ckpt"), Digits()
     assert isinstance(model, VAE)
     images = [data.images(one) for one in splits]
     with torch.no_grad():
         q = model.encode(torch.cat([one.pixels for one in images]).float() / 16)
-    np.testing.assert_allclose(found["z_mean"], q.mean, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found["z_scale"], q.stddev, rtol=1e-4, atol=1e-5)
-    assert np.array_equal(found["label"], np.concatenate([one.labels for one in images]))  # type: ignore[arg-type]
-    assert found["split"].tolist() == [one for one in splits for _ in range(COUNTS[one])]
+    np.testing.assert_allclose(arrays["z_mean"], q.mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(arrays["z_scale"], q.stddev, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(arrays["label"], np.concatenate([one.labels for one in images]))  # type: ignore[arg-type]
+    assert arrays["split"].tolist() == [one for one in splits for _ in range(COUNTS[one])]
     shape = [sum(COUNTS[one] for one in splits), 8]
     path = run / f"predictions-{split}.npz"
-    said = f"{path}: z_mean {shape}, z_scale {shape}, label {shape[:1]}, split {shape[:1]}\n"
-    assert capsys.readouterr().out.endswith(said)
+    line = f"{path}: z_mean {shape}, z_scale {shape}, label {shape[:1]}, split {shape[:1]}\n"
+    assert capsys.readouterr().out.endswith(line)
     assert not [path for path in run.iterdir() if path.suffix in (".pt", ".part")]
 
 
 def test_training_images_are_binarised_as_in_evaluation_and_not_flipped(trained: TrainedRun, tmp_path: Path) -> None:
     run = trained.copy_to(tmp_path)
-    found = predict(run, "--split=train", "--data.binarisation=dynamic", "--data.flip=true", "--data.batch_size=7")
+    arrays = predict(run, "--split=train", "--data.binarisation=dynamic", "--data.flip=true", "--data.batch_size=7")
     images = Digits().images("train")
     index = torch.arange(len(images.pixels))
     x = Transform(16, "dynamic")(images.pixels.clone(), index, seed=0, epoch=0, total=len(index))
     model = load_model(run / "checkpoints" / "best.ckpt")
     assert isinstance(model, VAE)
     with torch.no_grad():
-        np.testing.assert_allclose(found["z_mean"], model.encode(x).mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(arrays["z_mean"], model.encode(x).mean, rtol=1e-4, atol=1e-5)
 
 
 def test_a_part_of_a_split_is_its_beginning(trained: TrainedRun, tmp_path: Path) -> None:
     run = trained.copy_to(tmp_path)
-    found = predict(run, "--split=all", "--trainer.limit_predict_batches=2", "--data.eval_batch_size=10")
-    assert found["split"].tolist() == ["train"] * 20 + ["val"] * 20 + ["test"] * 20
+    arrays = predict(run, "--split=all", "--trainer.limit_predict_batches=2", "--data.eval_batch_size=10")
+    assert arrays["split"].tolist() == ["train"] * 20 + ["val"] * 20 + ["test"] * 20
     labels = [Digits().images(split).labels[:20] for split in SPLITS]  # type: ignore[index]
-    assert np.array_equal(found["label"], torch.cat(labels))
+    assert np.array_equal(arrays["label"], torch.cat(labels))
 
 
 def test_a_sample_is_kept_where_asked_for(trained: TrainedRun, tmp_path: Path) -> None:
     run = trained.copy_to(tmp_path)
-    found = predict(run, "--sample=true")
-    assert found.keys() == {"z_mean", "z_scale", "z_sample", "label", "split"}
-    noise = (found["z_sample"] - found["z_mean"]) / found["z_scale"]
+    arrays = predict(run, "--sample=true")
+    assert arrays.keys() == {"z_mean", "z_scale", "z_sample", "label", "split"}
+    noise = (arrays["z_sample"] - arrays["z_mean"]) / arrays["z_scale"]
     assert abs(noise.mean()) < 5 / math.sqrt(noise.size)
     assert noise.std() == pytest.approx(1, abs=5 / math.sqrt(2 * noise.size))
     batches = noise.reshape(-1, 8)
@@ -121,7 +121,7 @@ def test_a_sample_is_kept_where_asked_for(trained: TrainedRun, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "said"),
+    ("flags", "code", "message"),
     [
         (["--split=everything"], 2, "split"),
         (["--trainer.limit_predict_batches=0"], 1, "nothing was predicted: limit_predict_batches is 0"),
@@ -130,17 +130,17 @@ def test_a_sample_is_kept_where_asked_for(trained: TrainedRun, tmp_path: Path) -
     ids=lambda value: str(value)[:30],
 )
 def test_what_gives_no_file_is_one_line(
-    trained: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, said: str
+    trained: TrainedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, message: str
 ) -> None:
     run = trained.copy_to(tmp_path)
     try:
-        found = main(["predict", "-c", str(run / "config.yaml"), f"--ckpt_path={run}", *flags])
+        exit_code = main(["predict", "-c", str(run / "config.yaml"), f"--ckpt_path={run}", *flags])
     except SystemExit as error:
-        found = int(str(error.code))
-    assert found == code
+        exit_code = int(str(error.code))
+    assert exit_code == code
     err = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(err) == 1
-    assert said in err[0]
+    assert message in err[0]
     assert not list(run.glob("*.npz"))
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_written_is_one_line(
 
 
 def write_photos(folder: Path, count: int = 30) -> None:
-    """Grey images in two folders of classes; each has a shade of its own."""
+    """Grey images in two folders, one for each class; each image has another shade."""
     for number in range(count):
         path = folder / ("cats" if number % 3 else "dogs") / f"é {number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,17 +180,17 @@ def folder_run(tmp_path: Path) -> Path:
 def test_the_path_and_the_label_of_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = folder_run(tmp_path)
     capsys.readouterr()
-    found = predict(run, "--split=all")
+    arrays = predict(run, "--split=all")
     assert capsys.readouterr().out.count("split: val is 0.1 of all images") == 1
-    assert sorted(found["path"]) == sorted(str(path) for path in (tmp_path / "photos").rglob("*.png"))
-    assert found["path"].dtype.kind == "U"
+    assert sorted(arrays["path"]) == sorted(str(path) for path in (tmp_path / "photos").rglob("*.png"))
+    assert arrays["path"].dtype.kind == "U"
     model = load_model(run / "checkpoints" / "best.ckpt")
     assert isinstance(model, VAE)
-    for row, path in enumerate(found["path"]):
+    for row, path in enumerate(arrays["path"]):
         x = torch.full((1, 1, 8, 8), np.array(Image.open(path))[0, 0] / 255)
-        assert found["z_mean"][row] == pytest.approx(model.encode(x).mean[0].tolist(), rel=1e-3, abs=1e-5)
-        assert found["label"][row] == ("dogs" in path)
-    assert found["split"].tolist() == ["train"] * 24 + ["val"] * 3 + ["test"] * 3
+        assert arrays["z_mean"][row] == pytest.approx(model.encode(x).mean[0].tolist(), rel=1e-3, abs=1e-5)
+        assert arrays["label"][row] == ("dogs" in path)
+    assert arrays["split"].tolist() == ["train"] * 24 + ["val"] * 3 + ["test"] * 3
 
 
 def test_no_paths_where_the_files_are_gone_or_others(tmp_path: Path) -> None:
@@ -213,9 +213,9 @@ def test_the_names_of_celeba(tmp_path: Path, archive: bool) -> None:
     data = CelebA(str(tmp_path), size=8, verify=False)
     data.prepare_data()
     names = [f"{number:06d}.jpg" for number in range(1, 41)]
-    found = [Path(path) for split in SPLITS for path in data.paths(split) or []]
-    assert sorted(path.name for path in found) == names
-    assert all(path.is_file() for path in found) != archive
+    paths = [Path(path) for split in SPLITS for path in data.paths(split) or []]
+    assert sorted(path.name for path in paths) == names
+    assert all(path.is_file() for path in paths) != archive
     assert len(data.paths("val") or []) == len(data.images("val").pixels)
 
 

@@ -120,7 +120,7 @@ class BestAndLast(ModelCheckpoint):
         if (stop or save) and not loop.epoch_loop._should_check_val_fx(
             loop._data_fetcher
         ):  # validation saves by itself
-            self._connector.received_sigterm = stop
+            self._connector.stop_after_step = stop
             self._at_epoch_end = (
                 loop.epoch_loop._num_ready_batches_reached()
             )  # then save after the hooks of the epoch's end
@@ -154,7 +154,7 @@ class BestAndLast(ModelCheckpoint):
             return
         if not self._should_save_on_train_epoch_end(trainer):
             self._write_last(trainer)  # Lightning writes last.ckpt only if this validation was the best
-        self._connector.received_sigterm = self._agreement.any_rank(False)[0]
+        self._connector.stop_after_step = self._agreement.any_rank(False)[0]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -271,9 +271,14 @@ def _limits(trainer: pl.Trainer) -> list[int]:
 
 
 class _Connector:
-    """Replaces Lightning's signal connector: Lightning's loops read `received_sigterm` and end the fit after a step."""
+    """Replaces Lightning's signal connector; Lightning's loops read `received_sigterm` and end the fit after a step."""
 
-    received_sigterm = False
+    stop_after_step = False
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Return `stop_after_step`, which any signal sets, under Lightning's name."""
+        return self.stop_after_step
 
     def register_signal_handlers(self) -> None: ...
 

@@ -128,11 +128,13 @@ def _describe(data: Any) -> dict[str, Any]:
     """Describe the training images, independent of their folder: a checksum of some of them, and their settings."""
     if not isinstance(data, DataModule):
         return {}
-    pixels = data.images("train").pixels
-    some = pixels[:: max(1, len(pixels) // 64)].cpu().contiguous()
+    examples = data.examples("train")
+    x = examples.fields["x"]
+    some = x[:: max(1, len(x) // 64)].cpu().contiguous()
+    settings = ("binarisation", "flip", "dequantise")  # of images
     return {
         "class": type(data).__name__,
-        "images": len(pixels),
+        "images": len(examples),
         "checksum": zlib.crc32(some.numpy().tobytes()),
-        **{name: getattr(data, name) for name in ("binarisation", "flip", "dequantise")},
+        **{name: getattr(data, name) for name in settings if hasattr(data, name)},
     }

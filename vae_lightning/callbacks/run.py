@@ -136,7 +136,7 @@ class RunFolder(pl.Callback):
             "left_out": evaluation["left_out"],
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "data": {**config["data"], "split": "test", "num_images": self._images},
-            "binarisation": data.binarisation,
+            "binarisation": getattr(data, "binarisation", None),
             "model": config["model"],
             "seed": config["seed_everything"],
             "precision": str(trainer.precision),

@@ -28,18 +28,18 @@ class StartNotes(pl.Callback):
 
 
 def _about_size(trainer: pl.Trainer, model: pl.LightningModule, data: DataModule) -> Iterator[str]:
-    num_images = len(data.images("train").pixels)
+    num_examples = len(data.examples("train"))
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    if weights > _WEIGHTS_PER_IMAGE * num_images:
+    if weights > _WEIGHTS_PER_IMAGE * num_examples:
         yield (
-            f"{num_images:,} training images for {weights / 1e6:.1f} M weights: the model may learn them by heart; "
-            "compare val/elbo with train/elbo, and use more images or smaller networks if the two differ"
+            f"{num_examples:,} training examples for {weights / 1e6:.1f} M weights: the model may learn them by heart; "
+            "compare val/elbo with train/elbo, and use more examples or smaller networks if the two differ"
         )
-    images_per_rank = num_images // trainer.world_size
-    if data.batch_size > images_per_rank:
+    examples_per_rank = num_examples // trainer.world_size
+    if data.batch_size > examples_per_rank:
         ranks = f" for each of {trainer.world_size} ranks" if trainer.world_size > 1 else ""
         yield (
-            f"data.batch_size is {data.batch_size} and there are {images_per_rank} training images{ranks}: an epoch is "
+            f"data.batch_size is {data.batch_size} and there are {examples_per_rank} training examples{ranks}: an epoch is "
             "one step on all of them; a smaller --data.batch_size makes more steps"
         )
 

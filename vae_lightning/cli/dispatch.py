@@ -1,4 +1,4 @@
-"""Which code a command of `vae-lightning` runs, and how its mistakes end: in one line, with an exit code."""
+"""Run the code of a command of `vae-lightning`, and report a mistake in one line and by an exit code."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from vae_lightning.runs.folder import Complete
 from vae_lightning.runs.suggestions import hint
 from vae_lightning.runs.trust import trust
 from vae_lightning.types import UserError
+from vae_lightning.verbs import Command, DataCommand
 from vae_lightning.verbs._arguments import Parser
 
 
 def run(args: list[str]) -> int:
-    """Run one command; the exit code is 2 for a mistake that is found before the run, and 1 for one during the run."""
+    """Run one command and return its exit code: 0, 2 for a mistake found before the run, 1 for an error during the run.
+
+    Args:
+        args: The command and its arguments, without the program's name.
+    """
     _silence_notes()
     try:
         _run(args[0], *_without_trust(args[1:]))
@@ -30,10 +35,10 @@ def run(args: list[str]) -> int:
         print(f"vae-lightning: error: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        said = refusal(error)
-        if said is None:
+        message = refusal(error)
+        if message is None:
             raise
-        print(f"vae-lightning: error: {said}", file=sys.stderr)
+        print(f"vae-lightning: error: {message}", file=sys.stderr)
         return 2
     return 0
 
@@ -47,18 +52,18 @@ def _run(verb: str, rest: list[str], trusted: list[str]) -> None:
         return
     if verb not in own_verbs():
         raise _unknown(verb)
-    module = importlib.import_module(f"vae_lightning.verbs.{verb.replace('-', '_')}")
-    if hasattr(module, "run_on_data"):  # its arguments are those of fit
+    command: Command | DataCommand = importlib.import_module(f"vae_lightning.verbs.{verb.replace('-', '_')}").COMMAND
+    if isinstance(command, DataCommand):
         from vae_lightning.cli.lightning import DataCLI
 
-        module.run_on_data(DataCLI(["fit", *rest]).spec)
+        command.run(DataCLI(["fit", *rest]).recipe)
         return
-    parser = module.make_parser(f"vae-lightning {verb}", own_verbs()[verb].text)
+    parser = command.make_parser(f"vae-lightning {verb}", own_verbs()[verb].text)
     try:
-        given = parser.parse_args(rest)
-    except argparse.ArgumentError as error:  # of a parser that takes classes
+        arguments = parser.parse_args(rest)
+    except argparse.ArgumentError as error:  # jsonargparse raises this for a wrong class or a wrong argument of a class
         raise UserError(f"{verb}: {one_line(str(error), flags_of(parser))}") from error
-    module.run(given, trusted)
+    command.run(arguments, trusted)
 
 
 def _unknown(verb: str) -> UserError:
@@ -70,19 +75,19 @@ def _unknown(verb: str) -> UserError:
 
 
 def _without_trust(args: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments of any verb without `--trust my_pkg`, and the packages that `--trust` names."""
-    given, rest = Parser("vae-lightning", add_help=False).parse_known_args(args)
-    return rest, [name.strip() for names in given.trust for name in names.split(",")]
+    """Return the arguments of any verb without `--trust my_pkg`, and the packages that `--trust` names."""
+    with_trust, rest = Parser("vae-lightning", add_help=False).parse_known_args(args)
+    return rest, [name.strip() for names in with_trust.trust for name in names.split(",")]
 
 
 def _silence_notes() -> None:
-    """Keep back Lightning's notes on itself, and warnings about settings that this template has on purpose."""
+    """Hide Lightning's messages about itself, and its warnings about settings that this package chooses on purpose."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not _is_note(record.getMessage()))
     notes = (".*does not have many workers.*", ".*LeafSpec.*", "Checkpoint directory .* exists and is not empty")
     for text in notes:
         warnings.filterwarnings("ignore", message=text)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls functions under old names
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls deprecated functions
 
 
 def _is_note(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Errors of the command line in one line: the key, its value, and what fits."""
+"""Errors of the command line in one line: the key, its value, and the nearest name that works."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TYPE_THEORY = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: \[.*|Errors:|Given value( type)?:.*|"
     r"Problem with given class_path '[^']*':|Expected a <class 'NoneType'>|\.? Got value: Namespace\(.*"
 )
-_GIVEN = re.compile(r"Given value: (?!NestedArg|Namespace)(.*)")
+_VALUE = re.compile(r"Given value: (?!NestedArg|Namespace)(.*)")
 _NO_CLASS = re.compile(
     r"Expected a path but (\S+) either not accessible or invalid|Expected a dot import path string: (\S+)"
 )
@@ -48,9 +48,15 @@ _NO_CONFIG = re.compile(r"the following arguments are required: (fit\.data, )?fi
 
 
 class Parser(LightningArgumentParser):
-    """Ends a user's mistake in one line, with exit code 2."""
+    """Reports a user's mistake in one line, and exits with code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Write the message in one line and exit.
+
+        Args:
+            message: jsonargparse's message.
+            ex: The error that jsonargparse has caught, if any.
+        """
         if not self.exit_on_error:
             super().error(message, ex)
         sys.stderr.write(f"vae-lightning: error: {one_line(message, flags_of(self))}\n")
@@ -58,14 +64,25 @@ class Parser(LightningArgumentParser):
 
 
 def flags_of(parser: argparse.ArgumentParser) -> list[str]:
-    """The flags of a parser and of its subcommands."""
+    """Return the flags of a parser and of its subcommands.
+
+    Args:
+        parser: A parser of argparse or jsonargparse.
+    """
     verbs = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
     inner = {option: None for parsers in verbs for one in parsers.values() for option in flags_of(one)}
     return [*parser._option_string_actions, *inner]
 
 
 def check_configs(args: Sequence[str]) -> None:
-    """Raise unless each file after -c or --config is YAML with keys, because jsonargparse would not name the file."""
+    """Raise unless each file after -c or --config is YAML with keys; jsonargparse would not name the file.
+
+    Args:
+        args: The command line.
+
+    Raises:
+        UserError: with the name of the file.
+    """
     for flag, value in pairwise([*args, ""]):
         name = value if flag in ("-c", "--config") else flag.partition("=")[2] if flag.startswith("--config=") else ""
         if not (name and Path(name).is_file()):
@@ -79,9 +96,11 @@ def check_configs(args: Sequence[str]) -> None:
 
 
 def one_line(message: str, options: Sequence[str] = ()) -> str:
-    """jsonargparse's message without its types: the keys from outside in, the reasons, and the nearest name.
+    """Return jsonargparse's message without types: the keys from the outermost, the reasons, and the nearest name.
 
-    `options` are the flags of the parser that wrote it.
+    Args:
+        message: jsonargparse's message.
+        options: The flags of the parser that wrote the message.
     """
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     reasons = []
@@ -92,25 +111,24 @@ def one_line(message: str, options: Sequence[str] = ()) -> str:
         else:
             reasons.append(_TYPE_THEORY.sub("", line).strip(" -"))
     text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-    given = _GIVEN.search(message)
-    if (
-        given and text.startswith("Expected") and "Got value" not in text
-    ):  # of several types, jsonargparse says it apart
-        text = f"{text}. Got value: {given[1]}"
+    value = _VALUE.search(message)
+    if value and text.startswith("Expected") and "Got value" not in text:
+        # for a union of types jsonargparse writes the value on a separate line
+        text = f"{text}. Got value: {value[1]}"
     text = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", text)
     text += "" if "did you mean" in text else _near_miss(message, text, options)
     return f"{'.'.join(keys)}: {text}" if keys else text
 
 
 def _package_here(message: str) -> str | None:
-    """The missing package, if it lies in the present folder, which a console script does not search."""
-    found = _NO_MODULE.search(message)
-    is_here = found is not None and (Path(found[1]).is_dir() or Path(f"{found[1]}.py").is_file())
-    return found[1] if found is not None and is_here else None
+    """Return the missing package if it lies in the present folder, which a console script does not search."""
+    missing = _NO_MODULE.search(message)
+    is_here = missing is not None and (Path(missing[1]).is_dir() or Path(f"{missing[1]}.py").is_file())
+    return missing[1] if missing is not None and is_here else None
 
 
 def _wrong_class(key: str, name: str, is_near: bool) -> str:
-    """The classes that the slot takes, with the nearest name if `is_near`."""
+    """Return the message for a wrong class: the classes that the slot takes, and the nearest name if `is_near`."""
     slot, last = key.rpartition(".")[2], name.rpartition(".")[2]
     base = slots().get(slot)
     known = sorted(cls.__name__ for cls in subclasses(base or _OTHERS.get(slot, Parser)))
@@ -123,20 +141,20 @@ def _wrong_class(key: str, name: str, is_near: bool) -> str:
 
 
 def _near_miss(message: str, text: str, options: Sequence[str]) -> str:
-    """The nearest name to a wrong one in jsonargparse's `message`, or in the line `text` made of it."""
-    if found := _NO_OPTION.search(message):
-        outer = re.findall(r"given class_path '([\w.]+)'", message[: found.start()])
-        return hint(found[1].partition(".")[0], _arguments(found[2] or (outer or [""])[-1]))
-    if found := _NO_ATTRIBUTE.search(message):
-        return hint(found[2], vars(sys.modules.get(found[1], sys)))
+    """Return the name nearest to the wrong one in jsonargparse's `message`, or in `text`, the message in one line."""
+    if match := _NO_OPTION.search(message):
+        outer = re.findall(r"given class_path '([\w.]+)'", message[: match.start()])
+        return hint(match[1].partition(".")[0], _arguments(match[2] or (outer or [""])[-1]))
+    if match := _NO_ATTRIBUTE.search(message):
+        return hint(match[2], vars(sys.modules.get(match[1], sys)))
     if package := _package_here(message):
         return f"; {package} lies in the present folder: give --trust {package}"
-    if found := _NO_KEY.search(message):
-        return argparse_hint(f"unrecognized arguments: --{found[1]}", options).replace("mean --", "mean ")
-    if found := _NO_LITERAL.search(text):
-        return hint(found[1], re.findall(r"'([^']+)'", text))
-    if found := _NO_FILE.search(message):
-        near = nearest_config(Path(found[1]))
+    if match := _NO_KEY.search(message):
+        return argparse_hint(f"unrecognized arguments: --{match[1]}", options).replace("mean --", "mean ")
+    if match := _NO_LITERAL.search(text):
+        return hint(match[1], re.findall(r"'([^']+)'", text))
+    if match := _NO_FILE.search(message):
+        near = nearest_config(Path(match[1]))
         return f" (did you mean {near}?)" if near else ""
     if _NO_CONFIG.fullmatch(message):
         return " (give a config: -c configs/vae/digits.yaml)"
@@ -144,16 +162,16 @@ def _near_miss(message: str, text: str, options: Sequence[str]) -> str:
 
 
 def _arguments(class_path: str) -> list[str]:
-    """The arguments of an imported class, and the two keys of a class in a YAML file."""
+    """Return the arguments of an imported class, and the two keys of a class in a YAML file."""
     module, _, name = class_path.rpartition(".")
     names = ["class_path", "init_args"]
-    with suppress(Exception):  # of a class whose types jsonargparse cannot read: then none is near
+    with suppress(Exception):  # if jsonargparse cannot read the types of the class, no name is suggested
         names += ArgumentParser(exit_on_error=False).add_class_arguments(getattr(sys.modules[module], name))
     return names
 
 
 def _misspelt_form(message: str) -> str:
-    """The hint for a misspelt `class_path` or `init_args`."""
+    """Return the hint for a misspelt `class_path` or `init_args`."""
     form = ("class_path", "init_args")
     keys = re.findall(r"[{,] ?'(\w+)':", message.rpartition("Given value: ")[2])
     return next(filter(None, (hint(key, form) for key in keys if key not in form)), "")

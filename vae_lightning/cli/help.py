@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-_WIDTH = 40  # of the left column
+_WIDTH = 40  # width of the left column
 LIGHTNING_VERBS = {
     "train": ("-c configs/vae/digits.yaml", "fit, then test the best checkpoint and print the results"),
     "fit": ("-c CONFIG", "fit alone"),
@@ -40,7 +40,7 @@ trust = ["my_pkg"] under [tool.vae_lightning] in the pyproject.toml of the prese
 
 
 class Verb(NamedTuple):
-    """How a verb is called, and its purpose."""
+    """The usage of a command, and its purpose in one sentence."""
 
     usage: str
     text: str
@@ -48,20 +48,20 @@ class Verb(NamedTuple):
 
 @cache
 def own_verbs() -> dict[str, Verb]:
-    """The verbs beyond Lightning's by name: one for each file in verbs/ whose name has no underscore in front."""
+    """Return the commands beyond Lightning's by name: one for each file in verbs/ whose name begins with a letter."""
     files = sorted((Path(__file__).parent.parent / "verbs").glob("[a-z]*.py"))
     return {file.stem.replace("_", "-"): _read(file) for file in files}
 
 
 def _read(file: Path) -> Verb:
-    """From the first paragraph of the file's docstring: "`sample RUN`: draw samples ..."."""
+    """Read usage and purpose from the first paragraph of the file's docstring: "`sample RUN`: draw samples ..."."""
     doc = ast.get_docstring(ast.parse(file.read_text())) or ""
     usage, _, text = " ".join(doc.partition("\n\n")[0].split()).partition("`: ")
     return Verb(usage.lstrip("`"), text.rstrip("."))
 
 
 def help_text() -> str:
-    """All of `vae-lightning --help`."""
+    """Return the text of `vae-lightning --help`."""
     verbs = [Verb(f"{name} {usage}", text) for name, (usage, text) in LIGHTNING_VERBS.items()] + [*own_verbs().values()]
     return "\n".join([_HEAD, "", *(_row(verb) for verb in verbs), "", _TAIL])
 

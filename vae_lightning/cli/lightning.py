@@ -53,9 +53,30 @@ from vae_lightning.runs.differences import config_changes
 from vae_lightning.runs.loggers import MetricsCSV, start_wandb
 from vae_lightning.types import UserError
 
+LINKED_CALLBACKS: dict[str, type[pl.Callback]] = {
+    "checkpoint": BestAndLast,
+    "finite": FiniteSteps,
+    "speed": FastNetworks,
+    "pictures": Pictures,
+    "nll": MarginalLikelihood,
+    "evaluation": Evaluation,
+    "collapse": CollapseReport,
+}
+"""The callbacks that every run has, by the key of their arguments: `--checkpoint.monitor=val/loss`."""
+
+_SEED_HELP = "the seed of the initial weights, of the order of the training images, and of the noise"
+_CKPT_HELP = {
+    True: "the run to resume: a run's folder or a checkpoint; last: the newest run of this experiment",
+    False: "the weights: a run's folder (its best checkpoint), or a checkpoint",
+}
+
 
 def find_defaults() -> Path:
-    """`configs/defaults.yaml`: beside the package in a checkout, inside the package in a wheel."""
+    """Return `configs/defaults.yaml`, which lies beside the package in a checkout and inside it in a wheel.
+
+    Raises:
+        UserError: if the file is missing.
+    """
     here = Path(__file__).parents[1]  # the package
     for folder in (here.parent / "configs", here / "configs"):
         if (folder / "defaults.yaml").is_file():
@@ -66,7 +87,12 @@ def find_defaults() -> Path:
 
 
 class CLI(LightningCLI):
-    """fit, validate, test, predict; with `then_test`, a fit is followed by a test of its best checkpoint."""
+    """Runs fit, validate, test or predict, in Lightning's way: the whole run happens inside the constructor.
+
+    Args:
+        args: The command and its arguments.
+        then_test: Whether a fit is followed by a test of its best checkpoint, as in `train`.
+    """
 
     def __init__(self, args: list[str], then_test: bool = False) -> None:
         self.then_test = then_test
@@ -87,6 +113,12 @@ class CLI(LightningCLI):
     # -- arguments -------------------------------------------------------------------------------------------------
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add this package's own flags, those of `LINKED_CALLBACKS`, and the links between settings.
+
+        Args:
+            parser: The parser of one command.
+        """
+        parser._option_string_actions["--seed_everything"].help = _SEED_HELP
         parser.add_argument(
             "--runs_dir", default="runs", help="the folder of all runs: a run is <runs_dir>/<experiment>/<run id>"
         )
@@ -96,34 +128,36 @@ class CLI(LightningCLI):
             help="the folder of the run below runs_dir; null: the path of the config file below configs/",
         )
         parser.add_argument(
-            "--run_id", type=str | None, help="name of the run, which begins, or goes on from its last checkpoint"
+            "--run_id", type=str | None, help="the name of the run; an existing run of this name is resumed"
         )
         parser.add_argument(
             "--matmul_precision",
             type=Literal["highest", "high", "medium"] | None,
-            help="precision of float32 products in a fit (torch.set_float32_matmul_precision); null: high (TF32) on a "
-            "GPU, else highest. A test always takes the highest",
+            help="the precision of float32 matrix products in a fit (torch.set_float32_matmul_precision); null: high "
+            "(TF32) on a GPU, highest on a CPU. A test always takes highest",
         )
-        parser.add_lightning_class_args(BestAndLast, "checkpoint")
-        parser.add_lightning_class_args(FiniteSteps, "finite")
-        parser.add_lightning_class_args(FastNetworks, "speed")
-        parser.add_lightning_class_args(Pictures, "pictures")
-        parser.add_lightning_class_args(MarginalLikelihood, "nll")
-        parser.add_lightning_class_args(Evaluation, "evaluation")
-        parser.add_lightning_class_args(CollapseReport, "collapse")
+        for key, callback in LINKED_CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
         parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
-            which = "the split whose images are encoded, in order and without flips, into predictions-<split>.npz"
-            parser.add_argument("--split", type=Literal["train", "val", "test", "all"], default="test", help=which)
-            parser.add_argument("--sample", type=bool, default=False, help="also write one sample of q(z|x)")
+            split_help = "the split to encode, in order and without flips, into predictions-<split>.npz"
+            parser.add_argument("--split", type=Literal["train", "val", "test", "all"], default="test", help=split_help)
+            sample_help = "whether to write one sample of q(z|x) for each image, too"
+            parser.add_argument("--sample", type=bool, default=False, help=sample_help)
+        parser._option_string_actions["--ckpt_path"].help = _CKPT_HELP[subcommand == "fit"]
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse as Lightning does, without the warning that arguments were given: here they always are."""
+        """Parse as Lightning does, without the warning that arguments were given: here they always are.
+
+        Args:
+            parser: The parser of all commands.
+            args: The command and its arguments.
+        """
         check_configs(args)
         self.config = without_enums(parser.parse_args(with_own_defaults(args)))
         check_settings(self.config[self.config.subcommand])
@@ -134,22 +168,22 @@ class CLI(LightningCLI):
     # -- one run, one folder ----------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
-        """What a run needs before its model and data are built, step by step."""
+        """Choose the run, prepare its folder, and set precision and W&B, before the model and data are built."""
         verb = self.config.subcommand
-        given = self.config[verb]
-        self.run = choose_run(given, verb, self.then_test)
+        settings = self.config[verb]
+        self.run = choose_run(settings, verb, self.then_test)
         self.folder = self.run.folder
-        self.config_text = self._dump(given)
-        prepare_folder(self.folder, Path(given.runs_dir).expanduser())
-        given.trainer.default_root_dir = str(self.folder)
-        set_precision(given, verb)
-        prepare_wandb(given, verb, self.folder)
-        if verb != "fit":  # a test needs the weights alone, and the file holds those that EMA averaged
+        self.config_text = self._dump(settings)
+        prepare_folder(self.folder, Path(settings.runs_dir).expanduser())
+        settings.trainer.default_root_dir = str(self.folder)
+        set_precision(settings, verb)
+        prepare_wandb(settings, verb, self.folder)
+        if verb != "fit":  # a test needs only the weights; with EMA the file holds the averaged ones
             warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
 
-    def _dump(self, given: Namespace) -> str:
-        """The configuration without the settings of this run alone, so that another run can start from it."""
-        kept = given.clone()
+    def _dump(self, settings: Namespace) -> str:
+        """Return the configuration without the settings of this run alone, so that another run can start from it."""
+        kept = settings.clone()
         for name in ("config", "ckpt_path", "run_id", "weights_only"):
             kept.pop(name, None)
         parser = self._parser(self.config.subcommand)
@@ -163,32 +197,35 @@ class CLI(LightningCLI):
             mistake: BaseException | None = error
             while mistake is not None and not isinstance(mistake, UserError):
                 mistake = mistake.__cause__
-            if mistake is None and "Union subtypes" in str(error):  # of a union it keeps the text alone
+            if mistake is None and "Union subtypes" in str(
+                error
+            ):  # for a union type jsonargparse keeps only the text of the cause
                 mistake = UserError(one_line(str(error)))
             raise (mistake or error) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        given = self.config_init[self.config.subcommand].trainer
-        place_checkpoints(given.callbacks or [], self.folder / "checkpoints")
-        loggers = list(given.logger) if isinstance(given.logger, list) else [given.logger] if given.logger else []
+        """Build the trainer, with this package's callbacks, loggers and checkpoint files beside the user's."""
+        settings = self.config_init[self.config.subcommand].trainer
+        place_checkpoints(settings.callbacks or [], self.folder / "checkpoints")
+        loggers = _as_list(settings.logger)
         if self.config.subcommand == "fit":
             specs = iter(wandb_arguments(self.config[self.config.subcommand].trainer.logger))
             loggers = [
                 start_wandb(logger, next(specs).as_dict()) if isinstance(logger, WandbLogger) else logger
                 for logger in loggers
-                if isinstance(logger, Logger)  # `true` is Lightning's own CSV file, and we have one
+                if isinstance(logger, Logger)  # `true` means Lightning's CSV file, which `MetricsCSV` replaces
             ]
             loggers.append(MetricsCSV(self.folder / "metrics.csv", self.run.step))
         callbacks: list[pl.Callback] = [RunFolder(self.config_text), ExactResume(), StartNotes(), CheckedSettings()]
-        has_bar = any(isinstance(callback, ProgressBar) for callback in given.callbacks or [])
-        if given.enable_progress_bar is None:
-            given.enable_progress_bar = has_bar or sys.stdout.isatty()
-        if not given.enable_progress_bar:
+        has_bar = any(isinstance(callback, ProgressBar) for callback in settings.callbacks or [])
+        if settings.enable_progress_bar is None:
+            settings.enable_progress_bar = has_bar or sys.stdout.isatty()
+        if not settings.enable_progress_bar:
             callbacks.append(ProgressLines())
         elif not has_bar:
             callbacks.append(SteadyBar())
-        given.callbacks = [*(given.callbacks or []), *callbacks]
-        plugins = given.plugins if isinstance(given.plugins, list) else [given.plugins] if given.plugins else []
+        settings.callbacks = [*(settings.callbacks or []), *callbacks]
+        plugins = _as_list(settings.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, WholeFiles()]
         trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
@@ -202,6 +239,7 @@ class CLI(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
+        """Check that the checkpoint fits the model, and print the settings that differ from the checkpoint's."""
         if self.run.contents is None:
             return
         check_fits(self.run.path, self.run.contents, self.model)
@@ -216,7 +254,7 @@ class CLI(LightningCLI):
                 print(f"{self.folder}: goes on from {Path(self.run.path or '').name}, step {self.run.step}", flush=True)
             if changed:
                 print(f"not as the checkpoint's own run (there -> here): {'; '.join(changed)}", flush=True)
-        self.run = replace(self.run, contents=None)  # Lightning reads the file again: not two copies for a whole run
+        self.run = replace(self.run, contents=None)  # Lightning reads the file again; this frees the first copy
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -226,10 +264,10 @@ class CLI(LightningCLI):
             raise
         except (SIGTERMException, signals.Stopped, RuntimeError):
             if not signals.requested():
-                raise  # an error of its own, and not of a connection that another rank has closed because of the signal
+                raise  # a true error; at a signal another rank may close the connection, which is no error
             launcher = self.trainer.strategy.launcher
             if launcher is not None:
-                launcher.kill(signals.requested())  # each takes the first signal alone
+                launcher.kill(signals.requested())  # a rank ignores all signals after its first
             self._say_stopped()
             raise signals.Stopped(signals.requested()) from None
 
@@ -243,50 +281,64 @@ class CLI(LightningCLI):
             print(f"{signal.Signals(signals.requested()).name}: stopped; {where}", flush=True)
 
     def after_fit(self) -> None:
+        """Test the best checkpoint if the command is `train`, and print the summary."""
         if signals.requested():  # after the last step
             raise signals.Stopped(signals.requested())
         if self.then_test and not self.trainer.interrupted:
-            best = getattr(own_checkpoints(self.trainer), "best_model_path", "")  # none without a validation
+            best = getattr(own_checkpoints(self.trainer), "best_model_path", "")  # empty without a validation
             if not best and self.trainer.global_step == 0:
                 raise UserError("nothing was trained (max_epochs, max_steps or limit_train_batches is 0): not tested")
             torch.set_float32_matmul_precision("highest")
-            if not best and (self.folder / "checkpoints").is_dir():  # a trial (fast_dev_run) has none
+            if not best and (self.folder / "checkpoints").is_dir():  # fast_dev_run writes no checkpoint
                 best = str(runs.best_checkpoint(self.folder))
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
         if self.trainer.is_global_zero:
             print(summary(self.trainer, self.folder, self.config_text), flush=True)
 
     def predict(self, **kwargs: Any) -> None:
-        """Predict and write the predictions to a file; Lightning would return them and write nothing."""
-        given = self.config.predict
-        splits: tuple[Split, ...] = SPLITS if given.split == "all" else (given.split,)
-        self.datamodule.predicted_splits, self.model.predicts_samples = splits, given.sample
-        found: list[Any] = self.trainer.predict(**kwargs) or []
-        found = found if len(splits) > 1 else [found]
-        if not all(found):
+        """Predict and write the predictions to a file; Lightning would return them and write nothing.
+
+        Args:
+            kwargs: The arguments of Lightning's `Trainer.predict`.
+        """
+        settings = self.config.predict
+        splits: tuple[Split, ...] = SPLITS if settings.split == "all" else (settings.split,)
+        self.datamodule.predicted_splits, self.model.predicts_samples = splits, settings.sample
+        outputs: list[Any] = self.trainer.predict(**kwargs) or []
+        outputs = outputs if len(splits) > 1 else [outputs]
+        if not all(outputs):
             raise UserError("nothing was predicted: limit_predict_batches is 0, or return_predictions is false")
-        # where the ranks can exchange them; one has no need to, and a GPU may not hold them all
+        # several ranks exchange the rows on their devices; a single one keeps them on the CPU, where they surely fit
         device = self.trainer.strategy.root_device if self.trainer.world_size > 1 else torch.device("cpu")
-        parts = [rows_of(batches, device) for batches in found]
+        parts = [rows_of(batches, device) for batches in outputs]
         if self.trainer.is_global_zero:
-            path = self.folder / f"predictions-{given.split}.npz"
+            path = self.folder / f"predictions-{settings.split}.npz"
             named = [describe(rows, self.datamodule, split) for rows, split in zip(parts, splits, strict=True)]
             arrays = save_arrays(path, named)
             print(f"{path}: {', '.join(f'{name} {list(values.shape)}' for name, values in arrays.items())}", flush=True)
 
     def after_test(self) -> None:
+        """Print the summary."""
         if self.trainer.is_global_zero:
             print(summary(self.trainer, self.folder, self.config_text), flush=True)
 
 
 class DataCLI(CLI):
-    """Read a command line as `fit` does and keep the recipe of the data set; nothing is built or run."""
+    """Reads a command line as `fit` does, and keeps the data set's recipe in `recipe`; nothing is built or run."""
 
     def before_instantiate_classes(self) -> None:
-        self.spec: dict[str, Any] = self.config[self.config.subcommand].data.as_dict()
+        """Keep the recipe of the data set."""
+        self.recipe: dict[str, Any] = self.config[self.config.subcommand].data.as_dict()
 
-    def instantiate_classes(self) -> None: ...
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
 
-    def after_instantiate_classes(self) -> None: ...
+    def after_instantiate_classes(self) -> None:
+        """Check nothing."""
 
     def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return the loggers or plugins of a trainer's setting: a list, a single one, or none."""
+    return value if isinstance(value, list) else [value] if value else []

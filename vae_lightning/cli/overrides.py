@@ -1,4 +1,4 @@
-"""If a flag puts another class into a slot, add that class's own defaults to the command line."""
+"""Add the defaults of a class to the command line if a flag puts the class into a slot."""
 
 from __future__ import annotations
 
@@ -14,31 +14,37 @@ from jsonargparse import ArgumentParser
 from vae_lightning.cli.slots import slots, subclasses
 from vae_lightning.recipes import defaults
 
-_LINKED = {"data.seed"}  # computed from other settings: not to be given
-_PLAIN = (bool, int, float, str, tuple)  # not None: within a class jsonargparse reads null as a word
+_LINKED = {"data.seed"}  # jsonargparse computes these from other settings and refuses them on the command line
+_PLAIN = (bool, int, float, str, tuple)  # not None: jsonargparse reads a class's null as the word "null"
 
 
 def with_own_defaults(args: Sequence[str]) -> list[str]:
-    """`args`, in which each `--model.objective=IWAE` is followed by IWAE's defaults that no flag and no file sets.
+    """Insert IWAE's defaults after each `--model.objective=IWAE`, without those that a flag or a file sets.
 
-    jsonargparse hands the arguments of the replaced class to the new one if they fit, also those that were defaults: an
-    IWAE in the place of the default ELBO would have K = 1. A value that a file or a flag sets is kept. Classes of other
-    packages are left to jsonargparse.
+    jsonargparse passes the arguments of the replaced class to the new class if the names fit, even if they were
+    defaults: IWAE in the place of the default ELBO would get ELBO's K = 1. A value that a file or a flag sets is kept.
+    Classes of other packages are left to jsonargparse.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The command line with the defaults inserted.
     """
     flags, bases = list(_flags(args)), slots()
-    said = {key for _, name, value in flags for key in _said(name, value)}
-    given: list[str] = []
+    set_keys = {key for _, name, value in flags for key in _keys_set_by(name, value)}
+    expanded: list[str] = []
     for tokens, name, value in flags:
-        given += tokens
+        expanded += tokens
         for argument, default in _defaults_of(bases.get(name.rpartition(".")[2]), value).items():
             key = f"{name}.{argument}"
-            if key not in _LINKED and not any(one == key or one.startswith(f"{key}.") for one in said):
-                given.append(f"--{key}={default if isinstance(default, str) else json.dumps(default)}")
-    return given
+            if key not in _LINKED and not any(one == key or one.startswith(f"{key}.") for one in set_keys):
+                expanded.append(f"--{key}={default if isinstance(default, str) else json.dumps(default)}")
+    return expanded
 
 
 def _flags(args: Sequence[str]) -> Iterator[tuple[Sequence[str], str, str]]:
-    """For each argument: its tokens, its name without `init_args` and `class_path`, and its value."""
+    """Yield for each argument its tokens, its name without `init_args` and `class_path`, and its value."""
     rest = list(args)
     while rest:
         token = rest.pop(0)
@@ -54,13 +60,13 @@ def _plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("init_args", "class_path"))
 
 
-def _said(name: str, value: str) -> Iterator[str]:
-    """The keys that a flag sets: its own, or those of a file or of a class given as YAML."""
+def _keys_set_by(name: str, value: str) -> Iterator[str]:
+    """Yield the keys that a flag sets: its own name, or the keys in a config file or in a class written as YAML."""
     if name in ("c", "config"):
         yield from _keys(yaml.safe_load(Path(value).read_text()) if Path(value).is_file() else None, "")
     else:
         yield name
-        with suppress(yaml.YAMLError):  # jsonargparse will say what is wrong with it
+        with suppress(yaml.YAMLError):  # jsonargparse reports the mistake later
             yield from _keys(yaml.safe_load(value) if value.lstrip().startswith("{") else None, name)
 
 
@@ -72,7 +78,7 @@ def _keys(tree: Any, name: str) -> Iterator[str]:
 
 
 def _defaults_of(base: type | None, value: str) -> dict[str, Any]:
-    """The plain defaults of the class of a slot that `value` names; only those that have a flag.
+    """Return the plain defaults of the class that a flag puts into a slot, without arguments that have no flag.
 
     Args:
         base: The base class of the slot; None if the flag sets no slot.

@@ -1,4 +1,4 @@
-"""What is settled before a run's model and data are built: its run and folder, its precision, W&B."""
+"""The choices before a run's model and data are built: the run, its folder, the precision, and W&B."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from vae_lightning.types import UserError
 # -- which run ---------------------------------------------------------------------------------------------------------
 
 
-def choose_run(given: Namespace, verb: str, then_test: bool) -> Run:
-    """The run that a command belongs to, a new one or one that goes on; `given.ckpt_path` becomes its checkpoint.
+def choose_run(settings: Namespace, verb: str, then_test: bool) -> Run:
+    """Return the run that a command belongs to, new or resumed, and put its checkpoint into `settings.ckpt_path`.
 
     Args:
-        given: the parsed command line of the verb; `experiment` and `ckpt_path` are filled in.
+        settings: the parsed command line of the verb; `experiment` and `ckpt_path` are filled in.
         verb: fit, validate, test or predict.
         then_test: whether a test follows the fit.
 
@@ -34,33 +34,33 @@ def choose_run(given: Namespace, verb: str, then_test: bool) -> Run:
         Complete: if the run has ended already.
         UserError: if the checkpoint is missing, damaged, or holds less than a fit goes on from.
     """
-    if given.ckpt_path is not None:
-        refuse_address(given.ckpt_path)
-    given.experiment = given.experiment or experiment_of(given.config)
+    if settings.ckpt_path is not None:
+        refuse_address(settings.ckpt_path)
+    settings.experiment = settings.experiment or experiment_of(settings.config)
     if verb == "fit":
-        run = folder.choose_run(given, given.experiment)
+        run = folder.choose_run(settings, settings.experiment)
         if run.contents is not None:
             check_whole_fit(run.contents, str(run.path))
-        _end_if_complete(run, given, then_test)
-    elif given.ckpt_path is None:
+        _end_if_complete(run, settings, then_test)
+    elif settings.ckpt_path is None:
         raise UserError(f"{verb} needs --ckpt_path: weights that were never trained have no result")
     else:
-        path = folder.best_checkpoint(Path(given.ckpt_path))
-        run = folder.run_of_checkpoint(path, folder.new_folder(given, given.experiment))
-    given.ckpt_path = str(run.path) if run.path else None
+        path = folder.best_checkpoint(Path(settings.ckpt_path))
+        run = folder.run_of_checkpoint(path, folder.new_folder(settings, settings.experiment))
+    settings.ckpt_path = str(run.path) if run.path else None
     return run
 
 
-def _end_if_complete(run: Run, given: Namespace, then_test: bool) -> None:
-    """Leave a run alone that has ended; `train` may have been stopped between its fit and its test.
+def _end_if_complete(run: Run, settings: Namespace, then_test: bool) -> None:
+    """Raise `Complete` if the run has ended: after its fit, or for `train` after its test.
 
-    Results that are older than the checkpoint belong to a shorter run, which was made longer afterwards.
+    If the results are older than the checkpoint, they are those of a shorter fit, and the test is still to be done.
     """
     results, path = run.folder / "results.json", run.path
     tested = not then_test or (
         results.is_file() and path is not None and results.stat().st_mtime_ns >= path.stat().st_mtime_ns
     )
-    limits = (given.trainer.max_epochs, given.trainer.max_steps)
+    limits = (settings.trainer.max_epochs, settings.trainer.max_steps)
     if run.contents is not None and tested and folder.is_complete(run.contents, *limits):
         raise Complete(
             f"{run.folder}: already complete, after {run.step} steps; nothing was changed. To train it "
@@ -69,7 +69,11 @@ def _end_if_complete(run: Run, given: Namespace, then_test: bool) -> None:
 
 
 def experiment_of(configs: list[Any] | None) -> str:
-    """vae/mnist for configs/vae/mnist.yaml; the bare name for a file that lies elsewhere."""
+    """Return the experiment's name: vae/mnist for configs/vae/mnist.yaml, the bare name for a file outside configs/.
+
+    Args:
+        configs: The config files of the command line; the last one gives the name.
+    """
     if not configs:
         return "unnamed"
     path = Path(os.path.normpath(str(configs[-1]))).with_suffix("")
@@ -80,42 +84,53 @@ def experiment_of(configs: list[Any] | None) -> str:
 # -- its folder --------------------------------------------------------------------------------------------------------
 
 
-def prepare_folder(place: Path, runs_dir: Path) -> None:
-    """Make sure that the run's folder can be written to, and say so if it will be lost with a container.
+def prepare_folder(run_folder: Path, runs_dir: Path) -> None:
+    """Check that the run's folder can be written to; print a warning if the folder will be lost with its container.
+
+    Args:
+        run_folder: The run's folder.
+        runs_dir: The folder of all runs.
 
     Raises:
-        UserError: if it cannot be written to.
+        UserError: if the run's folder cannot be written to.
     """
-    _make_writable(place)
-    said = container.unmounted_warning(runs_dir)
-    if said and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(said, flush=True)
+    _check_writable(run_folder)
+    warning = container.unmounted_warning(runs_dir)
+    if warning and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(warning, flush=True)
 
 
-def _make_writable(place: Path) -> None:
+def _check_writable(run_folder: Path) -> None:
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=place).close()  # a name of its own: other ranks may ask at the same time
+        run_folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(
+            dir=run_folder
+        ).close()  # a unique name, because other ranks may do this at the same time
         with suppress(OSError):
-            place.rmdir()  # where it is empty: a run that ends before it begins leaves nothing
+            run_folder.rmdir()  # fails unless the folder is empty; a run that ends before it begins leaves no folder
     except OSError as error:
         raise UserError(
-            f"{place}: cannot be written ({error.strerror}); choose another folder by --runs_dir"
+            f"{run_folder}: cannot be written ({error.strerror}); choose another folder by --runs_dir"
         ) from error
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------
 
 
-def set_precision(given: Namespace, verb: str) -> None:
-    """Fill in the networks' precision and that of float32 products; tests always take the highest for products."""
-    given.trainer.precision = given.trainer.precision or _best_precision(given.trainer.accelerator)
-    on_gpu = torch.cuda.is_available() and given.trainer.accelerator in ("auto", "gpu", "cuda")
+def set_precision(settings: Namespace, verb: str) -> None:
+    """Choose the precision of networks and of float32 products if the user has not; a test always takes highest.
+
+    Args:
+        settings: The parsed command line of the command; `trainer.precision` and `matmul_precision` are filled in.
+        verb: fit, validate, test or predict.
+    """
+    settings.trainer.precision = settings.trainer.precision or _best_precision(settings.trainer.accelerator)
+    on_gpu = torch.cuda.is_available() and settings.trainer.accelerator in ("auto", "gpu", "cuda")
     if not torch.cuda.is_available():
-        # Lightning has each optimizer step ask the driver: 3 % of a small step
+        # Lightning sets it; torch then asks the driver at each optimizer step, which is 3 % of a small step
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    given.matmul_precision = given.matmul_precision or ("high" if on_gpu else "highest")
-    torch.set_float32_matmul_precision(given.matmul_precision if verb == "fit" else "highest")
+    settings.matmul_precision = settings.matmul_precision or ("high" if on_gpu else "highest")
+    torch.set_float32_matmul_precision(settings.matmul_precision if verb == "fit" else "highest")
 
 
 def _best_precision(accelerator: Any) -> str:
@@ -126,18 +141,28 @@ def _best_precision(accelerator: Any) -> str:
 # -- W&B ---------------------------------------------------------------------------------------------------------------
 
 
-def prepare_wandb(given: Namespace, verb: str, place: Path) -> None:
-    """Let each W&B logger of the config write to the run's folder, under its id, and offline if there is no login."""
+def prepare_wandb(settings: Namespace, verb: str, run_folder: Path) -> None:
+    """Let each W&B logger of the config write to the run's folder, under the run's id; offline if there is no login.
+
+    Args:
+        settings: The parsed command line of the command; the loggers' arguments are filled in.
+        verb: fit, validate, test or predict.
+        run_folder: The run's folder.
+    """
     if verb != "fit" or wandb_is_disabled():
-        given.trainer.logger = False  # results.json records a test by itself
-    for init_args in wandb_arguments(given.trainer.logger):
-        init_args.save_dir, init_args.id = str(place), place.name
-        init_args.name = f"{given.experiment}/{place.name}"
+        settings.trainer.logger = False  # results.json records a test by itself
+    for init_args in wandb_arguments(settings.trainer.logger):
+        init_args.save_dir, init_args.id = str(run_folder), run_folder.name
+        init_args.name = f"{settings.experiment}/{run_folder.name}"
         init_args.project = init_args.project or os.environ.get("WANDB_PROJECT") or "vae_lightning"
         init_args.offline = init_args.offline or wandb_is_offline()
 
 
-def wandb_arguments(spec: Any) -> list[Namespace]:
-    """The arguments of each W&B logger in `trainer.logger`: one class, several, or true or false."""
-    specs = spec if isinstance(spec, list) else [spec]
-    return [s.init_args for s in specs if isinstance(s, Namespace) and s.class_path.endswith("WandbLogger")]
+def wandb_arguments(loggers: Any) -> list[Namespace]:
+    """Return the arguments of each W&B logger.
+
+    Args:
+        loggers: The setting `trainer.logger`: a class with its arguments, a list of these, true or false.
+    """
+    entries = loggers if isinstance(loggers, list) else [loggers]
+    return [one.init_args for one in entries if isinstance(one, Namespace) and one.class_path.endswith("WandbLogger")]

@@ -12,47 +12,52 @@ from vae_lightning.models import LatentVariableModel
 
 
 def slots() -> dict[str, type]:
-    """The base class of each slot by the slot's name: `encoder`: Network, `prior`: Prior, `beta`: Schedule.
+    """Return the base class of each slot by the slot's name: `encoder`: Network, `prior`: Prior, `beta`: Schedule.
 
-    A slot is an argument that takes a class of this package or a recipe of one (`Callable[..., Network]`). The slots of
-    a user's own models and data sets are found too, once these are imported.
+    A slot is a constructor's argument that takes an object of a class of this package, or a recipe of such an object
+    (`Callable[..., Network]`). The slots of a user's own models and data sets are included after their import.
     """
-    found: dict[str, type] = {"model": LatentVariableModel, "data": DataModule}
-    waiting, seen = [*found.values()], set[type]()
+    bases: dict[str, type] = {"model": LatentVariableModel, "data": DataModule}
+    waiting, seen = [*bases.values()], set[type]()
     while waiting:
         base = waiting.pop()
         for cls in {base, *subclasses(base)} - seen:
             seen.add(cls)
-            new = {name: slot for name, slot in _slots_of(cls) if name not in found}
-            found |= new
+            new = {name: slot for name, slot in _slots_of(cls) if name not in bases}
+            bases |= new
             waiting += new.values()
-    return found
+    return bases
 
 
 def subclasses(base: type) -> set[type]:
-    """All classes that are derived from `base`, at any depth."""
-    found: set[type] = set(base.__subclasses__())
-    return found.union(*(subclasses(cls) for cls in found))
+    """Return all classes that are derived from a class, at any depth.
+
+    Args:
+        base: The class.
+    """
+    direct: set[type] = set(base.__subclasses__())
+    return direct.union(*(subclasses(cls) for cls in direct))
 
 
 def _slots_of(cls: type) -> Iterator[tuple[str, type]]:
+    """Yield the name and the base class of each slot of the class's own constructor."""
     constructor = cls.__dict__.get("__init__")
     if not inspect.isfunction(constructor):
         return
     hints: dict[str, Any] = {}
-    with suppress(NameError, TypeError):  # a user's annotation that cannot be read has no slot
+    with suppress(NameError, TypeError):  # a user's annotation that cannot be evaluated gives no slot
         hints = get_type_hints(constructor)
     for name, hint in hints.items():
-        base = next((one for one in _made_by(hint) if one.__module__.startswith("vae_lightning.")), None)
+        base = next((one for one in _classes_in(hint) if one.__module__.startswith("vae_lightning.")), None)
         if name != "return" and base is not None and not hasattr(base, "_fields"):
             yield name, base
 
 
-def _made_by(hint: Any) -> Iterator[type]:
-    """The classes that a value of this type is, or returns when it is called."""
+def _classes_in(hint: Any) -> Iterator[type]:
+    """Yield the classes of a value of this type, or the classes that the value returns if it is a function."""
     if isinstance(hint, type) and get_origin(hint) is None:
         yield hint
     elif get_origin(hint) is not None:
         returned = get_args(hint)[-1:] if get_origin(hint) is Callable else get_args(hint)
         for one in returned:
-            yield from _made_by(one)
+            yield from _classes_in(one)

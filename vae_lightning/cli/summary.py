@@ -22,7 +22,13 @@ from vae_lightning.runs.trust import foreign_packages
 
 
 def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
-    """The folder, the numbers in nats per image and what they depend on, the W&B line, the next command."""
+    """Return the last lines of a run: its folder, its numbers with their conditions, W&B, and the next command.
+
+    Args:
+        trainer: The trainer after its fit or test.
+        folder: The run's folder.
+        config: The run's configuration as YAML.
+    """
     rows = [
         ("run", str(folder)),
         *_numbers(trainer),
@@ -34,13 +40,19 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
     kept = next((path for path in checkpoints if path.is_file()), None)
     if kept is not None:
         rows.append(("pictures", str(folder / "images")))
-        own = "".join(f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams)))
-        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}{own}"))
+        trust_flags = "".join(
+            f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams))
+        )
+        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}{trust_flags}"))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
 
 
 def program(name: str) -> str:
-    """The name of a program of this environment, or its path if .venv is not activated."""
+    """Return a program's name as a user can type it: its path if the environment is not activated.
+
+    Args:
+        name: A program of this Python environment.
+    """
     path = Path(sys.executable).parent / name
     if shutil.which(name) or not path.is_file():
         return name
@@ -58,18 +70,18 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
         rows.append(("", ", ".join(f"{name} {number(metrics[f'test/{name}'])}" for name in names)))
     numbers = next((c.numbers for c in trainer.callbacks if isinstance(c, Evaluation)), {})  # type: ignore[attr-defined]
     shown = [name for name in numbers if not name.endswith("_stderr") and name not in RateDistortion.units]
-    if shown:  # rate and distortion stand above, as kl and log_likelihood
+    if shown:  # without rate and distortion, which are kl and -log_likelihood above
         rows.append(("", ", ".join(f"{name} {_short(numbers[name])}" for name in shown)))
     return rows
 
 
 def _short(value: float | str) -> str:
-    """Three digits, or a question mark for an unknown number."""
+    """Return three digits, or a question mark for an unknown number."""
     return value if isinstance(value, str) else "?" if math.isnan(value) else f"{value:.3g}"
 
 
 def _validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """The best validation value; if no value was finite, which checkpoint was kept."""
+    """Return the row of the best validation value, or of the kept checkpoint if no value was finite."""
     kept = own_checkpoints(trainer)
     if kept is None:
         return []
@@ -82,28 +94,28 @@ def _validation(trainer: pl.Trainer) -> list[tuple[str, str]]:
 
 
 def _latents(trainer: pl.Trainer) -> list[tuple[str, str]]:
-    """How many latents are used, and each problem of theirs with its remedy."""
+    """Return the rows on the latents: how many the model uses, and each problem with its remedy."""
     report = next((c for c in trainer.callbacks if isinstance(c, CollapseReport)), None)  # type: ignore[attr-defined]
     verdict = report.verdict if report else None
-    said = [line for line in (verdict.summary, *verdict.findings) if line] if verdict else []
-    return [("latents" if line is said[0] else "", line) for line in said]
+    lines = [line for line in (verdict.summary, *verdict.findings) if line] if verdict else []
+    return [("latents" if line is lines[0] else "", line) for line in lines]
 
 
 def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
-    """The settings that a number in nats depends on."""
+    """Return the row of the settings that a number in nats depends on."""
     settings = yaml.safe_load(config)
     model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(model, LatentVariableModel)
-    said = [f"likelihood {model.likelihood_name}"] if model.likelihood_name else []
-    said += [f"trained by {type(model.objective).__name__} with K = {model.objective.num_samples}"]
-    said += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(model.objective_step).items()]
+    conditions = [f"likelihood {model.likelihood_name}"] if model.likelihood_name else []
+    conditions += [f"trained by {type(model.objective).__name__} with K = {model.objective.num_samples}"]
+    conditions += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(model.objective_step).items()]
     sigma = next((v for k, v in trainer.callback_metrics.items() if k.endswith("/sigma")), None)
-    said += [] if sigma is None else [f"sigma {sigma.item():.4g}"]
-    said += [f"{type(data).__name__}, binarisation {data.binarisation}"]
-    said += [f"{settings['nll']['num_samples']} importance samples"]
+    conditions += [] if sigma is None else [f"sigma {sigma.item():.4g}"]
+    conditions += [f"{type(data).__name__}, binarisation {data.binarisation}"]
+    conditions += [f"{settings['nll']['num_samples']} importance samples"]
     ess = trainer.callback_metrics.get("test/nll_ess")
-    said += [] if ess is None else [f"{ess.item():.1f} of them effective"]
-    return [("given", ", ".join(said))]
+    conditions += [] if ess is None else [f"{ess.item():.1f} of them effective"]
+    return [("given", ", ".join(conditions))]
 
 
 def _wandb(trainer: pl.Trainer) -> list[tuple[str, str]]:

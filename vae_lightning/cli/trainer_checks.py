@@ -1,4 +1,4 @@
-"""Refuse settings of Lightning that would fail late or have no effect, in one line that says what fits instead."""
+"""Refuse settings of Lightning that would fail late or have no effect, in one line that names a setting that works."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from vae_lightning.callbacks import BestAndLast
 from vae_lightning.types import UserError
 
 _LARGEST_SEED = 2**32 - 1  # numpy's
-_LEAST = {
+_MINIMA = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "gradient_clip_val": 0,
     "log_every_n_steps": 0,
     "num_sanity_val_steps": -1,
 }
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are old names of the others
-_OUR_OWN = {
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")  # the last three are old names
+_FIXED = {
     "barebones": "a run writes metrics and checkpoints; leave it out",
     "default_root_dir": "a run's folder is <runs_dir>/<experiment>/<run id>; give --runs_dir",
-    "enable_checkpointing": "a run is tested and goes on by its checkpoints; leave it out",
+    "enable_checkpointing": "a test and a resumed fit need the run's checkpoints; leave it out",
 }
-_SPLIT = ("fsdp", "deepspeed", "model_parallel", "modelparallel", "tensor_parallel", "tp", "xla_fsdp")
-_AVERAGES = "Lightning tests the checkpoint of a run without these averages; --trainer.callbacks+=EMA averages here"
+_SHARDED = ("fsdp", "deepspeed", "model_parallel", "modelparallel", "tensor_parallel", "tp", "xla_fsdp")
+_AVERAGES = "Lightning tests a run's checkpoint without these averages; use --trainer.callbacks+=EMA instead"
 _REFUSED = {
-    "BatchSizeFinder": "the run's config.yaml would keep another batch size; try some by --data.batch_size",
+    "BatchSizeFinder": "the run's config.yaml would record another batch size; try values of --data.batch_size",
     "EMAWeightAveraging": _AVERAGES,
-    "LearningRateFinder": "the rate is an argument of the optimizer; try some by --model.optimizer.lr",
-    "ModelPruning": "it changes the weights between the validation and the checkpoint that is kept for it",
+    "LearningRateFinder": "the rate is an argument of the optimizer; try values of --model.optimizer.lr",
+    "ModelPruning": "it changes the weights between a validation and the validation's checkpoint",
     "StochasticWeightAveraging": _AVERAGES,
     "WeightAveraging": _AVERAGES,
 }
@@ -51,34 +51,37 @@ _REFUSED = {
 # -- before anything is built -----------------------------------------------------------------------------------------
 
 
-def check_settings(given: Namespace) -> None:
-    """Refuse arguments of a verb that are wrong by themselves, before anything is built.
+def check_settings(settings: Namespace) -> None:
+    """Refuse settings whose values alone are wrong, before anything is built.
+
+    Args:
+        settings: The parsed command line of a command.
 
     Raises:
-        UserError: with the key, its value, and what fits.
+        UserError: with the key, its value, and a value that works.
     """
-    seed, trainer = given.seed_everything, given.trainer
+    seed, trainer = settings.seed_everything, settings.trainer
     if isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED:
         raise UserError(f"seed_everything is {seed}; it must be a whole number from 0 to {_LARGEST_SEED}")
-    for name, least in _LEAST.items():
+    for name, minimum in _MINIMA.items():
         value = trainer[name]
-        if value is not None and value < least:
-            raise UserError(f"trainer.{name} is {value}; it must be at least {least}")
+        if value is not None and value < minimum:
+            raise UserError(f"trainer.{name} is {value}; it must be at least {minimum}")
     if trainer.val_check_interval == 0:
         raise UserError(
-            "trainer.val_check_interval is 0; it must be positive: batches, or a part of an epoch. To leave the "
-            "validation out: --trainer.limit_val_batches=0"
+            "trainer.val_check_interval is 0; it must be a positive number of batches or part of an epoch. To leave "
+            "out the validation: --trainer.limit_val_batches=0"
         )
     if trainer.precision is not None and str(trainer.precision) not in _PRECISIONS:
         raise UserError(
             f"trainer.precision is {trainer.precision}; choose {', '.join(_PRECISIONS[:-3])}: weights and densities "
-            "are float32 always, networks may run in less"
+            "are always float32, only networks may run in less"
         )
     if trainer.profiler == "xla":
-        raise UserError("trainer.profiler is xla, which is a TPU's; choose simple, advanced or pytorch")
-    for name, why in _OUR_OWN.items():
+        raise UserError("trainer.profiler is xla, which needs a TPU; choose simple, advanced or pytorch")
+    for name, reason in _FIXED.items():
         if trainer[name] not in (None, name == "enable_checkpointing"):
-            raise UserError(f"trainer.{name} is {trainer[name]}: {why}")
+            raise UserError(f"trainer.{name} is {trainer[name]}: {reason}")
     for callback in trainer.callbacks or []:
         package, _, name = callback.class_path.rpartition(".")
         if name in _REFUSED and package.startswith(("lightning.", "pytorch_lightning.")):
@@ -94,22 +97,29 @@ def _check_strategy_name(strategy: Any) -> None:
         name, method = str(strategy), str(strategy).partition("ddp_")[2].partition("_")[0]
     if method in ("spawn", "fork", "forkserver", "notebook"):
         raise UserError(
-            f"trainer.strategy is {name} ({method}): the weights and results of such processes are not brought back; "
-            "choose ddp, which starts each process by this same command"
+            f"trainer.strategy is {name} ({method}): Lightning does not copy back the weights and results of such "
+            "processes; choose ddp, which starts each process by this same command"
         )
-    if name.lower().removesuffix("strategy").startswith(_SPLIT):
-        raise _splits(name)
+    if name.lower().removesuffix("strategy").startswith(_SHARDED):
+        raise _sharded(name)
 
 
-def _splits(name: str) -> UserError:
+def _sharded(name: str) -> UserError:
     return UserError(
         f"trainer.strategy is {name}: a strategy that splits the weights over devices is not supported, because steps "
-        "and checkpoints here are of whole tensors; choose auto or ddp"
+        "and checkpoints need whole tensors; choose auto or ddp"
     )
 
 
 def without_enums(value: Any) -> Any:
-    """`value` with each Enum in it as its plain value, which YAML can write: Lightning has some among its defaults."""
+    """Replace each Enum in a setting, such as in Lightning's defaults, by its plain value: YAML cannot write an Enum.
+
+    Args:
+        value: A setting: a Namespace, which is changed in place, a list, or a single value.
+
+    Returns:
+        The setting without Enums.
+    """
     if isinstance(value, Namespace):
         for name, entry in vars(value).items():
             vars(value)[name] = without_enums(entry)
@@ -119,34 +129,42 @@ def without_enums(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-# -- once it is built -------------------------------------------------------------------------------------------------
+# -- after everything is built ----------------------------------------------------------------------------------------
 
 
 def check_trainer(trainer: pl.Trainer, model: nn.Module) -> None:
-    """Refuse a strategy that a run here cannot have, and a callback that wants another model."""
+    """Refuse a strategy that is not supported, and a callback that needs another model.
+
+    Args:
+        trainer: The trainer with its callbacks.
+        model: The model of the run.
+
+    Raises:
+        UserError: with the strategy or the callback.
+    """
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-        raise _splits(type(trainer.strategy).__name__)
+        raise _sharded(type(trainer.strategy).__name__)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BackboneFinetuning) and not hasattr(model, "backbone"):
             raise UserError(
-                f"trainer.callbacks: {type(callback).__name__} wants a model with a part named backbone; "
+                f"trainer.callbacks: {type(callback).__name__} needs a model with a part named backbone; "
                 f"{type(model).__name__} has {', '.join(name for name, _ in model.named_children())}"
             )
 
 
 class CheckedSettings(pl.Callback):
-    """Before the first step of a fit: do metrics, schedules and callbacks fit the model and the length of the run?"""
+    """Checks before the first step that each monitored metric exists, and that schedules and callbacks fit the run."""
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """One validation has been tried: what it has logged is what later ones will log."""
-        known = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
+        """Compare the monitored metrics with the metrics of the trial validation; later validations log the same."""
+        logged = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
         for owner, name in _monitors(trainer):
-            if known and name not in known and (name.startswith("val/") or f"val/{name}" in known):
-                raise UserError(f"{owner}: no metric {name}; a validation logs {', '.join(known)}")
+            if logged and name not in logged and (name.startswith("val/") or f"val/{name}" in logged):
+                raise UserError(f"{owner}: no metric {name}; a validation logs {', '.join(logged)}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After a run that goes on has taken its schedulers' state from the checkpoint."""
-        if getattr(pl_module, "multi_step", None) is not None:  # its accumulation is settled before the first step
+        """Check accumulation and schedules; a resumed run has restored its schedules by now."""
+        if getattr(pl_module, "multi_step", None) is not None:  # its accumulation is fixed before the first step
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, GradientAccumulationScheduler):
                     raise UserError(
@@ -159,11 +177,11 @@ class CheckedSettings(pl.Callback):
 
 
 def _monitors(trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
-    """Who looks at which metric: callbacks, then schedulers."""
+    """Yield each monitored metric with its owner: the key of a callback or a scheduler."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if name := getattr(callback, "monitor", None):
-            is_own = isinstance(callback, BestAndLast)
-            yield "checkpoint.monitor" if is_own else f"trainer.callbacks: {type(callback).__name__}", str(name)
+            is_linked = isinstance(callback, BestAndLast)
+            yield "checkpoint.monitor" if is_linked else f"trainer.callbacks: {type(callback).__name__}", str(name)
     for config in trainer.lr_scheduler_configs:
         if config.monitor:
             yield f"model.scheduler: {type(config.scheduler).__name__}", config.monitor
@@ -176,35 +194,35 @@ def _with_parts(scheduler: Any) -> Iterator[Any]:
 
 
 def _check_length(scheduler: Any, interval: str, trainer: pl.Trainer) -> None:
-    """OneCycleLR refuses a step beyond its last one; PolynomialLR has a rate of zero from there on."""
+    """Compare a schedule's length with the run's; after its end OneCycleLR raises, and PolynomialLR has a rate of 0."""
     if not isinstance(scheduler, (OneCycleLR, PolynomialLR)):
         return
     key = "total_steps" if isinstance(scheduler, OneCycleLR) else "total_iters"
-    own = getattr(scheduler, key)
+    schedule_length = getattr(scheduler, key)
     length = _length(interval, trainer)
-    if length is not None and length <= own:
+    if length is not None and length <= schedule_length:
         return
     run = f"the run has {length} {interval}s" if length else f"the run's number of {interval}s is not known"
-    said = f"model.scheduler: {type(scheduler).__name__} ends after {key} = {own} {interval}s, and {run}"
+    problem = f"model.scheduler: {type(scheduler).__name__} ends after {key} = {schedule_length} {interval}s, and {run}"
     if isinstance(scheduler, OneCycleLR):
-        raise UserError(f"{said}; give {key} of the run's length, or --trainer.max_{interval}s={own}")
+        raise UserError(f"{problem}; give the run's length as {key}, or --trainer.max_{interval}s={schedule_length}")
     if trainer.is_global_zero:
-        print(f"WARNING: {said}: the rate is 0 from there on", flush=True)
+        print(f"WARNING: {problem}: the rate is 0 after that", flush=True)
 
 
 def _length(interval: str, trainer: pl.Trainer) -> int | None:
-    """Steps of a scheduler in the whole run; None if nothing but time or a metric ends the run."""
+    """Return the number of a scheduler's steps in the whole run; None if only time or a metric ends the run."""
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
-    if interval == "epoch":  # an epoch that max_steps cuts does not count
-        known = [epochs, trainer.max_steps // _steps_of_epoch(0, trainer) if trainer.max_steps >= 0 else None]
+    if interval == "epoch":  # an epoch that max_steps cuts short does not count
+        limits = [epochs, trainer.max_steps // _steps_of_epoch(0, trainer) if trainer.max_steps >= 0 else None]
     else:
         by_epochs = None if epochs is None else sum(_steps_of_epoch(epoch, trainer) for epoch in range(epochs))
-        known = [by_epochs, trainer.max_steps if trainer.max_steps >= 0 else None]
-    return min((length for length in known if length is not None), default=None)
+        limits = [by_epochs, trainer.max_steps if trainer.max_steps >= 0 else None]
+    return min((length for length in limits if length is not None), default=None)
 
 
 def _steps_of_epoch(epoch: int, trainer: pl.Trainer) -> int:
-    """With several steps a call, whose last call may be short, the least that there can be."""
+    """Return the optimizer steps of an epoch; with `speed.steps_per_call`, at least: the last call may be short."""
     multi_step = getattr(trainer.lightning_module, "multi_step", None)
     accumulate, batches = trainer.accumulate_grad_batches, int(trainer.num_training_batches)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -215,14 +233,16 @@ def _steps_of_epoch(epoch: int, trainer: pl.Trainer) -> int:
     return -(-batches // accumulate)
 
 
-# -- once Lightning has refused ---------------------------------------------------------------------------------------
+# -- after Lightning has raised an error ------------------------------------------------------------------------------
 
 
 def refusal(error: Exception) -> str | None:
-    """The words of Lightning, or of torch's optimizers, in one line, if they raised `error` on purpose; else None.
+    """Return the message of Lightning or torch's optimizers in one line if they refused a setting; else None.
 
-    On purpose: by a `raise` in their own code. An error that comes up there in any other way is a bug, whose trace
-    somebody needs.
+    They refuse by a `raise` statement in their own code. Any other error is a bug, and its traceback must be shown.
+
+    Args:
+        error: The error that ended the run.
     """
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
@@ -230,12 +250,13 @@ def refusal(error: Exception) -> str | None:
     if traceback is None:
         return None
     code, module = traceback.tb_frame.f_code, str(traceback.tb_frame.f_globals.get("__name__"))
-    is_setting = isinstance(error, ArithmeticError) and module.startswith("torch.optim.")  # StepLR of 0 divides by it
+    # StepLR(step_size=0) divides by 0
+    is_setting = isinstance(error, ArithmeticError) and module.startswith("torch.optim.")
     is_raise = linecache.getline(code.co_filename, traceback.tb_lineno).lstrip().startswith("raise")
     if not (is_setting or isinstance(error, MisconfigurationException)) and not (
         is_raise and module.startswith(("lightning.", "torch.optim."))
     ):
         return None
     text = re.sub(r"<[\w.]*?(\w+) object at 0x\w+>", r"\1", " ".join(str(error).split()))
-    where = "optimizer or scheduler" if module.startswith("torch.") else "trainer"
-    return f"{where}: {text or f'{type(error).__name__} in {code.co_qualname}'}"
+    source = "optimizer or scheduler" if module.startswith("torch.") else "trainer"
+    return f"{source}: {text or f'{type(error).__name__} in {code.co_qualname}'}"

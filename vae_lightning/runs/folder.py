@@ -155,13 +155,13 @@ def best_checkpoint(run: str | Path) -> Path:
     path = Path(run)
     if not path.is_dir():
         return path
-    found = [path / "checkpoints" / name for name in (BEST, LAST, PREVIOUS)]
-    found = [file for file in found if file.is_file()]
-    if not found:
+    files = [path / "checkpoints" / name for name in (BEST, LAST, PREVIOUS)]
+    files = [file for file in files if file.is_file()]
+    if not files:
         raise UserError(f"{path}: no checkpoint in {path / 'checkpoints'}")
-    if found[0].name != BEST and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{path}: has no {BEST}, which a validation writes: {found[0].name} is used", file=sys.stderr, flush=True)
-    return found[0]
+    if files[0].name != BEST and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{path}: has no {BEST}, which a validation writes: {files[0].name} is used", file=sys.stderr, flush=True)
+    return files[0]
 
 
 def newest_run(place: Path, of_job: str | None = None) -> Run | None:
@@ -184,18 +184,18 @@ def newest_run(place: Path, of_job: str | None = None) -> Run | None:
 def _newest_whole(folder: Path) -> Run:
     """The run at `last.ckpt`. If that file is damaged, print its fault and use the later of the other checkpoints."""
     refused = []
-    found: list[Run] = []
+    runs: list[Run] = []
     for path in _present(folder):
         try:
-            found.append(Run(folder, path, read_checkpoint(path)))
+            runs.append(Run(folder, path, read_checkpoint(path)))
         except UserError as error:
             refused.append(error)
             continue
         if path.name == LAST:
             break
-    if not found:
+    if not runs:
         raise UserError(f"{folder}: none of its checkpoints can be read: {'; '.join(map(str, refused))}")
-    run = max(found, key=lambda run: run.step)
+    run = max(runs, key=lambda run: run.step)
     if refused and os.environ.get("LOCAL_RANK", "0") == "0":
         print(*refused, f"the run resumes from {run.path}, step {run.step}, instead", sep="\n", flush=True)
     return run

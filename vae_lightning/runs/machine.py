@@ -28,13 +28,13 @@ def num_allowed() -> int:
 
 def available_memory() -> int | None:
     """The free memory in bytes, of the machine or of the container, whichever is less; None if neither is known."""
-    found = []
+    available = []
     with suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
-        found += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:")]
+        available += [1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:")]
     with suppress(OSError, ValueError):  # no container, or a limit of "max"
         limit, used = (_read_number(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
-        found.append(limit - used)
-    return min(found, default=None)
+        available.append(limit - used)
+    return min(available, default=None)
 
 
 def _read_number(path: str) -> int:

@@ -24,9 +24,9 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
         known: the right names.
     """
     folded, word = {name.lower(): name for name in known}, word.lower()
-    found = difflib.get_close_matches(word, folded, cutoff=_LEAST_RATIO)
-    swapped = [name for name in found if sorted(name) == sorted(word)]  # for Adma difflib prefers Adamax to Adam
-    return folded[(swapped or found)[0]] if found else None
+    near = difflib.get_close_matches(word, folded, cutoff=_LEAST_RATIO)
+    swapped = [name for name in near if sorted(name) == sorted(word)]  # for Adma difflib prefers Adamax to Adam
+    return folded[(swapped or near)[0]] if near else None
 
 
 def hint(word: str, known: Iterable[str]) -> str:
@@ -36,8 +36,8 @@ def hint(word: str, known: Iterable[str]) -> str:
         word: the misspelt name.
         known: the right names.
     """
-    found = nearest(word, known)
-    return f" (did you mean {found}?)" if found else ""
+    near = nearest(word, known)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def argparse_hint(message: str, options: Sequence[str]) -> str:
@@ -50,11 +50,11 @@ def argparse_hint(message: str, options: Sequence[str]) -> str:
     head, _, rest = message.partition("unrecognized arguments: ")
     if rest and not head:
         pairs = pairwise(["", *rest.split()])
-        found = [
+        near = [
             _flag_suggestion(token, options) if token[0] == "-" else _config_suggestion(token, last)
             for last, token in pairs
         ]
-        return f" ({'; '.join(filter(None, found))})" if any(found) else ""
+        return f" ({'; '.join(filter(None, near))})" if any(near) else ""
     value, is_choice, choices = message.partition("invalid choice: ")[2].partition(" (choose from ")
     return hint(value.strip("'"), (name.strip(" '") for name in choices.rstrip(")").split(","))) if is_choice else ""
 
@@ -66,10 +66,10 @@ def _flag_suggestion(token: str, options: Sequence[str]) -> str:
     groups = {option.partition(".")[0] for option in options}
     group = group if group in groups else nearest(group, groups) or group
     members = [option for option in options if not dot or option.startswith(f"{group}.")]
-    found = nearest(f"{group}{dot}{rest}", members)
-    if found is None and dot and not flag.startswith(f"{group}."):
-        found = f"{group}.{rest}"
-    return f"did you mean {found}?" if found else ""
+    near = nearest(f"{group}{dot}{rest}", members)
+    if near is None and dot and not flag.startswith(f"{group}."):
+        near = f"{group}.{rest}"
+    return f"did you mean {near}?" if near else ""
 
 
 def _config_suggestion(token: str, last: str) -> str:

@@ -129,10 +129,10 @@ def digest(file: BinaryIO, algorithm: str = "sha256", length: int | None = None)
         algorithm: a name that `hashlib.new` knows.
         length: the number of bytes from the start; None for the whole file.
     """
-    found = hashlib.new(algorithm, usedforsecurity=False)
+    hasher = hashlib.new(algorithm, usedforsecurity=False)
     file.seek(0)
     left = os.fstat(file.fileno()).st_size if length is None else length
     while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
-        found.update(chunk)
+        hasher.update(chunk)
         left -= len(chunk)
-    return found.hexdigest()
+    return hasher.hexdigest()

@@ -1,4 +1,4 @@
-"""Arguments that several verbs take, and the parser that ends a mistake in one line."""
+"""Arguments that several verbs take, and the parser that reports a mistake in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from vae_lightning.types import UserError
 
 
 class Parser(OneLineParser):
-    """Raises UserError for a wrong argument; `--trust` is one of its arguments, and is read by the dispatch."""
+    """A command's parser, which raises UserError for a wrong argument.
+
+    The parser knows `--trust`, so that the help shows the flag; `cli.dispatch` reads the flag's value.
+
+    Args:
+        prog: The program and the command, such as "vae-lightning sample".
+        description: The purpose of the command.
+        add_help: Whether the parser knows `--help`.
+    """
 
     def __init__(self, prog: str, description: str = "", add_help: bool = True) -> None:
         super().__init__(prog=prog, description=description, add_help=add_help, allow_abbrev=False)
@@ -28,36 +36,60 @@ class Parser(OneLineParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError with argparse's message in one line.
+
+        Args:
+            message: argparse's message.
+        """
         raise UserError(self.in_one_line(message))
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """The argument RUN: a folder or a checkpoint."""
-    parser.add_argument("checkpoint", metavar="RUN", help="a run's folder (its best checkpoint), or a checkpoint")
+    """Add the argument RUN: a run's folder or a checkpoint. `best_checkpoint` finds the file.
+
+    Args:
+        parser: The parser of the command.
+    """
+    parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), or a checkpoint")
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """RUN, and the arguments of a verb that draws one picture: how many images, the seed, the file."""
+def add_picture_arguments(parser: argparse.ArgumentParser, picture: str) -> None:
+    """Add RUN and the arguments of a command that draws one picture: the number of images, the seed, the file.
+
+    Args:
+        parser: The parser of the command.
+        picture: The name of the picture's file, without its ending.
+    """
     add_run(parser)
-    parser.add_argument("--num_images", type=int, default=50, help="how many images are drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--output", type=Path, help=f"default: images/{what}.png in the run's folder")
+    parser.add_argument("--num_images", type=int, default=50, help="the number of images in the picture")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the noise")
+    parser.add_argument(
+        "--output", type=Path, help=f"the PNG file to write; default: images/{picture}.png in the run's folder"
+    )
 
 
-def check_picture_arguments(given: argparse.Namespace, what: str) -> None:
-    """Replace RUN by its checkpoint, and give `output` its default.
+def checkpoint_and_output(arguments: argparse.Namespace, picture: str) -> tuple[Path, Path]:
+    """Return the checkpoint that RUN names, and the file that the picture is written to.
+
+    Args:
+        arguments: The parsed arguments of `add_picture_arguments`.
+        picture: The name of the picture's file, without its ending, if `--output` is not given.
 
     Raises:
-        UserError: if there is no such checkpoint, or no image is asked for.
+        UserError: if RUN has no checkpoint, or `--num_images` is less than 1.
     """
-    if given.num_images < 1:
-        raise UserError(f"--num_images is {given.num_images}; it must be at least 1")
-    given.checkpoint = best_checkpoint(given.checkpoint)
-    given.output = given.output or given.checkpoint.absolute().parent.parent / "images" / f"{what}.png"
+    if arguments.num_images < 1:
+        raise UserError(f"--num_images is {arguments.num_images}; it must be at least 1")
+    checkpoint = best_checkpoint(arguments.run)
+    return checkpoint, arguments.output or checkpoint.absolute().parent.parent / "images" / f"{picture}.png"
 
 
 def write_picture(grid: Tensor, output: Path) -> None:
     """Write a PNG file and print its path.
+
+    Args:
+        grid: The picture [C, H, W] in [0, 1].
+        output: The file to write.
 
     Raises:
         UserError: if the file cannot be written.

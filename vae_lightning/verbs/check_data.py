@@ -10,13 +10,21 @@ from vae_lightning.data.loading import build_data
 from vae_lightning.data.module import SPLITS
 from vae_lightning.metrics.formatting import number
 from vae_lightning.storage.cache import BrokenImagesError
-from vae_lightning.storage.examples import Images
+from vae_lightning.storage.examples import Examples, Images
 from vae_lightning.types import UserError
+from vae_lightning.verbs import DataCommand
 
 
-def run_on_data(spec: dict[str, Any]) -> None:
-    """Prepare the data set, read all of it, and say what it is; a line for each thing that is wrong with it."""
-    data = build_data(spec)
+def run(recipe: dict[str, Any]) -> None:
+    """Prepare the data set, read all of it, and print the size of each split, or a line for each problem.
+
+    Args:
+        recipe: The `class_path` and `init_args` of the data set.
+
+    Raises:
+        UserError: if there are problems; exit code 1.
+    """
+    data = build_data(recipe)
     try:
         data.prepare_data()
         problems = data.check()
@@ -24,17 +32,29 @@ def run_on_data(spec: dict[str, Any]) -> None:
         problems = error.problems
     if problems:
         print(*problems, sep="\n", flush=True)
-        refusal = UserError(f"{spec['class_path'].rpartition('.')[2]}: {len(problems)} problems, listed above")
+        refusal = UserError(f"{recipe['class_path'].rpartition('.')[2]}: {len(problems)} problems, listed above")
         refusal.exit_code = 1
         raise refusal
     for split in SPLITS:
-        images = data.images(split)
-        label = "" if images.labels is None else f", labels {list(images.labels.shape[1:]) or 'one'} an image"
-        said = f"{len(images.pixels):,} images {list(data.image_shape)}, mean pixel {number(_mean_pixel(images), 3)}"
-        print(f"{split}: {said}{label}", flush=True)
+        print(f"{split}: {_describe(data.examples(split))}", flush=True)
+
+
+def _describe(examples: Examples) -> str:
+    """Return the number of examples, and the shape and type of each field; of images the mean pixel."""
+    if isinstance(examples, Images):
+        labels = examples.labels
+        label = "" if labels is None else f", labels {list(labels.shape[1:]) or 'one'} an image"
+        size = f"{len(examples):,} images {list(examples.pixels.shape[1:])}"
+        return f"{size}, mean pixel {number(_mean_pixel(examples), 3)}{label}"
+    first = examples.select(torch.zeros(1, dtype=torch.long))
+    fields = ", ".join(f"{name} {str(row.dtype)[6:]} {list(row.shape[1:])}" for name, row in first.items())
+    return f"{len(examples):,} examples: {fields}"
 
 
 def _mean_pixel(images: Images, at_once: int = 1000) -> float:
-    """Of all images, in [0, 1]; read in parts, because they may lie in a file larger than the memory."""
+    """Return the mean of all pixels, in [0, 1]; read in parts, because the file may be larger than the memory."""
     total = sum(int(part.sum(dtype=torch.int64)) for part in images.pixels.split(at_once))
     return total / images.pixels.numel() / images.max_value
+
+
+COMMAND = DataCommand(run)

@@ -1,6 +1,7 @@
-"""`impute RUN`: hide pixels of test images, fill them in, and print the error beside that of the mean image.
+"""`impute RUN`: hide pixels of test images, fill them in, and compare the error with the mean image's.
 
-The picture has five rows: test images, what was shown of them, the mean image, one draw, the mean of all draws.
+The picture has five rows: test images, the same images with the hidden pixels in grey, the images filled in with the
+mean training image, one draw of the chain, the mean of the chain's draws.
 """
 
 from __future__ import annotations
@@ -19,35 +20,50 @@ from vae_lightning.metrics.formatting import with_error
 from vae_lightning.models.loading import load_model
 from vae_lightning.noise import reseed
 from vae_lightning.pictures import stack
-from vae_lightning.types import Batch
-from vae_lightning.verbs._arguments import Parser, add_picture_arguments, check_picture_arguments, write_picture
+from vae_lightning.types import Batch, UserError
+from vae_lightning.verbs import Command
+from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
 
 
 def make_parser(prog: str, description: str) -> Parser:
+    """Return the parser of the command.
+
+    Args:
+        prog: The program and the command.
+        description: The purpose of the command.
+    """
     parser = Parser(prog, description)
-    parser.add_argument("--missing", type=float, default=0.6, help="share of the pixels that are hidden")
-    parser.add_argument("--steps", type=int, default=100, help="number of steps of the chain")
+    parser.add_argument("--missing", type=float, default=0.6, help="the share of the pixels that are hidden")
+    parser.add_argument("--steps", type=int, default=100, help="the number of steps of the chain")
     parser.add_argument("--corrected", action="store_true", help="accept or reject each z (Metropolis-Hastings)")
     add_picture_arguments(parser, "imputations")
     return parser
 
 
-def run(given: argparse.Namespace, trusted: list[str]) -> None:
-    check_picture_arguments(given, "imputations")
-    model = load_model(given.checkpoint, trusted)
-    data = data_of(given.checkpoint, trusted)
-    batch = _spread_images(data.test_dataloader(), given.num_images)
+def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
+    """Impute test images, write the picture, and print the two errors.
+
+    Args:
+        arguments: The parsed arguments.
+        trusted: The packages that `--trust` names.
+    """
+    checkpoint, output = checkpoint_and_output(arguments, "imputations")
+    model = load_model(checkpoint, trusted)
+    data = data_of(checkpoint, trusted)
+    if not isinstance(data, ImageDataModule):
+        raise UserError(f"impute: {type(data).__name__} is no data set of images, whose pixels could be missing")
+    batch = _spread_images(data.test_dataloader(), arguments.num_images)
     x = batch["x"]
-    reseed(model.device, given.seed)
-    missing = draw_missing(x, given.missing)
-    filled = impute(model, batch, missing, given.steps, given.corrected)
-    plain = torch.where(missing, _mean_image(data), x)
-    shown = (x, torch.where(missing, 0.5, x), plain, filled.draw, filled.mean)
-    write_picture(stack(*(row[:20] for row in shown)), given.output)
-    print(f"{len(x)} images, {given.missing:.0%} of pixels missing, {given.steps} steps", end="")
-    print(f", {filled.acceptance:.0%} accepted" if given.corrected else "")
+    reseed(model.device, arguments.seed)
+    missing = draw_missing(x, arguments.missing)
+    chain = impute(model, batch, missing, arguments.steps, arguments.corrected)
+    with_mean_image = torch.where(missing, _mean_image(data), x)
+    rows = (x, torch.where(missing, 0.5, x), with_mean_image, chain.draw, chain.mean)
+    write_picture(stack(*(row[:20] for row in rows)), output)
+    print(f"{len(x)} images, {arguments.missing:.0%} of pixels missing, {arguments.steps} steps", end="")
+    print(f", {chain.acceptance:.0%} accepted" if arguments.corrected else "")
     is_binary = bool(((x == 0) | (x == 1)).all())
-    for name, guess in (("chain", filled.mean), ("mean image", plain)):
+    for name, guess in (("chain", chain.mean), ("mean image", with_mean_image)):
         score = MeanAndError()
         score.update(missing_error(guess, x, missing))
         error, stderr = score.compute()
@@ -56,7 +72,7 @@ def run(given: argparse.Namespace, trusted: list[str]) -> None:
 
 
 def _spread_images(batches: Iterable[Batch], n: int) -> Batch:
-    """n images, spread over the set: what is said of them is to hold for it, and a file may be sorted by class."""
+    """Return n images spread over the whole set, because the first n of a file sorted by class are of one class."""
     rows, first = SpreadRows(n), 0
     for batch in batches:
         rows.add(batch, first)
@@ -65,9 +81,12 @@ def _spread_images(batches: Iterable[Batch], n: int) -> Batch:
 
 
 def _mean_image(data: ImageDataModule, num_images: int = 10_000) -> Tensor:
-    """The mean of x over about so many training images: [C, H, W]."""
+    """Return the mean [C, H, W] of x over about `num_images` training images."""
     batches = islice(data.train_dataloader(), -(-num_images // data.batch_size))
     total, count = 0.0, 0
     for batch in batches:
         total, count = total + batch["x"].double().sum(0), count + len(batch["x"])
     return (torch.as_tensor(total) / count).float()
+
+
+COMMAND = Command(make_parser, run)

@@ -1,4 +1,4 @@
-"""`sample RUN`: draw samples from the prior, or from the one that fit-prior has fitted, into a PNG file."""
+"""`sample RUN`: draw samples from the model's prior, or from the prior that fit-prior has fitted, into a PNG file."""
 
 from __future__ import annotations
 
@@ -6,21 +6,37 @@ import argparse
 
 from vae_lightning.models.loading import load_model
 from vae_lightning.pictures import sample_grid
-from vae_lightning.verbs._arguments import Parser, add_picture_arguments, check_picture_arguments, write_picture
+from vae_lightning.verbs import Command
+from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
 from vae_lightning.verbs.fit_prior import use_fitted_prior
 
 
 def make_parser(prog: str, description: str) -> Parser:
+    """Return the parser of the command.
+
+    Args:
+        prog: The program and the command.
+        description: The purpose of the command.
+    """
     parser = Parser(prog, description)
-    fitted = "fitted: the one that fit-prior has written beside the checkpoint"
+    fitted = "own: the prior of the model; fitted: the prior that fit-prior has written beside the checkpoint"
     parser.add_argument("--prior", choices=("own", "fitted"), default="own", help=fitted)
     add_picture_arguments(parser, "samples")
     return parser
 
 
-def run(given: argparse.Namespace, trusted: list[str]) -> None:
-    check_picture_arguments(given, "samples")
-    model = load_model(given.checkpoint, trusted)
-    if given.prior == "fitted":
-        use_fitted_prior(model, given.checkpoint, trusted)
-    write_picture(sample_grid(model, given.num_images, given.seed), given.output)
+def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
+    """Draw samples from the prior and write them to a PNG file.
+
+    Args:
+        arguments: The parsed arguments.
+        trusted: The packages that `--trust` names.
+    """
+    checkpoint, output = checkpoint_and_output(arguments, "samples")
+    model = load_model(checkpoint, trusted)
+    if arguments.prior == "fitted":
+        use_fitted_prior(model, checkpoint, trusted)
+    write_picture(sample_grid(model, arguments.num_images, arguments.seed), output)
+
+
+COMMAND = Command(make_parser, run)
