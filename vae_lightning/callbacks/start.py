@@ -39,8 +39,8 @@ def _about_size(trainer: pl.Trainer, model: pl.LightningModule, data: DataModule
     if data.batch_size > examples_per_rank:
         ranks = f" for each of {trainer.world_size} ranks" if trainer.world_size > 1 else ""
         yield (
-            f"data.batch_size is {data.batch_size} and there are {examples_per_rank} training examples{ranks}: an epoch is "
-            "one step on all of them; a smaller --data.batch_size makes more steps"
+            f"data.batch_size is {data.batch_size} and there are {examples_per_rank} training examples{ranks}: an "
+            "epoch is one step on all of them; a smaller --data.batch_size makes more steps"
         )
 
 

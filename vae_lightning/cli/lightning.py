@@ -6,6 +6,7 @@ import signal
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,12 +36,13 @@ from vae_lightning.callbacks import (
 )
 from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
 from vae_lightning.cli.errors import Parser, check_configs, one_line
+from vae_lightning.cli.links import drop_untold, model_class, told
 from vae_lightning.cli.overrides import with_own_defaults
 from vae_lightning.cli.run_settings import choose_run, prepare_folder, prepare_wandb, set_precision, wandb_arguments
 from vae_lightning.cli.summary import summary
 from vae_lightning.cli.trainer_checks import CheckedSettings, check_settings, check_trainer, without_enums
 from vae_lightning.data import DataModule
-from vae_lightning.data.module import SPLITS, Split
+from vae_lightning.data.module import SPLITS, TOLD, Split
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.metrics.predictions import describe, rows_of, save_arrays
 from vae_lightning.models import LatentVariableModel
@@ -138,8 +140,16 @@ class CLI(LightningCLI):
         )
         for key, callback in LINKED_CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
-        parser.link_arguments("data.image_shape", "model.init_args.image_shape", apply_on="instantiate")
+        for name in TOLD:
+            told = partial(self._told, name)
+            parser.link_arguments("data", f"model.init_args.{name}", compute_fn=told, apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _told(self, name: str, source: DataModule) -> Any:
+        """Return what the data tell the model's argument `name`, or the configuration's value if they do not say it."""
+        model = self.config[self.config.subcommand].model
+        settings = model.get("init_args") or Namespace()
+        return told(name, source, model_class(model), settings.get(name))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -186,8 +196,10 @@ class CLI(LightningCLI):
         kept = settings.clone()
         for name in ("config", "ckpt_path", "run_id", "weights_only"):
             kept.pop(name, None)
+        kept.data.init_args.pop("seed", None)  # linked to seed_everything
+        drop_untold(kept.model)
         parser = self._parser(self.config.subcommand)
-        return str(parser.dump(kept, skip_none=False, skip_validation=True))
+        return str(parser.dump(kept, skip_none=False, skip_validation=True, skip_link_targets=False))
 
     def instantiate_classes(self) -> None:
         """If one of our constructors raised UserError, raise that instead of jsonargparse's type error."""

@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from vae_lightning.callbacks.checkpoint import own_checkpoints
+from vae_lightning.data import ImageDataModule
 from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
 from vae_lightning.metrics.formatting import number, with_error
 from vae_lightning.models import LatentVariableModel
@@ -111,7 +112,8 @@ def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     conditions += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(model.objective_step).items()]
     sigma = next((v for k, v in trainer.callback_metrics.items() if k.endswith("/sigma")), None)
     conditions += [] if sigma is None else [f"sigma {sigma.item():.4g}"]
-    conditions += [f"{type(data).__name__}, binarisation {data.binarisation}"]
+    binarisation = f", binarisation {data.binarisation}" if isinstance(data, ImageDataModule) else ""
+    conditions += [f"{type(data).__name__}{binarisation}"]
     conditions += [f"{settings['nll']['num_samples']} importance samples"]
     ess = trainer.callback_metrics.get("test/nll_ess")
     conditions += [] if ess is None else [f"{ess.item():.1f} of them effective"]

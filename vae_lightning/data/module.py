@@ -86,6 +86,10 @@ class DataModule(pl.LightningDataModule):
         self.resident, self.seed = resident, seed
         self._examples: dict[Split, Examples] = {}
 
+    def __str__(self) -> str:
+        """The class's name. Lightning's text loads every split, and fails on a list of loaders."""
+        return type(self).__name__
+
     @abstractmethod
     def load(self, split: Split) -> Examples:
         """Return the examples of a split, read from the files that `prepare_data` has put in place.

@@ -27,7 +27,7 @@ from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.recipes import arguments, defaults, to_plain
 from vae_lightning.runs.trust import check_checkpoint, read_checkpoint, trust
 from vae_lightning.trace import Trace, distribution_name
-from vae_lightning.types import Batch, UserError
+from vae_lightning.types import Batch, Shape, UserError
 
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
@@ -120,14 +120,20 @@ class LatentVariableModel(Optimized):
             raise UserError(
                 "speed.steps_per_call: the training loader yields single batches; leave steps_per_call at 1"
             )
-        first, shape = batch[0] if grouped else batch, self.hparams.get("image_shape")
+        first = batch[0] if grouped else batch
+        images, shape = (self._shape_argument(name) for name in ("image_shape", "x_shape"))
         stage = getattr(self.trainer.state.stage, "value", "")  # str() of a stage contains the class's name
         # x has been converted by the plugin
         wanted = self.trainer.precision_plugin.convert_input(torch.empty(0).type(self.dtype))
-        check_batch(first, None if shape is None else tuple(shape), wanted.dtype, stage)
-        note = range_note(first["x"])
+        check_batch(first, images, shape, wanted.dtype, stage)
+        note = range_note(first["x"]) if images else None
         if note and (self.trainer.training or self.trainer.state.fn != "fit"):
             rank_zero_info(note)
+
+    def _shape_argument(self, name: str) -> Shape | None:
+        """The shape that the model was built for, by the name of its argument; None if it has no such argument."""
+        value = self.hparams.get(name)
+        return None if value is None else tuple(value)
 
     # -- steps ------------------------------------------------------------------------------------------------------
 

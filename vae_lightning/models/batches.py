@@ -11,44 +11,49 @@ from torch import Tensor
 from vae_lightning.types import Shape, UserError
 
 
-def check_batch(batch: Any, shape: Shape | None, dtype: torch.dtype, stage: str) -> None:
-    """Check that a batch is a dict with images x and, optionally, one label for each image.
+def check_batch(batch: Any, images: Shape | None, shape: Shape | None, dtype: torch.dtype, stage: str) -> None:
+    """Check that a batch is a dict of tensors with x, one row for each example in every field.
 
     Args:
         batch: A loader's first batch.
-        shape: (C, H, W) that x must have; None for any shape.
-        dtype: The dtype that x must have.
+        images: (C, H, W), if x must be images of this shape; None if the model takes x of another kind.
+        shape: The shape that one x must have; None for any shape.
+        dtype: The dtype that an x of floating-point numbers must have.
         stage: The loader's name for the message, such as "train".
 
     Raises:
         UserError: with the batch's types and shapes, and a remedy.
     """
     x: Any = batch.get("x") if isinstance(batch, Mapping) else None
-    remedy = _remedy(x, shape, dtype)
-    if remedy is None and not _is_label(batch.get("label"), len(x)):
-        remedy = "let label be a tensor with a number, or a row of them, for each image, or leave it out"
+    wanted = images or shape
+    remedy = _remedy(x, images, wanted, dtype) or _field_remedy(batch)
     if remedy is None:
         return
-    sizes = ["B", *(("C", "H", "W") if shape is None else shape)]
+    sizes = ", ".join(map(str, ["B", *(("...",) if wanted is None else wanted)]))
+    kind = f"x: {_name(dtype)} [{sizes}], its values in [0, 1]" if images else f"x: a tensor [{sizes}]"
     raise UserError(
-        f"the {stage} loader's first batch is {describe(batch)}; a batch is a dict with x: {_name(dtype)} "
-        f"[{', '.join(map(str, sizes))}], its values in [0, 1], and optionally label: int64 [B]; {remedy}"
+        f"the {stage} loader's first batch is {describe(batch)}; a batch is a dict with {kind}, and optionally other "
+        f"tensors [B, ...], such as label: int64 [B]; {remedy}"
     )
 
 
-def _is_label(label: Any, num_images: int) -> bool:
-    return label is None or (isinstance(label, Tensor) and label.dim() > 0 and len(label) == num_images)
+def _field_remedy(batch: Mapping[str, Any]) -> str | None:
+    for name, values in batch.items():
+        if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != len(batch["x"]):
+            return f"let {name} be a tensor with a number, or a row of them, for each example, or leave it out"
+    return None
 
 
-def _remedy(x: Any, shape: Shape | None, dtype: torch.dtype) -> str | None:
+def _remedy(x: Any, images: Shape | None, shape: Shape | None, dtype: torch.dtype) -> str | None:
     if not isinstance(x, Tensor):
         return 'let the data set return {"x": image} or {"x": image, "label": label}'
-    if not x.is_floating_point():
+    if images and not x.is_floating_point():
         return "divide the bytes: image.float() / 255"
-    if x.dtype != dtype:
-        return f"convert the images: image.to({dtype})"
+    if x.is_floating_point() and x.dtype != dtype:
+        return f"convert x: x.to({dtype})"
     if shape is not None and x.shape[1:] != shape:
-        return f"resize the images, or build the model with image_shape={tuple(x.shape[1:])}"
+        name, kind = ("image_shape", "resize the images") if images else ("x_shape", "change the data")
+        return f"{kind}, or build the model with {name}={tuple(x.shape[1:])}"
     return None
 
 
