@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Windows:
     length: int
     start: Tensor
     sequence: Tensor
-    stepwise: frozenset[str]
+    stepwise: Set[str]
 
 
 class Examples:
@@ -44,6 +44,7 @@ class Examples:
         check: Takes the numbers of examples. Raises UserError if the file was damaged at one of them.
         group: Which examples are of a group, bool [N]; None without one. Example: terminal transitions, which are rare.
         group_share: The share of each training batch that is drawn from the group, above 0 and below 1.
+        windows: Which parts of sequences are the examples; the function `windows` makes this. None for whole rows.
 
     Raises:
         UserError: if the fields differ in length, or if the group or its share is not possible.
@@ -56,14 +57,14 @@ class Examples:
         check: Callable[[Tensor], None] | None = None,
         group: Tensor | None = None,
         group_share: float = 0.5,
+        windows: Windows | None = None,
     ) -> None:
-        self.fields, self.mapping, self.check = dict(fields), mapping, check
-        self.windows: Windows | None = None
+        self.fields, self.mapping, self.check, self.windows = dict(fields), mapping, check, windows
         self.group, self.group_share = group, group_share
         if "x" not in self.fields:
             raise UserError(f"examples: no field x; the fields are {', '.join(self.fields) or 'none'}")
         lengths = {name: len(values) for name, values in self.fields.items()}
-        if len(set(lengths.values())) > 1:
+        if windows is None and len(set(lengths.values())) > 1:
             found = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise UserError(f"examples: the fields differ in length: {found}; row i of each belongs to example i")
         if group is not None:
@@ -161,25 +162,28 @@ class Examples:
         return {name: values[rows] for name, (values, rows) in found.items()}
 
 
-def windows(examples: Examples, lengths: Tensor, length: int, stepwise: frozenset[str] | None = None) -> Examples:
+def windows(
+    fields: Mapping[str, Tensor], lengths: Tensor, length: int, stepwise: Set[str] | None = None, **options: Any
+) -> Examples:
     """Every part of `length` steps of every sequence as an example of its own, never across two sequences.
 
     Use it for training on parts of long sequences, and whole sequences for testing. Nothing is copied: a window is a
     view of the joined sequences.
 
     Args:
-        examples: `x` and the other stepwise fields hold the sequences one after the other, [steps of all, ...]; other
+        fields: `x` and the other stepwise fields hold the sequences one after the other, [steps of all, ...]; other
             fields have one row for each sequence.
         lengths: The number of steps of each sequence, [num_sequences].
         length: L, the number of steps in a window; sequences that are shorter give no window.
         stepwise: The names of the stepwise fields; None for those with as many rows as there are steps.
+        options: Further arguments of `Examples`; a group is one of windows.
 
     Raises:
         UserError: if the fields do not fit the lengths, or if every sequence is shorter than a window.
     """
     steps, num_sequences = int(lengths.sum()), len(lengths)
-    names = stepwise or frozenset(name for name, values in examples.fields.items() if len(values) == steps)
-    for name, values in examples.fields.items():
+    names = frozenset(stepwise or (name for name, values in fields.items() if len(values) == steps))
+    for name, values in fields.items():
         wanted = steps if name in names else num_sequences
         if len(values) != wanted:
             raise UserError(f"windows: {name} has {len(values)} rows; {num_sequences} sequences have {wanted}")
@@ -189,9 +193,7 @@ def windows(examples: Examples, lengths: Tensor, length: int, stepwise: frozense
     sequence = torch.arange(num_sequences).repeat_interleave(per_sequence)
     within = torch.arange(len(sequence)) - (per_sequence.cumsum(0) - per_sequence)[sequence]
     start = (lengths.cumsum(0) - lengths)[sequence] + within
-    found = copy(examples)
-    found.windows = Windows(length, start, sequence, names)
-    return found
+    return Examples(fields, windows=Windows(length, start, sequence, names), **options)
 
 
 def join(sequences: Tensor) -> tuple[Tensor, Tensor]:
