@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,8 @@ from vae_lightning.types import Batch, UserError
 def with_labels(lengths: list[int], length: int) -> Examples:
     """Windows of sequences with a label for each sequence."""
     x = torch.cat([100 * s + torch.arange(steps) for s, steps in enumerate(lengths)])
-    joined = Examples({"x": x, "action": -x})
-    joined.fields["label"] = torch.arange(len(lengths))
-    return windows(joined, torch.tensor(lengths), length)
+    fields = {"x": x, "action": -x, "label": torch.arange(len(lengths))}
+    return windows(fields, torch.tensor(lengths), length)
 
 
 def test_windows_are_all_parts_of_each_sequence_and_never_cross_two() -> None:
@@ -34,7 +32,7 @@ def test_windows_are_all_parts_of_each_sequence_and_never_cross_two() -> None:
 def test_windows_of_frames_copy_nothing() -> None:
     clips = torch.arange(6 * 10 * 2 * 3, dtype=torch.uint8).view(6, 10, 2, 3)
     steps, lengths = join(clips)
-    examples = windows(Examples({"x": steps}), lengths, 4)
+    examples = windows({"x": steps}, lengths, 4)
     assert len(examples) == 6 * 7
     array, rows = examples.rows("x", torch.tensor([0, 8, 41]))
     assert array.untyped_storage().data_ptr() == clips.untyped_storage().data_ptr()
@@ -102,10 +100,8 @@ def test_draws_from_a_group_are_a_function_of_seed_epoch_and_step() -> None:
 
 
 def test_without_a_group_the_order_is_the_plain_one() -> None:
-    plain, images = (
-        Examples({"x": torch.arange(50.0).view(50, 1, 1, 1)}),
-        Images(torch.arange(50).byte().view(50, 1, 1, 1)),
-    )
+    numbers = torch.arange(50).view(50, 1, 1, 1)
+    plain, images = Examples({"x": numbers.float()}), Images(numbers.byte())
     a = torch.cat([batch["x"] for batch in Loader(plain, 8, train=True, seed=7)])
     b = torch.cat([batch["x"] for batch in Loader(images, 8, train=True, seed=7)])
     torch.testing.assert_close(a, b * 255)
@@ -128,7 +124,7 @@ def test_examples_that_cannot_be_are_refused(fields: dict[str, int], options: di
 
 
 @pytest.fixture
-def mapped(tmp_path: Path) -> Iterator[Examples]:
+def mapped(tmp_path: Path) -> Examples:
     """Twelve clips of five frames in a memory map."""
     path = tmp_path / "frames"
     path.write_bytes(bytes(range(240)))
@@ -136,7 +132,7 @@ def mapped(tmp_path: Path) -> Iterator[Examples]:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     clips = torch.frombuffer(mapping, dtype=torch.uint8).view(12, 5, 4)
     steps, lengths = join(clips)
-    yield windows(Examples({"x": steps}, mapping=mapping), lengths, 3)
+    return windows({"x": steps}, lengths, 3, mapping=mapping)
 
 
 def test_windows_of_a_map_are_gathered_by_a_thread_and_equal_those_in_memory(mapped: Examples) -> None:
