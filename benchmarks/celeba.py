@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.celeba_data import training_files, write_layout
-from benchmarks.loops import Setting, bare_loop, device
+from benchmarks.loops import PlainLightning, Setting, bare_loop, device
 from benchmarks.mnist import kl
 from benchmarks.timing import EpochTimer, record
 from vae_lightning.__main__ import keep_memory
@@ -88,22 +88,6 @@ class Jpegs(Dataset[Tensor]):
         return x
 
 
-class PlainLightning(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net()
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        reconstruction, divergence = loss_terms(batch, *self.net(batch))
-        loss = reconstruction + divergence
-        self.log("train_loss", loss, prog_bar=True)
-        self.log_dict({"train_reconstruction": reconstruction, "train_kl": divergence})
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
-
-
 def jpeg_lightning(args: argparse.Namespace) -> None:
     """Train with 2 persistent workers, because an epoch is too short to start workers each time."""
     loader = DataLoader(
@@ -115,7 +99,7 @@ def jpeg_lightning(args: argparse.Namespace) -> None:
         pin_memory=torch.cuda.is_available(),
     )
     trainer = pl.Trainer(max_epochs=args.epochs, callbacks=[EpochTimer(), TQDMProgressBar()], precision=args.precision)
-    trainer.fit(PlainLightning(), loader)
+    trainer.fit(PlainLightning(Net(), lambda net, x: loss_terms(x, *net(x)), LEARNING_RATE), loader)
 
 
 # -- the ceiling -------------------------------------------------------------------------------------------------------

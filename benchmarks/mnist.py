@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks.final import record_elbo
-from benchmarks.loops import Setting, bare_loop, device
+from benchmarks.loops import PlainLightning, Setting, bare_loop, device
 from benchmarks.timing import EpochTimer, Stopwatch
 
 BATCH_SIZE = 128
@@ -58,11 +58,17 @@ def kl(mu: Tensor, log_var: Tensor) -> Tensor:
     return -0.5 * (1 + log_var - mu.square() - log_var.exp()).sum()
 
 
-def recipe_terms(net: Net, images: Tensor) -> tuple[Tensor, Tensor]:
+def recipe_terms(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """The two terms that the recipe minimises: cross-entropy of probabilities, and KL, summed over the batch."""
     x = images.flatten(1)
     logits, mu, log_var = net(x)
     return F.binary_cross_entropy(torch.sigmoid(logits), x, reduction="sum"), kl(mu, log_var)
+
+
+def terms_per_image(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """`recipe_terms`, divided by the number of images."""
+    reconstruction, divergence = recipe_terms(net, images)
+    return reconstruction / len(images), divergence / len(images)
 
 
 # -- contenders ------------------------------------------------------------------------------------------------------
@@ -93,32 +99,14 @@ def reference(args: argparse.Namespace) -> None:
     record_elbo(lambda x: recipe_terms(net, x), args.data_dir, args.pixels, where)
 
 
-class PlainLightning(pl.LightningModule):
-    """The recipe as an ordinary LightningModule: all terms logged at each step, the loss in the progress bar."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = Net()
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        images = batch[0]
-        reconstruction, divergence = (term / len(images) for term in recipe_terms(self.net, images))
-        loss = reconstruction + divergence
-        self.log("train_loss", loss, prog_bar=True)
-        self.log_dict({"train_reconstruction": reconstruction, "train_kl": divergence})
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
-
-
 def plain_lightning(args: argparse.Namespace) -> None:
     """Train with the Trainer's default logger and checkpoints, and with the tqdm bar (rich is an extra)."""
-    model = PlainLightning()
+    net = Net()
+    model = PlainLightning(net, terms_per_image, LEARNING_RATE)
     trainer = pl.Trainer(max_epochs=args.epochs, callbacks=[EpochTimer(), TQDMProgressBar()])
     trainer.fit(model, _loader(args))
     model.to(device())
-    record_elbo(lambda x: recipe_terms(model.net, x), args.data_dir, args.pixels, model.device)
+    record_elbo(lambda x: recipe_terms(net, x), args.data_dir, args.pixels, model.device)
 
 
 def ceiling(args: argparse.Namespace) -> None:

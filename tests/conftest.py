@@ -1,6 +1,6 @@
-"""What every test has: argument checks of distributions on, a fixed seed, and no W&B account.
+"""Set-up of every test: distributions check their arguments, the seed is fixed, and there is no W&B account.
 
-After the tests stands what each of their folders took.
+After the run, a table shows the time that each test folder took.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 
 from vae_lightning.distributions import Family
 
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls what jsonargparse has renamed
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the laws are the CPU's; tests that want a GPU say so
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 uses deprecated names
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU; those that need a GPU ask for one
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the other cores have workers of their own
+    torch.set_num_threads(1)  # the other cores run other workers
 
 
 LONGEST = ("test_lightning_features", "test_signals", "test_cli", "test_ddp", "test_own_package", "test_hostile")
-"""The files that take longest, first: `--dist=loadfile` hands out whole files, and the last one should be short."""
+"""The slowest files, which start first: `--dist=loadfile` hands out whole files, so the last one should be short."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Seconds and tests of each folder: set-up, call and what follows, on all workers together."""
+    """Print the seconds and the number of tests of each folder, over all workers: set-up, call and tear-down."""
     seconds: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     for report in (one for reports in terminalreporter.stats.values() for one in reports):
@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _validate_distributions() -> Iterator[None]:
-    """Families leave torch's checks off for speed; under test they are on."""
+    """Turn on torch's argument checks, which the families leave off for speed."""
     Family.validate_args = True
     yield
     Family.validate_args = False

@@ -1,4 +1,4 @@
-"""What pip makes of the console script `vae-lightning`."""
+"""The console script `vae-lightning`, as pip writes it."""
 
 from vae_lightning.__main__ import console
 

@@ -1,6 +1,6 @@
-"""Comparison of recorded numbers: to the last bit on the kind of machine that recorded them, to 1e-4 elsewhere.
+"""Comparison of recorded numbers: equal to the last bit on the machine type that recorded them, else to 1e-4.
 
-A sum of floats depends on the order of its terms, which torch and its libraries choose by version and processor.
+A sum of floats depends on the order of its terms. torch and its libraries choose this order by version and processor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 
 def fingerprint() -> dict[str, str]:
-    """What the last bits depend on: torch's version, the processor, and the instructions that torch uses."""
+    """Return what the last bits depend on: torch's version, the processor, and the instruction set that torch uses."""
     return {
         "torch": torch.__version__,
         "processor": _processor(),
@@ -33,7 +33,7 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums are split over threads: their number changes the last bits."""
+    """Run the body on one thread, because the number of threads changes the last bits of a sum."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,12 +41,12 @@ def one_thread() -> Iterator[None]:
 
 
 def hex_of(value: float | str) -> str:
-    """A float as text that loses no bit."""
+    """Return the float as text without losing a bit."""
     return float(value).hex()
 
 
 def same(found: Any, recorded: Any, recorded_by: dict[str, str]) -> None:
-    """Assert that trees of hexadecimal floats are equal: to the last bit where `recorded_by` is this machine."""
+    """Assert that two trees of hexadecimal floats are equal: to the last bit if `recorded_by` is this machine type."""
     if recorded_by == fingerprint():
         assert found == recorded
         return

@@ -1,10 +1,12 @@
-"""Python programs that start in a tenth of a second: forked from a process that has imported torch and this package.
+"""Python programs that start in a tenth of a second, forked from a process that has imported torch and this package.
 
-A real start of the command line imports for five seconds. The server below does so once for each pytest process, and
-forks a child for each program; the child gets its own arguments, environment, folder and pipes, and runs the program as
-`python -m`, `python FILE` or `python -c` would. Three kinds of program need a start of their own: those that measure
-the imports, those that are told their rank (Lightning reads it while it is imported), and those that a test finds by
-their command line. Among the other tests a few start for real too, so that the console's own way stays tested.
+A real start of the command line spends five seconds on imports. The server below imports once for each pytest process
+and forks a child for each program. The child gets its own arguments, environment, folder and pipes, and runs the
+program like `python -m`, `python FILE` or `python -c`.
+
+Three kinds of program need a real start: programs that measure imports, programs that are told their rank (Lightning
+reads the rank while it is imported), and programs that a test finds by their command line. A few other tests also start
+for real, so that the console's own start stays tested.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ from typing import NoReturn
 RANKS = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK")
 """Variables that Lightning reads while it is imported."""
 
-_SIZE = 2**20  # of a request, at most: an environment and the arguments
+_SIZE = 2**20  # the largest request: an environment and the arguments
 
 
 class Forked:
-    """A program that runs: what a test uses of `subprocess.Popen`, under the same names."""
+    """A running program. Methods have the names of `subprocess.Popen`; only the ones that tests use exist."""
 
     def __init__(self, args: Sequence[str], status: socket.socket, stdout: int, stderr: int) -> None:
         self.args, self._status = list(args), status
@@ -46,7 +48,7 @@ class Forked:
         self.pid = int(self._replies.readline())
 
     def poll(self) -> int | None:
-        """The exit code, or minus the signal that ended the program; None while it runs."""
+        """Return the exit code, or minus the signal that ended the program; None while the program runs."""
         return self._look(0)
 
     def wait(self, timeout: float | None = None) -> int:
@@ -71,7 +73,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What is left to read of both pipes, until the program and all that has its pipes have ended."""
+        """Return the unread output of both pipes, once the program and every holder of its pipes have ended."""
         limit = None if timeout is None else time.monotonic() + timeout
         said = ["", ""]
 
@@ -96,7 +98,7 @@ class Forked:
 
 
 class _Server:
-    """The process that forks, and the socket by which it is asked to."""
+    """The forking process, and the socket on which it receives requests."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -110,7 +112,7 @@ class _Server:
         atexit.register(self.close)
 
     def close(self) -> None:
-        self.control.close()  # on which it ends
+        self.control.close()  # the server ends when its socket closes
         self.process.wait()
 
     def start(self, args: Sequence[str], cwd: Path, env: Mapping[str, str], new_session: bool) -> Forked:
@@ -132,7 +134,7 @@ _servers: dict[int, _Server] = {}
 def start_python(
     *args: str, cwd: Path, env: Mapping[str, str], new_session: bool = False
 ) -> Forked | subprocess.Popen[str]:
-    """`python ARGS` in `cwd` with `env` alone; a start of its own where the environment names a rank."""
+    """Run `python ARGS` in `cwd` with exactly `env`; if `env` names a rank, by a real start."""
     if any(name in env for name in RANKS) or args[:2] == ("-m", "torch.distributed.run"):
         return start_for_real(*args, cwd=cwd, env=env, new_session=new_session)
     if os.getpid() not in _servers:
@@ -141,7 +143,7 @@ def start_python(
 
 
 def start_for_real(*args: str, cwd: Path, env: Mapping[str, str], new_session: bool = False) -> subprocess.Popen[str]:
-    """A process of its own, imports and all."""
+    """Start a new Python process, which imports everything itself."""
     return subprocess.Popen(
         [sys.executable, *args],
         cwd=cwd,
@@ -162,10 +164,10 @@ def serve(descriptor: int) -> None:
     import wandb  # noqa: F401
     from sklearn import datasets, ensemble, linear_model  # noqa: F401
 
-    assert threading.active_count() == 1  # a fork has this thread alone
+    assert threading.active_count() == 1  # a fork copies only the calling thread
     control = socket.socket(fileno=descriptor)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the watchers below are nobody's to wait for
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in pytest's terminal
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the watchers below
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in pytest's terminal is for pytest
     while True:
         text, ancillary, _, _ = control.recvmsg(_SIZE, socket.CMSG_SPACE(3 * array.array("i").itemsize))
         if not text:
@@ -179,7 +181,7 @@ def serve(descriptor: int) -> None:
 
 
 def _watch(request: Mapping[str, object], out: int, err: int, status: int) -> NoReturn:
-    """Fork the program, and tell how it ended."""
+    """Fork the program, wait for it, and report its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
@@ -190,12 +192,12 @@ def _watch(request: Mapping[str, object], out: int, err: int, status: int) -> No
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     try:
         os.write(status, f"{code}\n".encode())
-    finally:  # the test may have gone
+    finally:  # the test may have ended already
         os._exit(0)
 
 
 def _become(request: Mapping[str, object], out: int, err: int) -> NoReturn:
-    """This process as the program of the request, from its first line to its exit code."""
+    """Run the program of the request in this process, and exit with its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if request["new_session"]:
         os.setsid()
@@ -212,7 +214,7 @@ def _become(request: Mapping[str, object], out: int, err: int) -> NoReturn:
     code = 1
     try:
         code = _exit_code(list(request["args"]))  # type: ignore[call-overload]
-        threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter's own end: other threads, then atexit
+        threading._shutdown()  # type: ignore[attr-defined]  # the interpreter's order at exit: threads, then atexit
         atexit._run_exitfuncs()
         sys.stdout.flush()
     finally:
@@ -220,11 +222,11 @@ def _become(request: Mapping[str, object], out: int, err: int) -> NoReturn:
 
 
 def _leave_to_server() -> None:
-    """What the imports have made (wandb's temporary folders) is removed when the server ends, not with each child."""
+    """Leave cleaning up after the imports (wandb's temporary folders) to the server; children must not do so."""
     atexit._clear()
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # the child's own: registered anew
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]  # so that the child registers its own
 
 
 def _exit_code(args: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What several tests share: the command line in a process of its own, small data files, and pictures read back."""
+"""Helpers for several tests: the command line in a process of its own, small data files, and reading pictures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AMAT_NAMES = ("binarized_mnist_train", "binarized_mnist_valid", "binarized_mnist
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would change a run: W&B's and Lightning's variables, the ranks' own."""
+    """Return this process's environment without variables of W&B, Lightning and ranks, which would change a run."""
     prefixes = ("WANDB_", "PL_", "VAE_LIGHTNING_", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     return {**kept, "NETRC": os.devnull, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -42,9 +42,9 @@ def run_cli(
     expect: int | None = 0,
     start: Callable[..., Forked | subprocess.Popen[str]] = start_python,
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m vae_lightning ARGS`; fails with its output where the exit code is not `expect` (None: any).
+    """Run `python -m vae_lightning ARGS`; fail and show the output if the exit code is not `expect` (None: any code).
 
-    The program is forked from a process that has imported it; `start=start_for_real` makes the console's own start.
+    The program is forked from a process that has imported the package; `start=start_for_real` starts a new interpreter.
     """
     program = ["-m", "vae_lightning", *(str(arg) for arg in args)]
     process = start(*program, cwd=cwd, env={**clean_environment(), **(env or {})})
@@ -58,27 +58,27 @@ def run_cli(
 
 
 def only(folder: Path, pattern: str) -> Path:
-    """The one path that matches; fails where there are none or several."""
+    """Return the only path that matches; fail if no path matches, or more than one."""
     found = sorted(folder.glob(pattern))
     assert len(found) == 1, f"{folder}/{pattern}: expected one, found {found}"
     return found[0]
 
 
 def read_picture(path: Path) -> Tensor:
-    """A PNG as uint8 [3, H, W]."""
+    """Return a PNG as uint8 [3, H, W]."""
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    """An array of bytes in the IDX format."""
+    """Return an array of bytes in the IDX format."""
     header = bytes([0, 0, 0x08, array.ndim]) + np.array(array.shape, ">u4").tobytes()
     return header + array.astype(np.uint8).tobytes()
 
 
 def write_mnist(folder: Path, train: int = 60, test: int = 12, gz: bool = False) -> dict[str, np.ndarray]:
-    """The four IDX files of a small MNIST in `folder`; their contents by name."""
+    """Write the four IDX files of a small MNIST to `folder`; return their contents by name."""
     random = np.random.default_rng(0)
     arrays = {}
     for name in IDX_NAMES:
@@ -93,13 +93,13 @@ def write_mnist(folder: Path, train: int = 60, test: int = 12, gz: bool = False)
 
 
 def write_amat(path: Path, bits: np.ndarray) -> None:
-    """Rows of 0 and 1 as text."""
+    """Write rows of 0 and 1 as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(" ".join(map(str, row)) + "\n" for row in bits.tolist()))
 
 
 def write_binarized_mnist(folder: Path, count: int = 12) -> dict[str, np.ndarray]:
-    """The three text files of a small binarised MNIST in `folder`; their contents by name."""
+    """Write the three text files of a small binarised MNIST to `folder`; return their contents by name."""
     random = np.random.default_rng(1)
     arrays = {name: random.integers(0, 2, (count, 784), dtype=np.uint8) for name in AMAT_NAMES}
     for name, bits in arrays.items():
@@ -109,27 +109,27 @@ def write_binarized_mnist(folder: Path, count: int = 12) -> dict[str, np.ndarray
 
 @functools.cache
 def trained_run(folder: Path) -> TrainedRun:
-    """`train` on the digits for 2 epochs, without a W&B login and with a secret in its environment.
+    """Run `train` on the digits for 2 epochs, without a W&B login and with a secret in its environment.
 
-    It starts for real: what most tests of the command line look at was made as users make it.
+    The run is started for real, because most tests of the command line examine it as a user would have made it.
     """
     result = run_cli(*TRAIN, f"--runs_dir={folder}", env={"MY_SERVICE_TOKEN": SECRET}, start=start_for_real)
     return TrainedRun(only(folder, "vae/digits/*"), result.stdout, result.stderr)
 
 
 class TrainedRun(NamedTuple):
-    """A run's folder and what its command said."""
+    """A run's folder and the output of its command."""
 
     folder: Path
     stdout: str
     stderr: str
 
     def copy_to(self, folder: Path) -> Path:
-        """A copy that a test may go on with: the run's folder, with its checkpoints and without its W&B files."""
+        """Copy the run's folder for a test that continues the run: with its checkpoints, without its W&B files."""
         return Path(shutil.copytree(self.folder, folder / self.folder.name, ignore=shutil.ignore_patterns("wandb")))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, without the empty cells."""
+    """Return the rows of a CSV file without their empty cells."""
     with path.open(newline="") as file:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]

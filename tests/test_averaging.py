@@ -1,4 +1,4 @@
-"""Averaged weights: one checkpoint has one set of weights, whichever verb reads it; w itself is for going on alone."""
+"""Averaged weights: every verb reads the same weights from a checkpoint; the weights w serve only to resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vae_lightning.networks import MLP
 
 
 def test_train_tests_the_weights_that_test_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All numbers of the two, to the last bit."""
+    """All numbers of `train`'s test and of `test` are equal to the last bit."""
     monkeypatch.chdir(REPOSITORY)
     flags = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--nll.num_samples=2", f"--runs_dir={tmp_path}")
     ema = ("--trainer.callbacks+=EMA", "--trainer.callbacks.decay=0.9")
@@ -36,11 +36,11 @@ def test_train_tests_the_weights_that_test_reads(tmp_path: Path, monkeypatch: py
     assert trained["metrics"] == tested["metrics"]
     contents = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     pairs = [(value, contents["current_model_state"][name]) for name, value in contents["state_dict"].items()]
-    assert not all(torch.equal(average, current) for average, current in pairs)  # else nothing was compared
+    assert not all(torch.equal(average, current) for average, current in pairs)  # w differs
 
 
 def test_images_may_lie_in_a_mapped_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EMA copies the model, whose optimizer must not lead to the command line, and so to the file."""
+    """EMA copies the model. The copy must not reach the command line through the optimizer, and so the mapped file."""
     monkeypatch.chdir(REPOSITORY)
     (tmp_path / "photos").mkdir()
     for number in range(30):
@@ -80,7 +80,7 @@ def fitted(tmp_path: Path) -> tuple[pl.Trainer, VAE, Digits]:
 
 
 def test_a_trainer_that_has_fitted_evaluates_what_a_new_one_does(fitted: tuple[pl.Trainer, VAE, Digits]) -> None:
-    """By `best` and without a checkpoint; the model is left with the weights that were evaluated."""
+    """With `ckpt_path` "best" and None. Afterwards the model keeps the weights that were evaluated."""
     trainer, vae, data = fitted
     best = Path(trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     saved = torch.load(best, weights_only=True)
@@ -101,7 +101,7 @@ def test_a_trainer_that_has_fitted_evaluates_what_a_new_one_does(fitted: tuple[p
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_second_fit_of_one_trainer_keeps_w_and_its_average_apart(fitted: tuple[pl.Trainer, VAE, Digits]) -> None:
-    """Also after a test: what it saves is the average, and w under its own name."""
+    """A fit after a test saves the average as the weights, and w under `current_model_state`."""
     trainer, vae, data = fitted
     trainer.test(vae, datamodule=data, ckpt_path="best", verbose=False)
     trainer.fit_loop.max_epochs = 3

@@ -1,4 +1,4 @@
-"""A ModelCheckpoint of the user's own beside the run's: it writes to the run's folder, and changes no result."""
+"""A user's own ModelCheckpoint beside the run's: it writes to the run's folder and changes no result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WORST = (
 def test_the_runs_own_best_is_tested_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The user's is written beside it, in `checkpoints`."""
+    """The user's checkpoint is written beside the run's, in `checkpoints`."""
     monkeypatch.chdir(REPOSITORY)
     assert main(["train", "-c", DIGITS, *FLAGS, *FEW, *WORST, f"--runs_dir={tmp_path}"]) == 0
     folder = only(tmp_path, "vae/digits/*")

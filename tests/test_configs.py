@@ -22,13 +22,13 @@ from vae_lightning.synthetic import draw_faces, write_celeba_layout
 CONFIGS = sorted(path for path in (REPOSITORY / "configs").rglob("*.y*ml") if path.name != "defaults.yaml")
 NAMES = [str(path.relative_to(REPOSITORY)) for path in CONFIGS]
 
-WRITERS: dict[str, Callable[[Path], Any]] = {  # files for a data set that is not embedded, by the name of its class
+WRITERS: dict[str, Callable[[Path], Any]] = {  # writers of files for data sets that need files, by class name
     "MNIST": lambda folder: write_mnist(folder / "MNIST" / "raw"),
     "BinarizedMNIST": lambda folder: write_binarized_mnist(folder / "binarized_mnist"),
     "CelebA": lambda folder: write_celeba_layout(folder, 20),
     "ImageFolder": lambda folder: write_celeba_layout(folder, 20),
 }
-SETTINGS = {  # what else a test says of a data set
+SETTINGS = {  # further flags for a data set, by class name
     "MNIST": ["--data.verify=false", "--data.num_val=10"],
     "BinarizedMNIST": ["--data.verify=false"],
     "CelebA": ["--data.verify=false"],
@@ -86,7 +86,7 @@ MEASURED = {
 
 
 def fault(word: str, said: str) -> str | None:
-    """The fault of a header's result or cost; None if it has a number, or `not run:` with a reason in words."""
+    """Return the fault of a header's result or cost; None if it has a number, or `not run:` with a reason in words."""
     if re.match(r"not run\b", said):
         reason = re.match(r"not run: (\w.*)", said, re.DOTALL)
         if reason is None or len(re.findall(r"[a-z]{2,}", reason[1])) < 4:
@@ -98,13 +98,13 @@ def fault(word: str, said: str) -> str | None:
 
 
 def header(text: str) -> str:
-    """The comment at the head of a file, without the comment signs."""
+    """Return the comment at the head of a file without its comment signs."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
 
 
-def said_of(word: str, page: str) -> str | None:
-    """The text after a word at the start of a line, with the indented lines below; None if the word is absent."""
+def text_after(word: str, page: str) -> str | None:
+    """Return the text after a word at the start of a line, with the indented lines below; None without the word."""
     found = re.search(rf"^{word} +(\S.*(?:\n +\S.*)*)", page, re.MULTILINE)
     return re.sub(r"\s+", " ", found[1]) if found else None
 
@@ -115,7 +115,7 @@ def test_a_config_is_its_experiments_page(name: str) -> None:
     page = header((REPOSITORY / name).read_text())
     assert re.search(rf"(vae-lightning train -c |make train CONFIG=){re.escape(name)}\b", page), page
     for word in HEADERS:
-        said = said_of(word, page)
+        said = text_after(word, page)
         assert said is not None, f"no {word} in its header"
         assert fault(word, said) is None, f"{word}: {fault(word, said)}"
 
@@ -150,7 +150,7 @@ def test_a_header_says_numbers_or_why_there_are_none(word: str, said: str, wrong
 def test_few_images_of_ones_own_neither_blow_up_nor_go_unsaid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a warm-up Adam's first steps overshot: val/elbo fell from -22,831 to -424,085 in the third epoch."""
+    """Without a warm-up, Adam's first steps overshot: val/elbo fell from -22,831 to -424,085 in the third epoch."""
     monkeypatch.chdir(REPOSITORY)
     (tmp_path / "photos").mkdir()
     for number, face in enumerate(draw_faces(torch.arange(160))[0].permute(0, 2, 3, 1).numpy()):

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: one run, one folder, and the same numbers as one process."""
+"""Two processes on the CPU share one run and one folder, and have the same numbers as one process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vae_lightning.types import UserError
 
 TWO = ("--trainer.accelerator=cpu", "--trainer.devices=2")
 ONE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.logger=false")
-EPOCHS = (*EACH_EPOCH, "--data.eval_batch_size=21")  # 9 batches of val and 17 of test: one rank has one more
+EPOCHS = (*EACH_EPOCH, "--data.eval_batch_size=21")  # 9 batches of val and 17 of test: the ranks have unequal shares
 
 
 TINY = partial(MLP, hidden_sizes=(16,))
@@ -45,8 +45,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that two processes trained and tested."""
     runs = tmp_path_factory.mktemp("ddp")
     result = run_cli("train", "-c", DIGITS, "--trainer.max_epochs=2", *EPOCHS, *TWO, f"--runs_dir={runs}")
-    assert result.stdout.count("nats/image") == 1  # one process speaks
-    assert "sync_dist" not in result.stderr  # Lightning's warning of numbers that are not the same on each rank
+    assert result.stdout.count("nats/image") == 1  # only one process prints
+    assert "sync_dist" not in result.stderr  # Lightning warns of numbers that differ between ranks
     return only(runs, "vae/digits/*")
 
 
@@ -60,7 +60,7 @@ def test_two_processes_share_one_folder(two: Path) -> None:
 
 def test_two_processes_train(two: Path) -> None:
     elbos = [float(row["val/elbo"]) for row in read_csv(two / "metrics.csv") if "val/elbo" in row]
-    assert len(elbos) == 2  # each epoch once, not once for each process
+    assert len(elbos) == 2  # one row per epoch, not one per process
     assert all(math.isfinite(elbo) for elbo in elbos)
     assert elbos[1] > elbos[0]
     steps = torch.load(two / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
@@ -68,7 +68,10 @@ def test_two_processes_train(two: Path) -> None:
 
 
 def test_two_processes_report_what_one_reports(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampled or not: 355 test images, in nine and eight batches, the last of them short; each with its own noise."""
+    """With and without sampling. The 355 test images are nine and eight batches, the last one short.
+
+    Every batch has its own noise.
+    """
     both = read_results(two)
     monkeypatch.chdir(REPOSITORY)
     assert main(["test", "-c", str(two / "config.yaml"), f"--ckpt_path={two}", *ONE]) == 0
@@ -103,7 +106,7 @@ def test_two_processes_predict_what_one_predicts_in_its_order(two: Path, monkeyp
 
 
 def test_two_processes_log_every_epoch_of_ten_steps(two: Path) -> None:
-    """The interval of the config is that of one process, 20 steps."""
+    """The config's interval is meant for the 20 steps that one process has in an epoch."""
     rows = [row for row in read_csv(two / "metrics.csv") if "train/elbo" in row]
     assert [int(row["step"]) for row in rows] == [9, 19]
     assert all(float(row["train/images_per_second"]) > 0 for row in rows)
@@ -112,7 +115,7 @@ def test_two_processes_log_every_epoch_of_ten_steps(two: Path) -> None:
 def test_within_an_epoch_another_number_of_ranks_is_refused_and_between_two_it_is_said(
     two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run of two goes on as one: one's slice of the epoch would have images that the two have seen."""
+    """A run of two ranks resumes on one. Within an epoch, the slice of one rank has images that the two have seen."""
     monkeypatch.chdir(REPOSITORY)
     whole = torch.load(two / "checkpoints" / "last.ckpt", weights_only=True)
     assert [whole["global_step"], whole["callbacks"]["ExactResume"]["devices"]] == [20, 2]
@@ -121,9 +124,9 @@ def test_within_an_epoch_another_number_of_ranks_is_refused_and_between_two_it_i
     assert main([*fit, "--trainer.max_epochs=3"]) == 0
     assert "NOT EXACT: the resumed run differs from an uninterrupted one: devices 2 -> 1\n" in capsys.readouterr().out
     resumed = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)
-    assert resumed["global_step"] == 20 + 20  # the whole epoch: one process has as many batches as it has images
+    assert resumed["global_step"] == 20 + 20  # one process runs all the batches of the next epoch
 
-    progress = whole["loops"]["fit_loop"]["epoch_loop.batch_progress"]  # as it would be four steps earlier
+    progress = whole["loops"]["fit_loop"]["epoch_loop.batch_progress"]  # the state of four steps earlier
     progress["current"].update(ready=6, started=6, processed=6, completed=6)
     progress["is_last_batch"] = False
     WholeFiles().save_checkpoint(whole, copy / "checkpoints" / "last.ckpt")
@@ -134,7 +137,7 @@ def test_within_an_epoch_another_number_of_ranks_is_refused_and_between_two_it_i
 
 
 def test_two_processes_go_on_within_an_epoch_as_if_never_stopped(two: Path, tmp_path: Path) -> None:
-    """Bit for bit, on both: the gradient is the mean over the ranks, and each draws its own noise."""
+    """Both ranks are equal bit for bit: the gradient is the mean over ranks, and each rank draws its own noise."""
     half = ("fit", "-c", DIGITS, *EPOCHS, *TWO, "--trainer.logger=false", f"--runs_dir={tmp_path}", "--run_id=half")
     run_cli(*half, "--trainer.max_steps=14")
     folder = tmp_path / "vae" / "digits" / "half"
@@ -149,7 +152,10 @@ def test_two_processes_go_on_within_an_epoch_as_if_never_stopped(two: Path, tmp_
 
 
 def test_several_steps_a_call_are_the_same_steps_on_two_ranks(two: Path, tmp_path: Path) -> None:
-    """Ten batches an epoch in calls of four, four and two: each backward pass of a call is averaged over the ranks."""
+    """An epoch of ten batches runs in calls of four, four and two.
+
+    Each backward pass of a call is averaged over ranks.
+    """
     several = ("--speed.steps_per_call=4", "--trainer.logger=false", f"--runs_dir={tmp_path}", "--run_id=several")
     run_cli("fit", "-c", DIGITS, "--trainer.max_epochs=2", *EPOCHS, *TWO, *several)
     folder = tmp_path / "vae" / "digits" / "several"
@@ -162,7 +168,7 @@ def test_several_steps_a_call_are_the_same_steps_on_two_ranks(two: Path, tmp_pat
 
 
 def test_one_batch_of_128_and_two_of_64_give_the_same_gradient_in_expectation() -> None:
-    """The two ranks have the same images between them; each draws its own noise, over which we average."""
+    """Together the two ranks have the same images. Each draws its own noise, so the test averages over noise."""
     torch.manual_seed(0)
     data, model = Digits(), VAE((1, 8, 8), 2, likelihood=partial(Binomial, num_steps=16), encoder=TINY, decoder=TINY)
     images = data.images("train")
@@ -179,13 +185,16 @@ def test_one_batch_of_128_and_two_of_64_give_the_same_gradient_in_expectation() 
     two = torch.stack([sum(gradient(batch) for batch in first) / 2 for _ in range(60)])  # type: ignore[misc]
     error = ((one.var(0) + two.var(0)) / 60).sqrt()
     deviation = ((one.mean(0) - two.mean(0)) / error.clamp(min=1e-9))[error > 1e-9]
-    assert deviation.square().mean() == pytest.approx(1, abs=0.4)  # no more than chance, and no less
+    assert deviation.square().mean() == pytest.approx(1, abs=0.4)  # deviations are as large as chance makes them
 
 
 @pytest.mark.parametrize("batch_size", [1, 40, 500])
 @pytest.mark.parametrize("world_size", [2, 3, 8, 16])
 def test_ranks_evaluate_the_batches_of_one_rank_in_turn(world_size: int, batch_size: int) -> None:
-    """Each image once, with the same boundaries; more than eight ranks have smaller batches where there are too few."""
+    """Each image comes once, and batches have the same boundaries.
+
+    Batches are smaller only if there are more than eight ranks and too few batches for them.
+    """
     images = Digits().images("test")
     size, size_of_one = (evaluation_batch_size(355, batch_size, ranks) for ranks in (world_size, 1))
     parts = [ImageLoader(images, size, False, rank=rank, world_size=world_size) for rank in range(world_size)]
@@ -199,7 +208,7 @@ def test_ranks_evaluate_the_batches_of_one_rank_in_turn(world_size: int, batch_s
 
 
 def test_no_rank_is_without_a_batch() -> None:
-    with pytest.raises(UserError, match="no images"):  # not: too many devices
+    with pytest.raises(UserError, match="no images"):  # and not a complaint about the number of devices
         evaluation_batch_size(0, 500, 1)
     for total, world_size in itertools.product(range(1, 60), range(1, 20)):
         if total < world_size:
@@ -231,5 +240,5 @@ def test_ranks_draw_different_noise_and_each_repeats_its_own() -> None:
     model = VAE((1, 8, 8), latent_size=2)
     drawn = [noise(rank, *counters) for rank in (0, 1, 2) for counters in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
     assert len({tuple(numbers) for numbers in drawn}) == len(drawn)
-    torch.randn(100)  # what was drawn before does not matter
+    torch.randn(100)  # earlier draws do not matter
     assert noise(1, 0, 0, 1) == drawn[5]

@@ -1,4 +1,4 @@
-"""Every posterior and every likelihood from the command line: a step of training, a checkpoint, and loading it."""
+"""Every posterior and every likelihood from the command line: a training step, a checkpoint, loading the checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vae_lightning.models.loading import load_model
 LEVELS = "--model.likelihood.num_levels=17"
 PRIOR = "--model.prior=FamilyPrior"
 
-# arguments, and the posterior and likelihood that they make
+# arguments; the posterior and likelihood that they give
 CASES: dict[str, tuple[Sequence[str], type, type]] = {
     "full": (["--model.posterior=FullNormal"], d.FullNormal, d.Binomial),
     "low rank": (
@@ -89,7 +89,7 @@ CASES: dict[str, tuple[Sequence[str], type, type]] = {
     "sphere": (["--model.posterior=VonMisesFisher", "--model.prior=UniformSphere"], d.VonMisesFisher, d.Binomial),
 }
 
-# arguments, exit code, and the text of the one line
+# arguments, exit code, text of the error's one line
 MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "rank": (["--model.posterior=LowRankNormal", "--model.posterior.rank=9"], 2, "rank is 9; .* 8 dimensions"),
     "groups": (["--model.posterior=Dirichlet", "--model.posterior.group_size=3"], 2, "group_size is 3; .*divide the 8"),
@@ -133,7 +133,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_trains_and_comes_back_from_its_checkpoint(tmp_path: Path, case: str) -> None:
-    """The checkpoint is plain data, the model from it has the same classes and weights, and draws pictures."""
+    """The checkpoint is plain data. The model loaded from it has the same classes and weights, and draws pictures."""
     args, posterior, likelihood = CASES[case]
     quick = ("--trainer.logger=false", "--trainer.fast_dev_run=true", "--trainer.accelerator=cpu")
     d.Family.validate_args = False  # in float32 the sum of a simplex is sometimes off by more than 1e-6

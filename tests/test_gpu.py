@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class NoWaiting(pl.Callback):
-    """From the end of step 3 to the end of step 9, a call that makes the host wait for the device is an error."""
+    """Makes every call that waits for the device an error, from the end of step 3 to the end of step 9."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -33,11 +33,14 @@ class NoWaiting(pl.Callback):
             torch.cuda.set_sync_debug_mode("error" if self.steps == 3 else "default")
 
 
-@pytest.mark.filterwarnings("ignore")  # of the mode itself, which is a prototype
+@pytest.mark.filterwarnings("ignore")  # torch warns that the mode is a prototype
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_step_does_not_wait_for_the_device(precision: str) -> None:
-    """The next batch, the next epoch's order and flips, the noise, the loss, the gradient's norm and clipping, and the
-    step; without the log's."""
+    """No part of a step waits, apart from the log.
+
+    The parts are: the next batch, the next epoch's order and flips, the noise, the loss, the gradient's norm and its
+    clipping, and the optimizer's step.
+    """
     model = VAE((1, 8, 8), 2, likelihood=ContinuousBernoulli, optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True))
     watch = NoWaiting()
     trainer = pl.Trainer(

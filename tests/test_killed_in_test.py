@@ -1,4 +1,4 @@
-"""`train` killed within its test: the next start tests again, and says each number once."""
+"""`train` is killed during its test: the next start repeats the test, and writes each number once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLAGS = ("--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.log_e
 
 
 class Killed(BaseException):
-    """In the place of SIGKILL."""
+    """Stands in for SIGKILL."""
 
 
 def die(path: Path, contents: bytes) -> None:
@@ -32,7 +32,7 @@ def die(path: Path, contents: bytes) -> None:
 def test_a_test_that_was_killed_before_its_results_is_taken_again(
     speed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also that of a run which was made longer, whose old results are still there."""
+    """The killed test belongs to a run that was made longer, so the results of the shorter run still exist."""
 
     def train(epochs: int) -> Any:
         where = (f"--runs_dir={tmp_path}", "--run_id=x", f"--trainer.max_epochs={epochs}")

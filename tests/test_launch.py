@@ -1,4 +1,4 @@
-"""The launchers, as far as one machine can show: they parse, and each flag that they give exists."""
+"""The launch files, checked as far as one machine allows: they parse, and every flag that they pass exists."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def documents(name: str) -> list[Any]:
 
 
 def assert_understood(args: list[str]) -> Any:
-    """Our own parser takes the command line; what `fit` would run with."""
+    """Parse the command line with our own parser, and return the configuration of `fit`."""
     assert args[0] in ("fit", "train")
     cli = DataCLI(["fit", *args[1:]])
     return cli.config.fit
 
 
 def assert_torchrun_understands(args: list[str]) -> tuple[Any, list[str]]:
-    """Torchrun's own parser takes its flags; with them, the command line that it gives to us."""
+    """Parse with torchrun's own parser; return its flags, and the command line that it passes to us."""
     given = get_args_parser().parse_args(args)
     assert (given.module, given.training_script) == (True, "vae_lightning")
     return given, list(given.training_script_args)
 
 
 def run_script(tmp_path: Path, name: str, args: list[str], env: dict[str, str], code: int = 0) -> tuple[int, list[str]]:
-    """A launcher's exit code, and the command lines it gave to the programs that are not on this machine."""
+    """Return a launcher's exit code, and the command lines that it gave to stand-ins of missing programs."""
     log = tmp_path / "log"
     for program, ends in (("torchrun", 0), ("srun", code), ("scontrol", 0), ("docker", code)):
         path = tmp_path / program
@@ -90,7 +90,7 @@ def test_slurm_requeues_after_its_signal_and_after_nothing_else(
     found, lines = run_script(tmp_path, "slurm.sbatch", CONFIG, SLURM, ends)
     assert (found, lines[1:]) == (code, ["scontrol\trequeue\t7"] if requeued else [])
     program, together, name, *ours = lines[0].split("\t")
-    # one rank that dies ends the others, which would wait for it
+    # a rank that dies must end the others, because they would wait for it
     assert (program, together, name) == ("srun", "--kill-on-bad-exit=1", "vae-lightning")
     config = assert_understood(ours)
     assert (config.trainer.num_nodes, config.trainer.devices) == (2, "4")
@@ -120,7 +120,7 @@ def test_kubernetes() -> None:
     assert service["metadata"]["name"] == pod["subdomain"]
     assert assert_understood(ours).trainer.num_nodes == int(given.nnodes)
     assert pod["terminationGracePeriodSeconds"] >= 60
-    assert pod["restartPolicy"] == "Never"  # which podFailurePolicy asks for
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy requires it
     assert pod["securityContext"]["runAsNonRoot"] is True
     env = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert env == {"VAE_LIGHTNING_RUN_ID": given.rdzv_id, "WANDB_API_KEY": None}  # the key comes from a secret

@@ -1,4 +1,4 @@
-"""A fit logs at least once an epoch, however short the epoch, and says how fast its steps were."""
+"""A fit logs at least once per epoch, even if the epoch is short, and reports the speed of its steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(folder: Path, *flags: str) -> list[dict[str, str]]:
-    """The rows of training in the metrics.csv of a run of 7 batches an epoch, which logs every 50 steps."""
+    """Return the training rows of metrics.csv; the run has 7 batches per epoch and a logging interval of 50 steps."""
     common = ("--data.batch_size=200", "--trainer.log_every_n_steps=50", "--trainer.logger=false", *EPOCHS)
     assert main(["fit", "-c", DIGITS, *common, f"--runs_dir={folder}", "--run_id=short", *flags]) == 0
     return [row for row in read_csv(folder / "vae/digits/short/metrics.csv") if "train/elbo" in row]
@@ -63,17 +63,17 @@ def test_every_epoch_has_a_row(tmp_path: Path, case: str) -> None:
     assert steps(rows) == expected
     assert all("train/grad_norm" in row for row in rows)
     first = "train/images_per_second" in rows[0] if rows else False
-    assert first == (case not in ("one step an epoch", "none"))  # no image was finished before
+    assert first == (case not in ("one step an epoch", "none"))  # a speed needs an earlier step
     assert all(float(row["train/images_per_second"]) > 0 for row in rows[1:])
 
 
 def test_a_resumed_run_logs_at_the_steps_of_the_whole(tmp_path: Path) -> None:
-    """In mid-epoch, and between two epochs."""
+    """Resumed within an epoch, and between two epochs."""
     whole = steps(train(tmp_path / "whole", "--trainer.max_epochs=8"))
     assert whole == [6, 13, 20, 27, 34, 41, 48, 55]
     for flag in ("--trainer.max_steps=17", "--trainer.max_epochs=7", "--trainer.max_epochs=8"):
         rows = train(tmp_path / "parts", flag)
-    assert steps(rows) == [6, 13, 16, *whole[2:]]  # 16: of the epoch that was cut there
+    assert steps(rows) == [6, 13, 16, *whole[2:]]  # the first command ended with step 16
     assert all(float(row["train/images_per_second"]) > 0 for row in rows)
 
 
@@ -85,7 +85,7 @@ def test_the_last_line_has_the_last_speed(tmp_path: Path, capsys: pytest.Capture
 
 
 class Stream(IterableDataset):
-    """Batches without a count: so many in each epoch."""
+    """Batches without a length: `lengths[e]` batches in epoch e."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths, self.epoch = lengths, 0
@@ -117,8 +117,8 @@ def logged(log: Memory, name: str = "train/elbo") -> list[int]:
 def test_a_loader_without_a_length() -> None:
     log, trainer = fit(DataLoader(Stream([7]), batch_size=None))
     assert logged(log) == logged(log, "train/grad_norm") == [6, 13, 20]
-    assert trainer.log_every_n_steps == 50  # type: ignore[attr-defined]  # as it was given
-    pickle.dumps(copy.deepcopy(trainer.lightning_module))  # which does not hold the trainer
+    assert trainer.log_every_n_steps == 50  # type: ignore[attr-defined]  # the interval that was given
+    pickle.dumps(copy.deepcopy(trainer.lightning_module))  # the model does not hold the trainer
     assert logged(fit(DataLoader(Stream([7]), batch_size=None), limit_train_batches=3)[0]) == [2, 5, 8]
     assert logged(fit(DataLoader(Stream([7]), batch_size=None), accumulate_grad_batches=2)[0]) == [3, 7, 11]
     changing = logged(fit(DataLoader(Stream([7, 5, 6]), batch_size=None))[0])
@@ -131,11 +131,11 @@ def test_lightnings_own_callbacks_log_at_the_same_steps() -> None:
     log, _ = fit(batches, LearningRateMonitor("step"))
     assert logged(log, "lr-Adam") == logged(log) == [6, 13, 20]
     accumulated, _ = fit(batches, GradientAccumulationScheduler({0: 1, 1: 4}))
-    assert logged(accumulated) == [6, 7, 9]  # steps 7, 8 and 9, 10 and 11 are the three epochs'
+    assert logged(accumulated) == [6, 7, 9]  # the epochs have steps 0 to 6; 7 and 8; 9 and 10
 
 
 def test_the_last_of_several_calls_may_be_short() -> None:
-    """Of a loader that counts nothing but its calls."""
+    """The loader counts its calls, and not the steps in them."""
 
     class Groups(list[list[Batch]]):
         pass

@@ -1,4 +1,4 @@
-"""The Makefile from anywhere: its exit codes, and what it asks of Docker."""
+"""The Makefile, called from any folder: its exit codes, and its commands to Docker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_lightning.cli.lightning import DataCLI
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy without git and with an environment of one program, which ends with its last argument or 0."""
+    """Copy the checkout without git. Its environment has one program, which exits with its last argument or 0."""
     folder = tmp_path / "a checkout of mine"
     (folder / ".venv" / "bin").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
@@ -30,7 +30,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *args: str, pipe: str = "") -> subprocess.CompletedProcess[str]:
-    """`make` from another directory, without a terminal."""
+    """Run `make` from another directory, without a terminal."""
     command = shlex.join(["make", "--no-print-directory", "-C", str(folder), "DOCKER=.venv/bin/docker", *args])
     env = {"PATH": os.environ["PATH"], "HOME": str(folder)}
     shell = ["bash", "-o", "pipefail", "-c", command + pipe]
@@ -60,7 +60,7 @@ def test_make_train_passes_on_what_it_is_given(checkout: Path) -> None:
 
 def test_image(checkout: Path) -> None:
     assert make(checkout, "image").stdout.split("\t")[:-1] == ["build", "-t", "vae-lightning", "."]
-    assert make(checkout, "image", "ARGS=3").returncode == 0  # the folder comes last
+    assert make(checkout, "image", "ARGS=3").returncode == 0  # docker's last argument is the folder
 
 
 def test_image_train(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Stateless randomness: pure functions, uniform, and independent from index to index, seed to seed, pixel to pixel."""
+"""Stateless randomness: pure functions, uniform, and independent between indices, seeds and pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INDEX = torch.arange(4000)
 
 
 def test_a_pure_function_of_the_index() -> None:
-    """The bits of image 7 do not depend on which images stand beside it, nor on what was drawn before."""
+    """The bits of image 7 depend neither on the images beside it nor on earlier draws."""
     torch.rand(10)
     whole = uniform16(INDEX, 65, 3, 1)
     some = torch.tensor([7, 3999, 0, 7])
@@ -30,7 +30,7 @@ def test_known_numbers() -> None:
 
 
 def test_uniform() -> None:
-    """Mean, variance and a chi-squared over 64 bins of 260,000 numbers are those of a uniform distribution."""
+    """260,000 numbers have the mean, the variance and the chi-squared over 64 bins of a uniform distribution."""
     u = uniform16(INDEX, 65, 0).flatten().double()
     n = len(u)
     assert u.min() >= 0
@@ -38,11 +38,11 @@ def test_uniform() -> None:
     assert abs(u.mean() / 65535 - 0.5) < 4.5 * (1 / 12 / n) ** 0.5
     counts = torch.bincount((u / 1024).long(), minlength=64).double()
     chi2 = ((counts - n / 64) ** 2 / (n / 64)).sum()
-    assert 25 < chi2 < 120  # 63 degrees of freedom: 1e-6 in each tail
+    assert 25 < chi2 < 120  # 63 degrees of freedom; the bounds have 1e-6 in each tail
 
 
 def test_uncorrelated() -> None:
-    """Neighbouring images, neighbouring pixels, other seeds and other epochs: correlation within 4.5 sigma of zero."""
+    """The correlation of neighbouring images, neighbouring pixels, seeds and epochs is within 4.5 sigma of zero."""
     u = uniform16(INDEX, 64, 5, 0).double() / 65535 - 0.5
     pairs = {
         "next image": (u[:-1], u[1:]),
@@ -57,20 +57,20 @@ def test_uncorrelated() -> None:
 
 
 def test_derived_seeds_differ() -> None:
-    """Order matters, and no two of 10^4 neighbours meet: nor do two ranks or two epochs."""
+    """The order of the counters matters. No two of 10^4 neighbours, such as two ranks or two epochs, have one seed."""
     seeds = {derive_seed(seed, epoch, rank) for seed in range(10) for epoch in range(100) for rank in range(10)}
     assert len(seeds) == 10_000
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_known_seeds() -> None:
-    """Known seeds: the noise of a run and the order of its images are made from them."""
+    """Known seeds: the noise of a run and the order of its images follow from them."""
     seeds = [derive_seed(*counters) for counters in ((0,), (1, 2), (0, 1, 0, 0), (-1,))]
     assert seeds == [0x6C2E8EC11E8966F3, 0x2722BFE3346D5722, 0x4ECF5EACE85E5D3B, 0x3C1571DE8539D673]
 
 
 def test_every_bit_of_a_counter_counts() -> None:
-    """Seed 65,536 is not seed 0: each of the 64 bits of each counter changes about half of the 63 bits of the seed."""
+    """Each of the 64 bits of each counter changes about half of the seed's 63 bits, so seed 65,536 is not seed 0."""
     for place in range(3):
         for bit in range(64):
             counters = [5, 6, 7]

@@ -44,7 +44,7 @@ COMMON = {"loss", "elbo", "log_likelihood", "kl", "kl/z"}
 
 @dataclass(frozen=True)
 class Row:
-    """An objective, whether minus its loss bounds log p(x) from below, and whether its examples interact."""
+    """An objective, whether minus its loss is a lower bound of log p(x), and whether its examples interact."""
 
     make: Callable[[], Objective]
     bound: bool = True
@@ -73,7 +73,7 @@ OBJECTIVES: dict[str, Row] = {
     "FreeBits, by dimension": _row(partial(FreeBits, floor=0.2, per_dimension=True), "kl_charged", meet=True),
     "Capacity": _row(partial(Capacity, capacity=LinearWarmup(10, end=2.0)), bound=False, meet=True),
     "GECO": _row(partial(GECO, goal=-6.0), bound=False),
-    "BetaTC": _row(partial(BetaTC, dataset_size=6), *TC_TERMS, meet=True),  # the batch is all of it: no estimate
+    "BetaTC": _row(partial(BetaTC, dataset_size=6), *TC_TERMS, meet=True),  # the batch is the data set
     "InfoVAE": _row(partial(InfoVAE, mmd_weight=1.0, kl_weight=1.0), "mmd", meet=True),
     "InfoVAE, as WAE": _row(partial(InfoVAE, kernel=RBF), "mmd", bound=False, meet=True),
 }
@@ -94,7 +94,7 @@ def test_what_weighs_latents_refuses_a_model_without_any(make: Callable[[], Obje
 
 
 def bound(make: Callable[[], Objective], repeats: int, name: str, meet: bool = False) -> Tensor:
-    """The average of a term over many draws of the noise, in one large batch where its examples do not meet: [6]."""
+    """Average a term over many draws of the noise: [6]. If examples do not interact, one large batch is used."""
     model = linear_gaussian(make)
     torch.manual_seed(0)
     batches = [X] * repeats if meet else [X.repeat(repeats, 1, 1, 1)]
@@ -105,7 +105,7 @@ def bound(make: Callable[[], Objective], repeats: int, name: str, meet: bool = F
 
 @ROWS
 def test_terms(name: str) -> None:
-    """The common terms and its own, one number per example; elbo = log_likelihood - kl, whatever the objective."""
+    """The common terms and the objective's own have one number per example; elbo = log_likelihood - kl always."""
     model = linear_gaussian(OBJECTIVES[name].make)
     trace = model.trace({"x": X}, model.objective.num_samples)
     terms = model.objective(trace, 3)
@@ -141,16 +141,16 @@ def test_the_same_numbers_without_gradients(name: str) -> None:
     torch.testing.assert_close(without, {key: term.detach() for key, term in with_gradients.items()})
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings
 @ROWS
 def test_one_compiled_graph_has_the_same_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At steps with different scheduled weights; other objectives must set `in_one_graph = False`."""
+    """At steps with different scheduled weights. Objectives that fail here must set `in_one_graph = False`."""
     monkeypatch.setattr(Family, "validate_args", False)  # the default outside of tests
     monkeypatch.setattr(Distribution, "_validate_args", False)
     model = linear_gaussian(OBJECTIVES[name].make)
     if not model.objective.in_one_graph:
         pytest.skip(f"{name} says that it has another gradient in one graph; its networks are compiled alone")
-    monkeypatch.setattr(model, "_check_once", id)  # needs a Trainer for the stage
+    monkeypatch.setattr(model, "_check_once", id)  # the check asks a Trainer for the stage
     torch._dynamo.reset()
     compiled = torch.compile(model.loss_and_terms, backend="aot_eager", fullgraph=True)
     for step in (0, 3, 4):
@@ -171,7 +171,7 @@ def test_what_has_another_gradient_in_one_graph() -> None:
 
 @ROWS
 def test_a_batch_of_one(name: str) -> None:
-    """The last, shorter batch of an evaluation."""
+    """The last batch of an evaluation may have one image."""
     model = linear_gaussian(OBJECTIVES[name].make)
     for term in model.objective(model.trace({"x": X[:1]}, model.objective.num_samples), 3).values():
         assert term.shape == (1,)
@@ -194,10 +194,10 @@ def test_examples_do_not_meet(name: str) -> None:
 
 @ROWS
 def test_a_lower_bound_of_log_p(name: str) -> None:
-    """-E[loss] <= log p(x), where the objective says so: for each example, or for their mean where they meet."""
+    """-E[loss] <= log p(x) if the objective promises this: per example, or on average if examples interact."""
     row = OBJECTIVES[name]
     if not row.bound:
-        pytest.skip("it bounds nothing, and its docstring says so")
+        pytest.skip("this objective is no bound, and its docstring says so")
     gap = exact_log_p(linear_gaussian(ELBO), X) + bound(row.make, 400 if row.meet else 1500, "loss", row.meet)
     assert ((gap.mean() if row.meet else gap) > -0.06).all()
 
@@ -221,7 +221,7 @@ def test_the_gap_is_zero_at_the_exact_posterior() -> None:
     torch.testing.assert_close(log_w, exact_log_p(model, X).expand(3, -1), rtol=0, atol=1e-6)  # sigma is float32
 
 
-SAME = {  # two objectives that are equal on the same noise
+SAME = {  # pairs of objectives that are equal for equal noise
     "IWAE, K 1 = ELBO, KL sampled": (partial(IWAE, num_samples=1), lambda trace: trace.log_weight()[0]),
     "STL = ELBO, KL sampled": (partial(STL, num_samples=4), lambda trace: trace.log_weight().mean(0)),
     "DReG = IWAE": (partial(DReG, num_samples=4), lambda trace: -IWAE(4)(trace, 0)["loss"]),
@@ -260,7 +260,7 @@ def test_equalities(name: str) -> None:
 
 
 def test_the_bounds_of_k_samples_are_ordered() -> None:
-    """ELBO <= CIWAE <= IWAE_8 and MIWAE(2, 4) <= IWAE_8, for any noise on average."""
+    """ELBO <= CIWAE <= IWAE_8 and MIWAE(2, 4) <= IWAE_8, averaged over noise."""
     elbo = bound(ELBO, 1500, "elbo").mean()
     miwae = bound(partial(MIWAE, num_bounds=2, samples_per_bound=4), 1500, "miwae").mean()
     ciwae = -bound(partial(CIWAE, beta=0.5, num_samples=8), 1500, "loss").mean()
@@ -421,7 +421,7 @@ def test_a_flow_is_not_called_by_the_name_of_what_it_starts_from() -> None:
 
 
 def test_heavy_tails_need_no_closed_form() -> None:
-    """A Student posterior: the KL is sampled, in whole and by dimension, and the groups are the same dimensions."""
+    """With a Student-t posterior the KL is sampled, in total and by dimension. The groups are the same dimensions."""
     q = Independent(StudentT(torch.full((6, 2), 5.0).double()), 1)
     one = latent(q, Independent(Normal(torch.zeros(2).double(), 1.0), 1))
     trace = Trace(X, Independent(Normal(X.expand(1, *X.shape), 1.0), 3), {"z": one})

@@ -1,8 +1,8 @@
-"""Runs of an earlier version load, draw and go on; and the modules of then are still found under their names.
+"""Runs of an earlier version load, draw and resume; old module names still resolve.
 
-Each folder of `tests/checkpoints` is the `config.yaml` and `last.ckpt` of a `vae-lightning fit` of one epoch, with
+Each folder of `tests/checkpoints` has the `config.yaml` and `last.ckpt` of a `vae-lightning fit` of one epoch, with
 networks of a few weights: the four models on digits, and a VAE on drawn sprites and on drawn faces. The folders are
-never written anew, because their age is their use. `numbers.json` holds what the models of then computed;
+never written anew, because their age is their purpose. `numbers.json` holds numbers of the models of that time;
 `python -m tests.test_old_checkpoints` writes it anew.
 """
 
@@ -29,7 +29,7 @@ RUNS = Path(__file__).parent / "checkpoints"
 NUMBERS = RUNS / "numbers.json"
 MODELS = {"vae": VAE, "cvae": CVAE, "dlgm": DLGM, "hvae": HVAE, "sprites": VAE, "faces": VAE}
 NAMES = pytest.mark.parametrize("name", MODELS)
-OLD_NAMES = {  # modules that may have moved since, and their public names
+OLD_NAMES = {  # modules of the earlier version and their public names
     "vae_lightning.drawing": (
         *("DRAWING_VERSION", "FACE_ATTRIBUTES", "NUM_SPRITES", "SPRITE_FACTORS", "draw_faces", "draw_sprites"),
         *("face_attributes", "sprite_factors", "write_celeba_layout"),
@@ -59,8 +59,7 @@ def load(name: str) -> LatentVariableModel:
 
 @torch.no_grad()
 def numbers(name: str) -> dict[str, str]:
-    """The means over a fixed batch of log p(x|z), of log p(x|z) p(z) / q(z|x) and of p(x|z)'s mean; and of p(x|z)'s
-    mean at samples of the prior."""
+    """Return means over a batch of log p(x|z), of the log weight and of E[x|z]; and of E[x|z] at prior samples."""
     model, hparams = load(name), yaml.safe_load((RUNS / name / "config.yaml").read_text())
     channels, height, width = model.hparams["image_shape"]
     levels = 16 if hparams["data"]["class_path"].endswith("Digits") else 1
@@ -80,7 +79,7 @@ def numbers(name: str) -> dict[str, str]:
 
 @pytest.fixture
 def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the run, in a folder of its own that is the present one."""
+    """Copy a run into a folder of its own, and make this the present folder."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(RUNS / name, tmp_path / "runs" / "old" / name))
 
@@ -116,7 +115,7 @@ def test_a_fit_goes_on_for_one_more_epoch(run: Path, capsys: pytest.CaptureFixtu
 
 
 def class_paths(tree: Any) -> Iterator[str]:
-    """What every `class_path` of a config names."""
+    """Return the names at every `class_path` of a config."""
     if isinstance(tree, dict):
         yield from (value for key, value in tree.items() if key == "class_path")
     if isinstance(tree, dict | list):

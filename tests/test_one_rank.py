@@ -1,4 +1,4 @@
-"""Two processes, and a fault on one of them alone: both do the same, or both end, and the first to fail is heard."""
+"""Two processes with a fault on one: both do the same or both end, and the first error is printed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ console()
 
 
 class Result(NamedTuple):
-    """Of a command on two ranks: its exit code, what it said of errors, and when it ended."""
+    """The exit code of a command on two ranks, its standard error, and the time of its end."""
 
     code: int
     err: str
@@ -61,7 +61,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """The command line with a fault in the second rank's training; no process of it is left."""
+    """Run the command line with a fault in the second rank's training; no process is left afterwards."""
 
     def run(fault: str, *args: str) -> Result:
         script = tmp_path / "planted.py"
@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Run:
         env = {**clean_environment(), "PYTHONPATH": str(REPOSITORY)}
         process = start_python(*command, cwd=REPOSITORY, env=env)
         try:
-            _, err = process.communicate(timeout=240)  # of which imports beside other work may take most
+            _, err = process.communicate(timeout=240)  # imports beside other processes may take most of it
             end = time.time()
             time.sleep(0.2)
             assert ranks(tmp_path / name) == []
@@ -86,7 +86,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_batch_of_nan_on_one_rank_is_a_step_for_neither(run: Run, tmp_path: Path) -> None:
-    """Skipped on both, counted once, and the weights of the two stay one and the same, and finite."""
+    """Both ranks skip the step, it is counted once, and the weights stay equal on both ranks and finite."""
     result = run('batch = {**batch, "x": batch["x"] * torch.nan}', *SHORT)
     assert result.code == 0, result.err
     (steps, weights), (others, other_weights) = (
@@ -102,10 +102,10 @@ def test_a_batch_of_nan_on_one_rank_is_a_step_for_neither(run: Run, tmp_path: Pa
 
 
 def test_an_exception_on_one_rank_is_heard_and_ends_both(run: Run, tmp_path: Path) -> None:
-    """Within bounds, with an exit code that is not 0."""
+    """Both ranks end within the limit, with an exit code other than 0."""
     result = run('open("FOLDER/raised", "w"); raise RuntimeError("planted on rank 1")', "--trainer.max_epochs=100000")
     assert result.code != 0
     assert result.end - (tmp_path / "raised").stat().st_mtime < LIMIT
     first, *_ = re.findall(r"^(?:\[rank\d\]: )?(\w+Error: .*)$", result.err, re.MULTILINE)
-    assert first == "RuntimeError: planted on rank 1", result.err  # not the other's, whose connection was closed
+    assert first == "RuntimeError: planted on rank 1", result.err  # not the other rank's error, a closed connection
     assert "Traceback" in result.err.partition(first)[0]

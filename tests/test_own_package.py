@@ -1,4 +1,4 @@
-"""A model, a network, a prior and a data set of the user's own package: every verb takes them, if the user says so."""
+"""A model, a network, a prior and a data set of the user's own package work in every verb, if the user trusts it."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ def write_package(folder: Path, name: str = "own_pkg") -> None:
 
 
 def run_python(*args: str) -> int:
-    """`python ARGS` in the present folder, in a process of its own: a class that was imported once stays a subclass for
-    jsonargparse as long as the process lives."""
+    """Run `python ARGS` in the present folder in its own process.
+
+    In one process, jsonargparse would see every class that was ever imported as a subclass.
+    """
     process = start_python(*args, cwd=Path.cwd(), env=clean_environment())
     out, err = process.communicate(timeout=120)
     sys.stdout.write(out), sys.stderr.write(err)
@@ -67,13 +69,13 @@ def run_python(*args: str) -> int:
 
 
 def main(args: list[str]) -> int:
-    """The console script: the folder on Python's path is the script's, not the present one."""
+    """Run the console script. Python's path has the folder of the script, and not the present folder."""
     return run_python(str(Path(__file__).parent / "console.py"), *args)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a package, a config, and a run of it: trained by a command that names the package."""
+    """A folder with a package, a config and a run, trained by a command that trusts the package."""
     folder = tmp_path_factory.mktemp("project")
     write_package(folder)
     (folder / "own.yaml").write_text(CONFIG)
@@ -88,7 +90,7 @@ RUN = "runs/own/r"
 
 @pytest.fixture
 def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the project, as the present folder."""
+    """Copy the project, and make the copy the present folder."""
     folder = Path(shutil.copytree(project, tmp_path / "project"))
     monkeypatch.chdir(folder)
     yield folder
@@ -112,7 +114,7 @@ VERBS = {
     + [(verb, "table") for verb in ("resume", "reconstruct", "fit-prior")],
 )
 def test_every_verb_takes_it(here: Path, verb: str, how: str) -> None:
-    """By the flag, or by the table in the pyproject.toml of the present folder: which is not on Python's path."""
+    """Trusted by the flag, or by the pyproject.toml of the present folder, which is not on Python's path."""
     if how == "table":
         (here / "pyproject.toml").write_text(TABLE)
     flag = {"flag": ["--trust", "own_pkg"], "list": ["--trust=other_pkg,own_pkg"], "table": []}[how]
@@ -126,7 +128,7 @@ def test_every_verb_takes_it(here: Path, verb: str, how: str) -> None:
 def test_a_config_whose_package_lies_here_is_told_to_trust_it(
     flags: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Python does not look in the present folder; and no class of ours is meant."""
+    """Python does not look in the present folder. The message must not propose a class of ours."""
     assert main(["test", "-c", "own.yaml", "--ckpt_path", RUN, *flags]) == 2
     said = capfd.readouterr().err
     assert said.endswith("; own_pkg lies in the present folder: give --trust own_pkg\n"), said
@@ -135,7 +137,7 @@ def test_a_config_whose_package_lies_here_is_told_to_trust_it(
 
 @pytest.mark.parametrize("verb", ["sample", "reconstruct", "impute", "fit-prior"])
 def test_without_the_users_word_it_is_refused(here: Path, verb: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """In one line that says how it is given, with nothing imported."""
+    """One line says how to trust the package, and nothing is imported."""
     (here / "own_pkg" / "__init__.py").write_text("print('imported', flush=True)")
     prior = ["--prior=MixtureOfNormals"] if verb == "fit-prior" else []
     assert main([*VERBS[verb][:2], *prior]) == 2
@@ -172,7 +174,7 @@ model = cls.load_from_checkpoint(path, trusted=["own_pkg"])
 assert type(model).__name__ == "OwnVAE"
 saved = torch.load(path, weights_only=True)["state_dict"]
 assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
-assert type(type(model).load_from_checkpoint(path)) is type(model)  # its own package is its own
+assert type(type(model).load_from_checkpoint(path)) is type(model)  # a class may load its own package
 assert type(load_model(path, ["own_pkg"])) is type(model)
 """
 
@@ -183,7 +185,7 @@ def test_python_takes_it_too(here: Path, cls: str) -> None:
 
 
 def test_a_name_is_trusted_as_a_whole(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """`own_pkg` is not `own_pkg_evil`, which could be anyone's."""
+    """Trust in `own_pkg` does not extend to `own_pkg_evil`, which may belong to anyone."""
     write_package(here, "own_pkg_evil")
     (here / "own_pkg_evil" / "__init__.py").write_text("print('imported', flush=True)")
     path = here / RUN / "checkpoints" / "best.ckpt"
@@ -200,7 +202,10 @@ def test_a_name_is_trusted_as_a_whole(here: Path, capfd: pytest.CaptureFixture[s
 def test_a_table_that_came_with_the_run_says_nothing(
     here: Path, place: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Though the user stands in its folder; one above it is the user's."""
+    """A pyproject.toml in the run's folder gives no trust, even in the present folder.
+
+    One above the run is the user's.
+    """
     (here / place / "pyproject.toml").write_text(TABLE)
     monkeypatch.chdir(here / RUN / "checkpoints")
     write_package(Path(), "other_pkg")
@@ -213,7 +218,7 @@ def test_a_table_that_came_with_the_run_says_nothing(
 def test_a_table_in_a_runs_folder_makes_nothing_importable(
     here: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before a checkpoint is named: a library that looks for an optional package would import the run's."""
+    """Otherwise a library that looks for an optional package would import the run's, before a checkpoint is named."""
     (here / place / "pyproject.toml").write_text(TABLE)
     monkeypatch.chdir(here / place)
     trust.trust(())
@@ -268,21 +273,21 @@ sys.exit(1)
 
 
 def test_only_what_is_named_is_found_in_the_present_folder(here: Path) -> None:
-    """And an installed module first: a file of the present folder stands in for nothing."""
+    """Installed modules come first, so no file of the present folder replaces a module."""
     (here / "unnamed_module.py").write_text("")
     (here / "yaml.py").write_text("raise AssertionError")
     assert run_python("-c", FOUND) == 0
 
 
 def test_a_script_that_the_shell_finds_takes_it(here: Path) -> None:
-    """As a console script, started for real: with Python's `-P` the present folder is not on its path."""
+    """The console script is started for real. With Python's `-P` the present folder is not on its path."""
     env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(REPOSITORY)}
     said = run_cli(*VERBS["sample"], "--trust=own_pkg", cwd=here, env=env, start=start_for_real)
     assert said.stdout.strip().endswith("samples.png")
 
 
 def test_a_run_of_ours_needs_no_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """And is not told of one."""
+    """A run without foreign classes prints nothing about `--trust`."""
     args = [
         "--trainer.max_epochs=1",
         "--trainer.limit_train_batches=1",

@@ -66,7 +66,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("command", commands("vae-lightning"))
-@pytest.mark.filterwarnings("ignore")  # as on the command line
+@pytest.mark.filterwarnings("ignore")  # the command line shows no warnings either
 def test_command(command: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = shlex.split(command.replace("RUN", str(trained_run)))[1:]
     monkeypatch.chdir(ROOT)

@@ -1,8 +1,8 @@
 """The recorded numbers: 20 seeded steps and a test of each config and each objective.
 
-Each case is a `vae-lightning train` that runs in this process. A change that is to alter no number leaves
-`recorded/steps.json` as it is. A change that alters numbers on purpose writes the file anew
-(`python -m tests.test_recorded`), and its commit says why. The images are random bytes, so the record depends on no
+Each case is a `vae-lightning train` that runs in this process. A change that should alter no number leaves
+`recorded/steps.json` unchanged. A change that alters numbers on purpose writes the file anew (`python -m
+tests.test_recorded`), and its commit message gives the reason. The images are random bytes, so the record depends on no
 data set and on no drawing. Flags make large networks small.
 """
 
@@ -36,14 +36,14 @@ SETTINGS = [
     *("--trainer.num_sanity_val_steps=0", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=2"),
     *("--data.batch_size=10", f"--data.eval_batch_size={TESTED // 2}", "--nll.num_samples=8", "--nll.chunk_size=4"),
     *("--evaluation.metrics=[]", "--pictures.every_n_epochs=1000", "--seed_everything=0"),
-    "--speed.steps_per_call=1",  # several steps a call have the same weights, and log one of their losses
+    "--speed.steps_per_call=1",  # several steps per call give the same weights, and log one of their losses
 ]
 DIGITS = ["--model.latent_size=4", "--model.encoder.hidden_sizes=[16]", "--model.decoder.hidden_sizes=[16]"]
 CONV = [
     *("--model.encoder.channels=[4,4,8,8]", "--model.encoder.hidden_size=32", "--model.latent_size=16"),
     *("--model.decoder.channels=[4,4,8,8]", "--model.decoder.hidden_size=32"),
 ]
-SMALL = {  # flags that make the network of a config small
+SMALL = {  # flags that make a config's network small
     "vae/celeba": CONV,
     "vae/faces": CONV,
     "vae/images": CONV,
@@ -65,7 +65,7 @@ CONFIGS = {
     for path in sorted((REPOSITORY / "configs").rglob("*.yaml"))
     if path.name != "defaults.yaml"
 }
-OBJECTIVES: dict[str, list[str]] = {  # the arguments of each objective, by its class, and of some variants
+OBJECTIVES: dict[str, list[str]] = {  # the arguments of each objective and of some variants
     "ELBO": [],
     "ELBO num_samples": ["beta=0.5", "num_samples=3"],
     "ELBO LinearWarmup": ["beta=LinearWarmup", "beta.num_steps=10"],
@@ -76,7 +76,7 @@ OBJECTIVES: dict[str, list[str]] = {  # the arguments of each objective, by its 
     "MIWAE": ["num_bounds=2", "samples_per_bound=3"],
     "PIWAE": ["num_bounds=2", "samples_per_bound=3"],
     "CIWAE": [],
-    "FreeBits": ["floor=2.0"],  # above what the KL is
+    "FreeBits": ["floor=2.0"],  # above the KL
     "FreeBits per_dimension": ["per_dimension=true", "floor=0.3"],
     "Capacity": [],
     "GECO": ["goal=100"],
@@ -88,7 +88,7 @@ CASES = [*CONFIGS, *(f"objective {name}" for name in OBJECTIVES)]
 
 
 def write_images(folder: Path) -> None:
-    """Random bytes in the layouts of the data sets: MNIST, static MNIST, and folders of images of 64 x 64."""
+    """Write random bytes in the layouts of the data sets: MNIST, static MNIST, and folders of 64 x 64 images."""
     write_mnist(folder / "MNIST" / "raw", train=110, test=160)
     write_binarized_mnist(folder / "binarized_mnist", count=160)
     random = np.random.default_rng(2)
@@ -102,7 +102,7 @@ def write_images(folder: Path) -> None:
 
 
 def _with_random_images(config: dict[str, Any], images: Path) -> dict[str, Any]:
-    """The config with its data set read from `images`; an image folder stands for the sets of 64 x 64 pixels."""
+    """Return the config with its data set read from `images`; an image folder replaces the sets of 64 x 64 pixels."""
     data = config["data"]
     name, given = data["class_path"].rpartition(".")[2], dict(data["init_args"])
     if name in ("MNIST", "BinarizedMNIST"):
@@ -117,7 +117,7 @@ def _with_random_images(config: dict[str, Any], images: Path) -> dict[str, Any]:
 
 
 def _arguments(case: str) -> tuple[Path, list[str]]:
-    """The config of a case, and its flags."""
+    """Return the config of a case, and its flags."""
     if case in CONFIGS:
         return CONFIGS[case], SMALL.get(case, [])
     name = case.removeprefix("objective ")
@@ -126,7 +126,7 @@ def _arguments(case: str) -> tuple[Path, list[str]]:
 
 
 def run_case(case: str, images: Path, runs: Path) -> dict[str, Any]:
-    """Train and test as users do; loss and ELBO of each step, and ELBO and NLL of the test."""
+    """Train and test like a user; return loss and ELBO of each step, and ELBO and NLL of the test."""
     path, flags = _arguments(case)
     config = runs / "config.yaml"
     config.write_text(yaml.safe_dump(_with_random_images(yaml.safe_load(path.read_text()), images)))
@@ -144,7 +144,7 @@ def run_case(case: str, images: Path, runs: Path) -> dict[str, Any]:
 
 
 def record(path: Path = RECORD) -> None:
-    """Write the file anew, a line for each case."""
+    """Write the file anew, one line per case."""
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder) / "images")
         lines = [f'"fingerprint": {json.dumps(fingerprint())}']
@@ -177,7 +177,7 @@ def test_the_record_has_every_config_and_every_objective(recorded: dict[str, Any
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_numbers_are_the_recorded_ones(tmp_path: Path, images: Path, recorded: dict[str, Any], case: str) -> None:
-    """To the last bit with the record's torch on its processor, elsewhere to 1e-4."""
+    """Equal to the last bit with the record's torch on the record's processor, elsewhere to 1e-4."""
     same(run_case(case, images, tmp_path), recorded[case], recorded["fingerprint"])
 
 

@@ -1,4 +1,4 @@
-"""A fit that goes on from any checkpoint ends with the weights of the one that was never interrupted, bit for bit."""
+"""A fit that resumes from any checkpoint ends with the weights of the uninterrupted fit, bit for bit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EPOCHS, BATCHES = 3, 3
 
 
 class Variant(NamedTuple):
-    """Settings of the model and of the trainer; how many optimizer steps an epoch has; callbacks."""
+    """Settings of the model and of the trainer, the number of optimizer steps per epoch, and callbacks."""
 
     model: dict[str, Any] = {}  # noqa: RUF012
     trainer: dict[str, Any] = {}  # noqa: RUF012
@@ -40,7 +40,7 @@ class Variant(NamedTuple):
 
 
 one_cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=EPOCHS * BATCHES)
-# each epoch's value is called no better than the last, so that a step that is lost shows in the rate
+# with this threshold no epoch is an improvement, so a lost scheduler step shows in the learning rate
 plateau = partial(ReduceLROnPlateau, monitor="val/elbo", mode="max", patience=0, threshold=1e9, threshold_mode="abs")
 WARM_UP = {"objective": partial(ELBO, beta=LinearWarmup(7))}
 VARIANTS = {
@@ -55,7 +55,7 @@ VARIANTS = {
 
 
 class Recorder(pl.Callback):
-    """Notes which images each epoch has seen, by the sums of their pixels."""
+    """Stores the images that each epoch has seen, as the sums of their pixels."""
 
     def __init__(self) -> None:
         self.seen: dict[int, list[float]] = {}
@@ -67,7 +67,7 @@ class Recorder(pl.Callback):
 
 
 class Saver(pl.Callback):
-    """A checkpoint after every optimizer step and every epoch."""
+    """Saves a checkpoint after every optimizer step and every epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,7 +81,7 @@ class Saver(pl.Callback):
 
 
 class Fit(NamedTuple):
-    """What a fit ends with."""
+    """The results of a fit."""
 
     folder: Path
     weights: dict[str, Tensor]
@@ -91,7 +91,7 @@ class Fit(NamedTuple):
 
 
 def fit(folder: Path, ckpt_path: Path | None = None, kind: str = "plain", *callbacks: pl.Callback) -> Fit:
-    """Train; on from `ckpt_path`, where it is given, with metrics.csv as it is in `folder`."""
+    """Train, from `ckpt_path` if given; metrics.csv in `folder` is continued."""
     pl.seed_everything(0, verbose=False)
     variant = VARIANTS[kind]
     tiny = partial(MLP, hidden_sizes=(16,))
@@ -137,12 +137,12 @@ def assert_equal(resumed: Fit, whole: Fit) -> None:
     for index, state in whole.optimizer["state"].items():
         assert all(torch.equal(resumed.optimizer["state"][index][name], value) for name, value in state.items())
     for epoch, images in resumed.seen.items():
-        assert images == whole.seen[epoch][-len(images) :]  # the next image and all that follow, none twice
+        assert images == whole.seen[epoch][-len(images) :]  # all images after the checkpoint, in order, none twice
 
 
 @pytest.fixture(scope="module")
 def wholes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fit]:
-    """Runs that were never interrupted, with a checkpoint at every step."""
+    """Fit without interruption, and save a checkpoint at every step."""
     found = {}
     for kind in VARIANTS:
         folder = tmp_path_factory.mktemp(kind)
@@ -155,7 +155,7 @@ def names(kind: str) -> Iterator[str]:
     if kind == "plain":
         yield from (f"step{step}" for step in range(1, EPOCHS * steps))
         yield from (f"epoch{epoch}" for epoch in range(EPOCHS - 1))
-    elif "val_check_interval" in VARIANTS[kind].trainer:  # at the last step its validation is to come, or is over
+    elif "val_check_interval" in VARIANTS[kind].trainer:  # steps before and after a validation
         yield from ("step1", f"step{steps + 1}", "epoch0", "epoch1")
     else:
         yield from ("step1", f"step{steps}", f"step{steps + 1}", "epoch0")
@@ -175,7 +175,7 @@ def test_resume_is_exact_from_every_step_and_epoch(
 def test_without_the_position_resume_is_not_exact(
     wholes: dict[str, Fit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The negative control: the test above has teeth."""
+    """The negative control: the test above can detect an inexact resume."""
     monkeypatch.setattr(Digits, "_position", lambda _: 0)
     resumed = fit(tmp_path, wholes["plain"].folder / f"step{BATCHES + 1}.ckpt")
     weights = wholes["plain"].weights
@@ -186,7 +186,7 @@ def test_without_the_position_resume_is_not_exact(
 
 
 class SignalAt(pl.Callback):
-    """A signal comes at a moment: in a step, in a validation, in its last batch, between epochs."""
+    """Raises a signal at one moment: in a step, in a validation, in its last batch, or between epochs."""
 
     def __init__(self, hook: str, count: int) -> None:
         self.left = count
@@ -200,7 +200,7 @@ class SignalAt(pl.Callback):
 
 MOMENTS = [
     *(("plain", "on_train_batch_start", step) for step in range(1, EPOCHS * BATCHES + 1)),
-    *(("plain", "on_validation_batch_start", batch) for batch in (1, 2)),  # its first batch, and its last
+    *(("plain", "on_validation_batch_start", batch) for batch in (1, 2)),  # the first batch, and the last
     ("plain", "on_train_epoch_end", 1),
     ("plateau, validated last", "on_validation_start", 2),
     ("plateau, validated last", "on_train_epoch_end", 2),
@@ -215,7 +215,7 @@ MOMENTS = [
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     kind: str, hook: str, count: int, wholes: dict[str, Fit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights, optimizer, and each row of metrics.csv: one for each step and for each validation."""
+    """Equal: the weights, the optimizer, and metrics.csv, with one row for each step and for each validation."""
     monkeypatch.setattr(signals, "_requested", 0)
     monkeypatch.setattr(signals, "_polled", False)
     with pytest.raises((SIGTERMException, signals.Stopped)):
@@ -230,12 +230,12 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
 def test_a_signal_while_pictures_are_drawn_waits_for_them(
     wholes: dict[str, Fit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are whole, the run stops after them, and goes on as if it had not been stopped."""
+    """Both pictures are complete, then the run stops. The resumed run equals the uninterrupted one."""
     monkeypatch.setattr(signals, "_requested", 0)
     monkeypatch.setattr(signals, "_polled", False)
 
     def draw(*args: Any) -> Tensor:
-        signals._handle_signal(signal.SIGTERM, None)  # as the handler of a signal
+        signals._handle_signal(signal.SIGTERM, None)  # the call that Python makes when the signal arrives
         return sample_grid(*args)
 
     monkeypatch.setattr(pictures, "sample_grid", draw)

@@ -1,4 +1,4 @@
-"""Several steps in one call of `training_step` are the same steps: weights, schedules, log and counts, bit for bit."""
+"""Several steps in one call of `training_step` equal single steps, bit for bit: weights, schedules, log and counts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vae_lightning.types import UserError
 
 
 class Memory(Logger):
-    """A logger that stores every metric with its step."""
+    """A logger that keeps every metric with its step."""
 
     name, version = "memory", 0
 
@@ -127,11 +127,11 @@ def test_callbacks_are_asked_at_every_step() -> None:
 
 
 def test_log_of_several_intervals_in_a_call() -> None:
-    """Of two logging steps in one call the later one stands, at its own step."""
+    """If a call has two logging steps, the later one is logged, at its own step."""
     one, several = fit(1)[2].rows, fit(6)[2].rows
     assert several.items() <= one.items()
     trained = {step for step, name in several if name.startswith("train")}
-    assert trained == {5, 11, 17, 20}  # of 2, 5; none; 8, 11; none; 14, 17; 20
+    assert trained == {5, 11, 17, 20}  # the logging steps of the calls: 2, 5; none; 8, 11; none; 14, 17; 20
 
 
 def test_resume_between_calls_is_exact(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_run_that_was_cut_within_a_call_is_not_taken_further(tmp_path: Path) -
 
 
 def test_the_weights_of_a_run_are_tested_whatever_its_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut within a call, after the fit, as a complete run and by itself; only the other steps of a fit are lost."""
+    """The run was cut within a call. `train` of the complete run and `test` alone give the same numbers."""
     monkeypatch.chdir(REPOSITORY)
     flags = ("--trainer.logger=false", "--trainer.accelerator=cpu", "--nll.num_samples=2", f"--runs_dir={tmp_path}")
     cut = ("-c", DIGITS, *flags, "--run_id=cut", "--trainer.max_steps=4", "--speed.steps_per_call=3")
@@ -171,7 +171,7 @@ def test_the_weights_of_a_run_are_tested_whatever_its_calls(tmp_path: Path, monk
 
 
 def test_averages_of_weights_are_the_same_averages(tmp_path: Path) -> None:
-    """After every 3rd step, whether or not a call ends there alone; and after a resume in mid-epoch."""
+    """The average is taken after every 3rd step, with calls of one step or three, and after a resume in mid-epoch."""
 
     def run(steps_per_call: int, folder: Path | None = None, ckpt_path: Path | None = None) -> tuple[VAE, VAE]:
         ema = EMA(decay=0.7, update_every_n_steps=3)
@@ -189,7 +189,10 @@ def test_averages_of_weights_are_the_same_averages(tmp_path: Path) -> None:
 
 
 def test_an_average_after_a_short_call_is_taken_where_a_multiple_was_passed() -> None:
-    """An epoch of 7 steps in calls of 3, 3 and 1: no call ends at steps 9, 12, 15 and 18, which the next one passes."""
+    """An epoch of 7 steps in calls of 3, 3 and 1.
+
+    No call ends at steps 9, 12, 15 and 18; the call that passes such a step averages.
+    """
     weights: dict[int, list[torch.Tensor]] = {}
 
     class Record(pl.Callback):
@@ -197,7 +200,7 @@ def test_an_average_after_a_short_call_is_taken_where_a_multiple_was_passed() ->
             weights[trainer.global_step] = [p.detach().clone() for p in pl_module.parameters()]
 
     ema = EMA(decay=0.7, update_every_n_steps=3)
-    model, _, _ = fit(3, also=[Record(), ema])  # after a fit the model has the average
+    model, _, _ = fit(3, also=[Record(), ema])  # after a fit the model holds the average
     assert list(weights) == [3, 6, 7, 10, 13, 14, 17, 20, 21]
     average = weights[3]
     for step in (6, 10, 13, 17, 20, 21):
@@ -219,7 +222,7 @@ def test_batches_that_do_not_fill_calls_are_refused(flags: dict[str, Any]) -> No
 
 
 def test_a_fraction_of_the_epochs_batches_is_refused() -> None:
-    """Lightning would take it of the calls: half of 3 calls of 3 is 1, with 3 batches of the 3.5 that were meant."""
+    """Lightning would apply the fraction to calls: half of 3 calls is 1 call with 3 batches, where 3.5 were meant."""
     with pytest.raises(UserError, match=r"limit_train_batches is 0\.5, a fraction .* a multiple of 3, such as 30"):
         fit(3, limit_train_batches=0.5)
 
@@ -230,7 +233,7 @@ def test_no_steps_are_refused() -> None:
 
 
 def test_a_model_is_free_of_its_trainer_afterwards() -> None:
-    """A copy would take the trainer along, and the data that the trainer holds."""
+    """Otherwise a copy of the model would include the trainer and the data that the trainer holds."""
     model, _, _ = fit(2)
     assert model.multi_step is None
     assert torch.equal(copy.deepcopy(model).encoder.layers[1].weight, model.encoder.layers[1].weight)

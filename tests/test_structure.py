@@ -1,4 +1,4 @@
-"""The shape of the code: imports point one way, files and functions stay small, everything is annotated."""
+"""The shape of the code: imports point one way, files and functions are small, and everything is annotated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ROOT_FILES = {"__init__", "__main__", "trace", "types", "noise", "recipes"}
 VOCABULARY = {"types", "noise", "trace", "recipes"}
 MATHEMATICS = {"distributions", "networks", "objectives"}
-ALLOWED = {  # what each room may import of ours, besides itself; every file is in a room that stands here
+ALLOWED = {  # the rooms that each room may import, besides itself; every file is in one of these rooms
     "__init__": {"runs"},
     "types": set(),
     "noise": set(),
@@ -41,7 +41,7 @@ def room(path: Path) -> str:
 
 
 def imported_modules(path: Path) -> set[str]:
-    """The modules of ours that a file imports, wherever in the file: `runs.folder`."""
+    """Return the modules of ours that a file imports anywhere, such as `runs.folder`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -58,7 +58,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_rooms_have_an_order() -> None:
-    """No room imports, by whatever way, from one that imports from it; the same of the files in them."""
+    """There is no cycle of imports, neither between rooms nor between files."""
     rooms = {name: set(allowed) for name, allowed in ALLOWED.items()}
     list(TopologicalSorter(rooms).static_order())
     files = {".".join(path.relative_to(ROOT).with_suffix("").parts): imported_modules(path) for path in FILES}
@@ -92,6 +92,6 @@ def test_every_function_has_its_return_type() -> None:
 
 
 def test_nothing_needs_what_lies_beside_the_checkout() -> None:
-    """A fresh user's machine has the repository and nothing else."""
+    """A new user's machine has the repository and nothing beside it."""
     parts = [*FILES, *(ROOT.parent / "configs").rglob("*.yaml"), ROOT.parent / "Makefile", ROOT.parent / "README.md"]
     assert [str(path) for path in parts if "../shared" in path.read_text()] == []

@@ -49,7 +49,10 @@ def test_log_weight_is_the_sum_of_its_parts_over_latents() -> None:
 
 
 def test_the_kl_of_products_is_the_sum_over_dimensions() -> None:
-    """Maps [2, 3, 3], and a latent whose q and p depend on an earlier sample; a full covariance has no such parts."""
+    """For maps [2, 3, 3], and for a latent whose q and p depend on an earlier sample.
+
+    A full covariance has no KL by dimension.
+    """
     maps = Independent(Normal(torch.randn(5, 2, 3, 3).double(), 0.5), 3)
     below = Independent(Normal(torch.randn(2, 5, 4).double(), 0.7), 1)
     full = MultivariateNormal(torch.zeros(5, 4).double(), torch.eye(4).double())
@@ -81,7 +84,7 @@ def test_outside_support(value: float, found: float | None) -> None:
     ],
 )
 def test_a_density_that_is_0_or_infinite_at_a_pixel(p_x: Distribution, value: float) -> None:
-    """Found at the ends of the support, which torch includes; not found inside, or if the density is NaN."""
+    """Found at the ends of the support, which torch includes. Not found inside, and not if the density is NaN."""
     x = torch.full((2, 3), 0.5)
     whole = Independent(p_x.expand((4, 2, 3)), 1)
     assert Trace(x, whole).outside_support() is None

@@ -141,7 +141,7 @@ def test_what_is_kept_outlives_the_runs_and_names_no_folder_of_a_machine(table: 
     assert table() == 0
     assert (table.docs / "results.md").read_text() == before
     assert "/home/someone" not in (table.docs / "results.json").read_text()
-    write_run(table.runs, "first", "20260101-000000-aaaa", nll=70.0, nll_stderr=0.2)  # older than the one that is kept
+    write_run(table.runs, "first", "20260101-000000-aaaa", nll=70.0, nll_stderr=0.2)  # older than the kept record
     assert table() == 0
     assert (table.docs / "results.md").read_text() == before
 
@@ -210,7 +210,7 @@ def test_the_readmes_table_is_written_between_its_marks(table: Table, capsys: py
     assert text.endswith(f"{END}\nafter\n")
     assert "89.00 ± 0.20" in text
     assert "old" not in text
-    assert "too long" not in text  # what has no figure is in the docs alone
+    assert "too long" not in text  # rows without a figure are only in the docs
     (table.folder / "README.md").write_text("no place")
     assert table() == 0
     assert (table.folder / "README.md").read_text() == "no place"
@@ -274,7 +274,7 @@ def test_the_projects_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
     for row in rows.values():
         assert row.config.startswith("configs/")
         assert all(flag.startswith("--") for flag in shlex.split(row.flags))
-        assert bool(row.published) == bool(row.source), row.name  # no figure without where it was read
+        assert bool(row.published) == bool(row.source), row.name  # each figure has its source
     assert main(["--list"]) == 0
     assert capsys.readouterr().out.count("make train CONFIG=") == len(rows)
     assert put_between_marks((REPOSITORY / "README.md").read_text(), "table") is not None
@@ -311,5 +311,5 @@ def test_a_row_is_run(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
         assert command[-2:] == ["--trainer.max_epochs=1", "--trainer.logger=false"]
     Done.returncode = 1
     assert table("--run", "scores", "first") == 1
-    assert len(typed) == 5  # the seeds after one that failed are not tried
+    assert len(typed) == 5  # seeds after a failed one are not tried
     assert yaml.safe_load((table.folder / "rows.yaml").read_text()).keys() >= table.kept.keys()

@@ -12,6 +12,7 @@ from vae_lightning import objectives
 from vae_lightning.cli.lightning import DataCLI
 from vae_lightning.cli.overrides import with_own_defaults
 from vae_lightning.objectives import Objective
+from vae_lightning.recipes import arguments
 
 OBJECTIVES = [cls for cls in vars(objectives).values() if inspect.isclass(cls) and issubclass(cls, Objective)]
 WANTED = {"dataset_size": "1000", "goal": "-40", "capacity": "25"}  # arguments without a default
@@ -19,7 +20,7 @@ WANTED = {"dataset_size": "1000", "goal": "-40", "capacity": "25"}  # arguments 
 
 @pytest.mark.parametrize("cls", [cls for cls in OBJECTIVES if cls is not Objective])
 def test_an_objective_has_its_own_defaults_and_not_those_of_the_one_before(cls: type[Objective]) -> None:
-    parameters = inspect.signature(cls).parameters.values()
+    parameters = arguments(cls).values()
     required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
     flags = [f"--model.objective.{name}={WANTED[name]}" for name in required]
     settings = DataCLI(["fit", "-c", DIGITS, f"--model.objective={cls.__name__}", *flags]).config.fit

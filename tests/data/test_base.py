@@ -1,4 +1,4 @@
-"""The data path: whole batches by index, each image once, and randomness that depends on (seed, epoch, index) alone."""
+"""Loaders serve each image once per epoch; order and noise depend only on the seed, the epoch and the image's index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_lightning.types import UserError
 
 N = 23
 PIXELS = torch.randint(256, (N, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-IMAGES = Images(PIXELS, torch.arange(N))  # a label says which image it is
+IMAGES = Images(PIXELS, torch.arange(N))  # the label is the index of the image
 
 
 def loader(
@@ -28,18 +28,19 @@ def loader(
     **settings: int,
 ) -> ImageLoader:
     transform = Transform(255, binarisation, flip, dequantise)
-    made = ImageLoader(IMAGES, **{"batch_size": 5, **settings}, train=train, transform=transform)  # type: ignore[arg-type]
-    made.set_epoch(epoch)
-    return made
+    batches = ImageLoader(IMAGES, **{"batch_size": 5, **settings}, train=train, transform=transform)  # type: ignore[arg-type]
+    batches.set_epoch(epoch)
+    return batches
 
 
 def by_index(batches: ImageLoader) -> Tensor:
-    """The images of a pass, in the order of the data set."""
+    """The images of one epoch, sorted by their index in the data set."""
     x, label = (torch.cat(values) for values in zip(*((b["x"], b["label"]) for b in batches), strict=True))
     return x[label.argsort()]
 
 
 def order(batches: ImageLoader) -> list[int]:
+    """The indices of the images of one epoch, in the order of the batches."""
     return [int(i) for b in batches for i in b["label"]]
 
 
@@ -59,7 +60,7 @@ def test_each_image_once_and_the_last_batch_short(train: bool) -> None:
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
-    """Not of what was drawn before, nor of the batch size; a new one in each epoch, and none for evaluation."""
+    """Earlier random draws and the batch size do not change the order. Evaluation keeps the order of the data set."""
     first = order(loader(epoch=3, seed=1))
     torch.rand(100)
     assert order(loader(epoch=3, seed=1)) == first
@@ -83,7 +84,7 @@ def test_dynamic_binarisation_of_evaluation_is_drawn_once_for_all_runs() -> None
 
 
 def test_dynamic_binarisation_has_the_pixel_as_its_mean() -> None:
-    """P(x = 1) = pixel / max: over 2,000 epochs within 4.5 sigma; 0 and max are certain."""
+    """P(x = 1) = pixel / max, within 4.5 sigma over 2,000 epochs; the pixels 0 and max are never wrong."""
     few = Images(torch.tensor([0, 1, 64, 128, 254, 255], dtype=torch.uint8).view(1, 1, 2, 3))
     total = torch.zeros(6, dtype=torch.float64)
     batches = ImageLoader(few, 1, train=True, transform=Transform(255, "dynamic"))
@@ -127,20 +128,20 @@ def test_impossible_sizes_are_refused(setting: dict[str, int]) -> None:
         Digits(**setting)  # type: ignore[arg-type]
 
 
-def test_batches_that_are_on_the_device_are_left_as_they_are_and_others_are_moved() -> None:
-    """Ours are there; what a DataLoader of a subclass's own yields is not, and of any kind."""
+def test_batches_on_the_device_are_returned_unchanged_and_others_are_moved() -> None:
+    """The batches of `ImageLoader` are on the device; the loader of a subclass may yield any batch anywhere."""
     data, cpu, meta = Digits(), torch.device("cpu"), torch.device("meta")
     x = torch.zeros(2, 1, 8, 8)
     batches: list[Any] = [{"x": x, "label": x}, [{"x": x}, {"x": x}]]
     for batch in batches:
         assert data.transfer_batch_to_device(batch, cpu, 0) is batch
-    one, (two, three), (four, _) = (data.transfer_batch_to_device(batch, meta, 0) for batch in [*batches, [x, x]])
-    for moved in (one["x"], one["label"], two["x"], three["x"], four):
+    single, several, tensors = (data.transfer_batch_to_device(batch, meta, 0) for batch in [*batches, [x, x]])
+    for moved in (single["x"], single["label"], several[0]["x"], several[1]["x"], *tensors):
         assert moved.device == meta
 
 
 class Recorder(pl.LightningModule):
-    """Notes the labels of each training epoch."""
+    """Keeps the sums of the training images of each epoch, in the order of the batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,8 +149,8 @@ class Recorder(pl.LightningModule):
         self.orders: dict[int, list[int]] = {}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        seen = self.orders.setdefault(self.current_epoch, [])
-        seen += batch["x"].flatten(1).sum(1).tolist()
+        sums = self.orders.setdefault(self.current_epoch, [])
+        sums += batch["x"].flatten(1).sum(1).tolist()
         return self.weight.square()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None: ...
@@ -158,26 +159,26 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_a_resumed_fit_goes_on_with_the_order_of_its_epoch(tmp_path: Path) -> None:
-    """Lightning sets the epoch, also of the first epoch after a resume."""
+def test_a_resumed_fit_continues_with_the_order_of_its_epoch(tmp_path: Path) -> None:
+    """Lightning tells the loader the epoch, for the first epoch after a resume too."""
     settings = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     settings |= {
         "default_root_dir": tmp_path,
         "enable_checkpointing": False,
         "log_every_n_steps": 5,
     }
-    whole, part, rest = Recorder(), Recorder(), Recorder()
+    whole, beginning, rest = Recorder(), Recorder(), Recorder()
     pl.Trainer(max_epochs=3, **settings).fit(whole, Digits())  # type: ignore[arg-type]
     trainer = pl.Trainer(max_epochs=1, **settings)  # type: ignore[arg-type]
-    trainer.fit(part, Digits())
+    trainer.fit(beginning, Digits())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     pl.Trainer(max_epochs=3, **settings).fit(rest, Digits(), ckpt_path=tmp_path / "a.ckpt")  # type: ignore[arg-type]
-    assert len({tuple(seen) for seen in whole.orders.values()}) == 3
+    assert len({tuple(sums) for sums in whole.orders.values()}) == 3
     assert rest.orders == {epoch: whole.orders[epoch] for epoch in (1, 2)}
 
 
 class Seen(pl.LightningModule):
-    """Learns nothing, and keeps what it was shown."""
+    """Learns nothing, and keeps the x of each training batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -195,7 +196,7 @@ class Seen(pl.LightningModule):
 @pytest.mark.filterwarnings("ignore:.*overfit.*", "ignore:.*validation_step.*", "ignore:.*val_dataloader.*")
 @pytest.mark.parametrize(("overfit_batches", "same"), [(2, True), (0.0, False)])
 def test_overfit_batches_are_the_same_in_each_epoch(tmp_path: Path, overfit_batches: float, same: bool) -> None:
-    """Noise and all: what is to be overfitted must not change."""
+    """The noise of binarisation is the same too, because a model can only overfit batches that do not change."""
     model = Seen()
     quiet = {
         "logger": False,

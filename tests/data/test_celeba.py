@@ -1,4 +1,4 @@
-"""CelebA's path from zip, from folder and from the generated layout; the files that it refuses, and why."""
+"""CelebA from a zip, a folder and Kaggle's copy; broken files are refused; a failed download names the remedy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ N = 40
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`folder` and `zip`, the same forty drawn faces in both of CelebA's forms."""
+    """A folder with `folder` and `zip`: the same forty drawn faces, as CelebA's folder and as CelebA's archive."""
     root = tmp_path_factory.mktemp("celeba")
     write_celeba_layout(root / "folder", N)
     write_celeba_layout(root / "zip", N, archive=True)
@@ -36,7 +36,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(layouts: Path, tmp_path: Path) -> Path:
-    """A copy of the folder, to be damaged."""
+    """A copy of the folder that a test may damage."""
     return Path(shutil.copytree(layouts / "folder", tmp_path / "a b ü"))
 
 
@@ -47,14 +47,14 @@ def prepared(data_dir: Path, cache: Path, **settings: Any) -> CelebA:
 
 
 def reference(data_dir: Path, name: str, box: tuple[int, int, int, int], size: int = 64) -> torch.Tensor:
-    """The plain way: PIL's crop and resize of one file."""
+    """One image, cropped and resized by PIL."""
     with Image.open(data_dir / "celeba" / "img_align_celeba" / name) as image:
         small = image.convert("RGB").crop(box).resize((size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1)
 
 
 def test_the_boxes_are_the_published_ones() -> None:
-    """Squares of the 178 x 218 image: three in its middle, and NVAE's, which is centre148 five pixels lower."""
+    """Three squares in the middle of the 178 x 218 image, and NVAE's, which is center148 moved down by 5 pixels."""
     assert CROPS["box148"] == (15, 40, 163, 188)
     for name, size in (("center148", 148), ("center140", 140), ("center108", 108)):
         left, upper, right, lower = CROPS[name]
@@ -64,7 +64,7 @@ def test_the_boxes_are_the_published_ones() -> None:
 
 
 def assert_same_but_for_rounding(pixels: torch.Tensor, expected: torch.Tensor) -> None:
-    """Torch resizes as PIL does, but for a grey level here and there."""
+    """Torch's resize differs from PIL's by at most one grey level, in less than 1 % of the pixels."""
     difference = pixels.int() - expected.int()
     assert difference.abs().max() <= 1
     assert difference.count_nonzero() < 0.01 * difference.numel()
@@ -82,17 +82,17 @@ def test_zip_and_folder_give_the_same(layouts: Path, tmp_path: Path) -> None:
     assert_same(*(prepared(layouts / form, tmp_path / form) for form in ("folder", "zip")))
 
 
-def assert_same(*parts: CelebA) -> None:
+def assert_same(*sets: CelebA) -> None:
     for split in ("train", "val", "test"):
-        one, other = (part.images(split) for part in parts)  # type: ignore[arg-type]
-        assert torch.equal(one.pixels, other.pixels)
-        assert one.labels is not None
-        assert other.labels is not None
-        assert torch.equal(one.labels, other.labels)
+        first, second = (data.images(split) for data in sets)  # type: ignore[arg-type]
+        assert torch.equal(first.pixels, second.pixels)
+        assert first.labels is not None
+        assert second.labels is not None
+        assert torch.equal(first.labels, second.labels)
 
 
 def as_csv(folder: Path, mark: bytes = b"") -> None:
-    """Both lists as Kaggle's copy has them."""
+    """Replace both lists by CSV files like those of Kaggle's copy, with `mark` at the start."""
     partition, attributes = (folder / "celeba" / name for name in ("list_eval_partition.txt", "list_attr_celeba.txt"))
     rows = [",".join(line.split()) for line in partition.read_text().splitlines()]
     partition.with_suffix(".csv").write_bytes(mark + "\n".join(["image_id,partition", *rows, ""]).encode())
@@ -103,7 +103,7 @@ def as_csv(folder: Path, mark: bytes = b"") -> None:
 
 
 def test_the_copy_in_csv_with_a_folder_in_a_folder_gives_the_same(layouts: Path, folder: Path, tmp_path: Path) -> None:
-    """Kaggle's: the images a folder deeper, both lists as CSV with a header of their own."""
+    """Kaggle's copy has the images in a second folder inside the first, and both lists as CSV with a header."""
     celeba = folder / "celeba"
     (celeba / "img_align_celeba").rename(tmp_path / "inner")
     (celeba / "img_align_celeba").mkdir()
@@ -112,16 +112,16 @@ def test_the_copy_in_csv_with_a_folder_in_a_folder_gives_the_same(layouts: Path,
     assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
 
 
-def test_blank_lines_in_the_lists_are_no_rows(layouts: Path, folder: Path, tmp_path: Path) -> None:
+def test_blank_lines_in_the_lists_are_ignored(layouts: Path, folder: Path, tmp_path: Path) -> None:
     for path in (folder / "celeba").glob("*.txt"):
         path.write_text(path.read_text().replace("\n", "\n\n"))
     assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2"))
 
 
-def test_a_byte_order_mark_before_the_lists_is_no_part_of_a_name(
+def test_a_byte_order_mark_before_the_lists_is_not_part_of_a_name(
     layouts: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an editor puts it there; the digests are those of the lists without it."""
+    """An editor may have put the mark there; the digests are those of the lists without the mark."""
     for name in ("list_eval_partition.txt", "list_attr_celeba.txt"):
         path = folder / "celeba" / name
         monkeypatch.setitem(CelebA.digests, name, hashlib.md5(path.read_bytes()).hexdigest())  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_a_byte_order_mark_before_the_lists_is_no_part_of_a_name(
     assert_same(prepared(layouts / "folder", tmp_path / "1"), prepared(folder, tmp_path / "2", verify=True))
 
 
-def test_a_byte_order_mark_before_the_lists_in_csv_is_none_of_the_header(
+def test_a_byte_order_mark_before_the_lists_in_csv_is_not_part_of_the_header(
     layouts: Path, folder: Path, tmp_path: Path
 ) -> None:
     as_csv(folder, mark=b"\xef\xbb\xbf")
@@ -140,12 +140,12 @@ def test_a_byte_order_mark_before_the_lists_in_csv_is_none_of_the_header(
 def test_splits_are_those_of_the_partition_and_do_not_overlap(layouts: Path, tmp_path: Path) -> None:
     data = prepared(layouts / "zip", tmp_path)
     images = [data.images(split).pixels for split in ("train", "val", "test")]  # type: ignore[arg-type]
-    assert [len(part) for part in images] == [32, 4, 4]
-    digests = {hashlib.sha256(image.numpy().tobytes()).hexdigest() for part in images for image in part}
+    assert [len(pixels) for pixels in images] == [32, 4, 4]
+    digests = {hashlib.sha256(image.numpy().tobytes()).hexdigest() for pixels in images for image in pixels}
     assert len(digests) == N
 
 
-def test_attributes_are_labels_where_the_file_is(layouts: Path, folder: Path, tmp_path: Path) -> None:
+def test_attributes_are_labels_if_the_file_exists(layouts: Path, folder: Path, tmp_path: Path) -> None:
     batch = next(iter(prepared(layouts / "folder", tmp_path / "1").val_dataloader()))
     lines = (layouts / "folder" / "celeba" / "list_attr_celeba.txt").read_text().splitlines()
     assert lines[1].split() == list(FACE_ATTRIBUTES)
@@ -156,7 +156,7 @@ def test_attributes_are_labels_where_the_file_is(layouts: Path, folder: Path, tm
 
 
 def test_flips_in_training_and_nowhere_else(layouts: Path, tmp_path: Path) -> None:
-    """About half of the training images, others in each epoch; those of val and test never."""
+    """About half of the training images are mirrored, others in each epoch; images of val and test never are."""
     data = prepared(layouts / "folder", tmp_path, flip=True, batch_size=N)
     pixels = data.images("train").pixels
     flips = []
@@ -176,7 +176,7 @@ def test_flips_in_training_and_nowhere_else(layouts: Path, tmp_path: Path) -> No
 
 
 def _bytes(x: torch.Tensor) -> torch.Tensor:
-    """The pixels that x was made of; x itself is pixel / 255 to a rounding."""
+    """The pixels that x was made from; x is pixel / 255 up to rounding."""
     torch.testing.assert_close(x * 255, (x * 255).round(), rtol=1e-6, atol=1e-6)
     return (x * 255).round().to(torch.uint8)
 
@@ -251,7 +251,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "attributes cut": (change_attributes(lambda raw: raw[:-5]), "line 42: expected the name of an image and 40 values"),
     "attributes without a row": (
         change_attributes(lambda raw: raw.replace(b"000007.jpg", b"000000.jpg")),
-        "list_attr_celeba.txt: 1 of 40 images are not in it: 000007.jpg",
+        "list_attr_celeba.txt: 1 of 40 images are missing: 000007.jpg",
     ),
     "attributes in words": (change_attributes(lambda raw: raw.replace(b"-1", b"no", 1)), "txt, line 3: expected"),
     "attributes binary": (change_attributes(lambda _: bytes(range(256))), "list_attr_celeba.txt, line "),
@@ -263,13 +263,13 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda d: (p := d / "celeba" / "list_eval_partition.txt").write_text(
             p.read_text().replace("1.jpg 0", "2.jpg 0", 1)
         ),
-        "list_eval_partition.txt: 000002.jpg is in it more than once",
+        "list_eval_partition.txt: the list names 000002.jpg more than once",
     ),
     "quota page for a zip": (lambda d: write_zip(d, b"<!DOCTYPE html><html>Quota exceeded</html>"), "web page"),
     "empty zip": (lambda d: write_zip(d, b""), "img_align_celeba.zip"),
     "half a zip": (lambda d: write_zip(d, b"PK\x03\x04" + bytes(100)), "img_align_celeba.zip"),
     "zip that climbs": (traversal, "img_align_celeba.zip"),
-    "missing jpeg": (lambda d: damage_image(d, Path.unlink), "1 of 40 images are not in it: 000007.jpg"),
+    "missing jpeg": (lambda d: damage_image(d, Path.unlink), "1 of 40 images are missing: 000007.jpg"),
     "truncated jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(p.read_bytes()[:2000])), "000007.jpg"),
     "empty jpeg": (lambda d: damage_image(d, lambda p: p.write_bytes(b"")), "000007.jpg: empty"),
     "dead link": (
@@ -286,11 +286,11 @@ def test_a_fault_is_one_line_that_names_the_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", no_network)
-    damage, said = FAULTS[fault]
+    damage, message = FAULTS[fault]
     damage(folder)
     with pytest.raises(UserError) as caught:
         prepared(folder, tmp_path / "cache")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache").rglob("header.json")) == []
 
@@ -306,7 +306,7 @@ def test_a_grey_or_cmyk_jpeg_is_taken_as_rgb(folder: Path, tmp_path: Path, mode:
     assert_same_but_for_rounding(pixels, reference(folder, "000007.jpg", CROPS["center148"]))
 
 
-def test_what_is_not_celeba_is_refused_unless_told(layouts: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_celeba_are_refused_if_verified(layouts: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"expected \(162770, 19867, 19962\) images in train, val, test, found \(32, 4, 4\)"
     ):
@@ -324,7 +324,7 @@ def test_a_wrong_digest_is_refused(layouts: Path, tmp_path: Path, monkeypatch: p
         prepared(layouts / "zip", tmp_path, verify=True)
 
 
-def test_the_failed_download_says_how_to_do_it_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_tells_how_to_download_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", no_network)
     with pytest.raises(UserError) as caught:
         prepared(tmp_path / "nothing", tmp_path / "cache")
@@ -333,9 +333,9 @@ def test_the_failed_download_says_how_to_do_it_by_hand(tmp_path: Path, monkeypat
     assert not list((tmp_path / "nothing").rglob("*.zip"))
 
 
-def test_what_the_download_takes_is_an_extra_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
-    with pytest.raises(UserError, match=r"it takes gdown: pip install 'vae_lightning\[celeba\]'"):
+def test_a_download_without_gdown_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gdown", None)  # the import fails, like without the package
+    with pytest.raises(UserError, match=r"the download needs gdown: pip install 'vae_lightning\[celeba\]'"):
         prepared(tmp_path / "nothing", tmp_path / "cache")
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.startswith("gdown") for requirement in extras["celeba"])
@@ -343,7 +343,7 @@ def test_what_the_download_takes_is_an_extra_that_is_named(tmp_path: Path, monke
 
 @pytest.fixture
 def fetched(layouts: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were asked for; `quota` among them refuses the attributes."""
+    """The names of the downloaded files. A test that appends `quota` makes the download of the attributes fail."""
     names: list[str] = []
 
     def fetch(_: str, root: str, name: str, __: str) -> None:
@@ -356,7 +356,7 @@ def fetched(layouts: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_download_takes_its_place_whole(fetched: list[str], tmp_path: Path) -> None:
+def test_a_download_leaves_only_complete_files(fetched: list[str], tmp_path: Path) -> None:
     data = prepared(tmp_path / "new", tmp_path / "cache")
     assert len(data.images("train").pixels) == 32
     assert sorted(path.name for path in (tmp_path / "new" / "celeba").glob("[!.]*")) == [
@@ -377,7 +377,7 @@ def test_a_quota_on_the_attributes_stops_no_download(
     assert "list_attr_celeba.txt: not downloaded (Too many users)" in capsys.readouterr().out
 
 
-def test_what_lies_in_data_dir_itself_is_not_downloaded(fetched: list[str], layouts: Path, tmp_path: Path) -> None:
+def test_a_file_in_data_dir_itself_is_not_downloaded(fetched: list[str], layouts: Path, tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     shutil.copy(layouts / "zip" / "celeba" / "img_align_celeba.zip", tmp_path / "new")
     prepared(tmp_path / "new", tmp_path / "cache")

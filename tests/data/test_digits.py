@@ -1,4 +1,4 @@
-"""The embedded digits: counts, levels, and a split that no version of any library changes."""
+"""The digits of scikit-learn: counts, grey levels, and a split that no library version changes."""
 
 from __future__ import annotations
 

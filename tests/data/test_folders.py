@@ -1,4 +1,4 @@
-"""Image folders whose meaning is easily mistaken: understood, or refused with the flag that decides, never guessed."""
+"""Image folders that are easily misunderstood. Each is read correctly, or refused with the flag that decides."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def grey() -> np.ndarray:
 
 
 def write(folder: Path, counts: dict[str, int], image: Any = grey) -> Path:
-    """So many images in each folder below `folder`."""
+    """Write images into folders below `folder`: `counts` is the number of images by the name of the folder."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -45,9 +45,9 @@ def counts(data: ImageFolder) -> list[int]:
 
 
 def labels(data: ImageFolder, split: Any) -> list[int]:
-    found = data.images(split).labels
-    assert found is not None
-    return found.tolist()
+    values = data.images(split).labels
+    assert values is not None
+    return values.tolist()
 
 
 def test_the_usual_names_of_splits() -> None:
@@ -63,7 +63,7 @@ def test_the_usual_names_of_splits() -> None:
 def test_training_and_testing_are_splits_and_the_digits_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As mnist_png unpacks: no test image is trained on, and no label says which split an image is of."""
+    """The archive mnist_png unpacks so. No test image is trained on, and no label is the name of a split."""
     folder = write(
         tmp_path / "mnist_png", {f"{s}/{k}": n for s, n in (("training", 10), ("testing", 4)) for k in "037"}
     )
@@ -71,18 +71,18 @@ def test_training_and_testing_are_splits_and_the_digits_classes(
     assert counts(data) == [27, 3, 12]
     assert sorted(labels(data, "test")) == [0] * 4 + [1] * 4 + [2] * 4
     assert data.class_names == ("0", "3", "7")
-    said = capsys.readouterr().out
-    assert "split: train is the folder training; test is the folder testing; val 0.1 of its folder training;" in said
-    assert f"{folder}: label: 3 classes by their folders: 0 = 0 (14), 1 = 3 (14), 2 = 7 (14)\n" in said
+    out = capsys.readouterr().out
+    assert "split: train is the folder training; test is the folder testing; val is 0.1 of the folder training;" in out
+    assert f"{folder}: label: 3 classes, named by the folders: 0 = 0 (14), 1 = 3 (14), 2 = 7 (14)\n" in out
 
 
 VEHICLES = dict.fromkeys(("airplane", "bus", "car", "train"), 10)
 
 
-def test_a_class_called_train_is_asked_about(tmp_path: Path) -> None:
+def test_a_class_called_train_is_refused_until_the_user_chooses(tmp_path: Path) -> None:
     folder = write(tmp_path / "vehicles", VEHICLES)
-    asked = r"train may be the training set or a class, because airplane, bus, car lie .*=folders .*=fractions"
-    with pytest.raises(UserError, match=asked):
+    question = r"train may be the training set or a class, because airplane, bus, car lie .*=folders .*=fractions"
+    with pytest.raises(UserError, match=question):
         prepared(folder)
     data = prepared(folder, splits="fractions")
     assert counts(data) == [32, 4, 4]
@@ -94,36 +94,36 @@ def test_a_class_called_train_is_asked_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folders", "splits", "said"),
+    ("folders", "splits", "message"),
     [
         (
             "test others",
             "auto",
-            "a folder of images for test, none for train; name one of them train, or say .*fractions",
+            "a folder of images for test, none for train; rename the folder of .* to train, or pass .*fractions",
         ),
         ("dev test", "folders", "a folder of images for val and test, none for train"),
         (
             "train val validation",
             "auto",
-            "val, validation are names of one split; rename all but one, or say .*fractions",
+            "val, validation are names of one split; rename all but one, or pass .*fractions",
         ),
         ("train Train", "folders", "Train, train are names of one split"),
         ("cat dog", "folders", "no folder of images there is named train"),
         (
             "mnist/training/0 mnist/testing/0",
             "auto",
-            "mnist/testing, mnist/training are named as splits, but lie within",
+            "mnist/testing, mnist/training are named like splits, but lie within",
         ),
         (
             "cat/train cat/test dog/train dog/test",
             "auto",
-            "cat/test, cat/train, dog/test, dog/train are named as splits",
+            "cat/test, cat/train, dog/test, dog/train are named like splits",
         ),
     ],
 )
-def test_what_allows_two_meanings_is_refused(tmp_path: Path, folders: str, splits: Any, said: str) -> None:
+def test_what_allows_two_meanings_is_refused(tmp_path: Path, folders: str, splits: Any, message: str) -> None:
     folder = write(tmp_path / "set", dict.fromkeys(folders.split(), 10))
-    with pytest.raises(UserError, match=f"^{folder}: {said}") as caught:
+    with pytest.raises(UserError, match=f"^{folder}: {message}") as caught:
         prepared(folder, splits=splits)
     assert "\n" not in str(caught.value)
     assert "--data.splits=fractions" in str(caught.value)
@@ -134,7 +134,7 @@ def test_what_allows_two_meanings_is_refused(tmp_path: Path, folders: str, split
     "folders",
     ["cat/test dog/dev", "cat/train dog/train", "2019/dev 2020/old", "a/b/train a/b/test", "x y", "train/x train/y"],
 )
-def test_what_has_one_meaning_is_not_asked_about(tmp_path: Path, folders: str) -> None:
+def test_folder_names_with_one_meaning_are_not_refused(tmp_path: Path, folders: str) -> None:
     data = prepared(write(tmp_path / "set", dict.fromkeys(folders.split(), 10)))
     assert counts(data) == [16, 2, 2]
 
@@ -154,18 +154,18 @@ def test_a_folder_that_is_repeated_by_its_archive_is_no_class(tmp_path: Path) ->
     assert sorted(labels(data, "test")) == [0] * 10 + [1] * 10
 
 
-def test_a_class_of_a_splits_name_within_a_split_is_a_class(tmp_path: Path) -> None:
+def test_a_class_within_a_split_may_have_the_name_of_a_split(tmp_path: Path) -> None:
     data = prepared(write(tmp_path / "set", {f"{s}/{name}": 5 for s in ("train", "test") for name in ("bus", "train")}))
     assert data.class_names == ("bus", "train")
 
 
-def test_why_there_are_no_labels_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_reason_for_no_labels_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "set", {"cat": 10, "dog": 10})
     write(folder, {".": 1})
     data = prepared(folder)
     assert data.images("train").labels is None
     assert data.class_names == ()
-    assert "no labels, because 1 of 21 images are in no folder of a class (0.png); move" in capsys.readouterr().out
+    assert "no labels, because 1 of 21 images are not in the folder of a class (0.png);" in capsys.readouterr().out
     prepared(write(tmp_path / "one", {"cat": 10}))
     assert "no labels, because all images lie in one folder, cat\n" in capsys.readouterr().out
     prepared(write(tmp_path / "none", {".": 10}))
@@ -176,20 +176,20 @@ def test_why_there_are_no_labels_is_said(tmp_path: Path, capsys: pytest.CaptureF
 def test_classes_that_are_not_trained_on_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     many = {f"train/{number:02d}": 2 for number in range(20)}
     data = prepared(write(tmp_path / "set", {**many, "test/01": 1, "test/unknown": 1, "val/01": 1}))
-    said = capsys.readouterr().out
-    assert "label: 21 classes by their folders: 0 = 00 (2), 1 = 01 (4), " in said
-    assert "11 = 11 (2) and 9 more; no training image of unknown\n" in said
+    out = capsys.readouterr().out
+    assert "label: 21 classes, named by the folders: 0 = 00 (2), 1 = 01 (4), " in out
+    assert "11 = 11 (2) and 9 more; no training image of unknown\n" in out
     assert labels(data, "test") == [1, 20]
 
 
-def test_names_come_from_the_cache_where_the_files_are_gone(tmp_path: Path) -> None:
+def test_names_come_from_the_cache_if_the_files_are_gone(tmp_path: Path) -> None:
     folder = write(tmp_path / "set", {"cat": 10, "dög": 10})
     prepared(folder)
     folder.rename(tmp_path / "gone")
     data = ImageFolder(str(folder), 8, 8, 1, cache_dir=str(tmp_path / "cache"))
     data.prepare_data()
     assert data.class_names == ("cat", "dög")
-    with pytest.raises(UserError, match="no images there"):  # what is cached was split in another way
+    with pytest.raises(UserError, match="no images there"):  # the cache holds another split
         prepared(folder, splits="folders")
 
 
@@ -199,13 +199,13 @@ def twelve_bits() -> np.ndarray:
     return image
 
 
-def test_twelve_bits_in_sixteen_are_noticed_and_scaled_when_told(
+def test_twelve_bits_in_sixteen_are_noticed_and_scaled_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path / "xray", {".": 30}, twelve_bits)
     prepared(folder)
-    said = f"{folder}: the brightest pixel of 24 images that were looked at is 16 of 255; if the files hold 12 bits"
-    assert said in (out := capsys.readouterr().out)
+    warning = f"{folder}: the brightest pixel of 24 checked images is 16 of 255; if the files hold 12 bits"
+    assert warning in (out := capsys.readouterr().out)
     assert "--data.grey_bits=12" in out
     data = prepared(folder, grey_bits=12)
     assert "brightest" not in capsys.readouterr().out
@@ -223,8 +223,8 @@ def icon(colour: Sequence[int] = (0, 0, 0)) -> np.ndarray:
 def test_a_set_of_constant_images_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "icons", {".": 30}, icon)
     prepared(folder)
-    said = "each of 24 images that were looked at has one value everywhere (the brightest: 0)"
-    assert said in (out := capsys.readouterr().out)
+    warning = "each of 24 checked images has one value everywhere (the brightest: 0)"
+    assert warning in (out := capsys.readouterr().out)
     assert "unless --data.channels=4" in out
     Image.fromarray(icon((9, 9, 200))).save(folder / "0.png")
     Image.fromarray(icon((9, 9, 200))).save(folder / "1.png")

@@ -1,4 +1,4 @@
-"""A folder of one's own images: any kind, a stated split, and what cannot be read named before anything trains."""
+"""A folder of the user's own images: any kind of image, a stated split, unreadable files named before training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vae_lightning.types import UserError
 
 
 def save(path: Path, number: int = 0, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> None:
-    """A picture of one colour, which its number decides."""
+    """Save a picture of one colour, which `number` decides."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (number, 0, 255 - number)).convert(mode).save(path)
 
@@ -38,7 +38,7 @@ def prepared(folder: Path, **settings: Any) -> ImageFolder:
 
 
 def numbers(data: ImageFolder, split: str) -> list[int]:
-    """Which images a split has, by their colour."""
+    """The numbers of the images of a split, read from their colours."""
     return data.images(split).pixels[:, 0, 8, 12].tolist()  # type: ignore[arg-type]
 
 
@@ -70,25 +70,26 @@ def test_own_splits_and_classes(tmp_path: Path) -> None:
         assert images.labels.tolist() == (images.pixels[:, 0, 0, 0] % 10).tolist()
 
 
-@pytest.mark.parametrize("own", ["Train Test", "train VAL"])
+@pytest.mark.parametrize("folders", ["Train Test", "train VAL"])
 def test_a_split_without_a_folder_is_taken_from_train_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], own: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folders: str
 ) -> None:
-    """The images of an own `test` are never trained on, and those of no split are counted."""
-    first, second = own.split()
+    """The images of a folder of test images are never trained on, and images of no split are counted."""
+    first, second = folders.split()
     for number in range(20):
         save(tmp_path / "set" / first / f"{number}.png", number)
     for number in range(20, 25):
         save(tmp_path / "set" / second / f"{number}.png", number)
     save(tmp_path / "set" / "extra" / "1.png", 99)
     data = prepared(tmp_path / "set", val_fraction=0.2, test_fraction=0.2)
-    given, missing = ("test", "val") if second == "Test" else ("val", "test")
-    assert numbers(data, given) == [20, 21, 22, 23, 24]
+    present, missing = ("test", "val") if second == "Test" else ("val", "test")
+    assert numbers(data, present) == [20, 21, 22, 23, 24]
     assert len(numbers(data, missing)) == 4
     assert sorted(numbers(data, "train") + numbers(data, missing)) == list(range(20))
-    said = capsys.readouterr().out
-    assert f"train is the folder {first}; {given} is the folder {second}; {missing} 0.2 of its folder {first};" in said
-    assert "images outside of these folders, left out: 1\n" in said
+    out = capsys.readouterr().out
+    split = f"train is the folder {first}; {present} is the folder {second}; {missing} is 0.2 of the folder {first};"
+    assert split in out
+    assert "images outside of these folders, left out: 1\n" in out
 
 
 def test_a_folder_for_test_and_none_for_train_is_refused(tmp_path: Path) -> None:
@@ -99,9 +100,10 @@ def test_a_folder_for_test_and_none_for_train_is_refused(tmp_path: Path) -> None
         prepared(tmp_path / "set")
 
 
-def test_the_split_that_holds_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_split_is_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared(folder, val_fraction=0.2)
-    assert f"{folder}: split: val 0.2 of all images; test 0.1 of all images; taken by a hash" in capsys.readouterr().out
+    split = f"{folder}: split: val is 0.2 of all images; test is 0.1 of all images; drawn by a hash"
+    assert split in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("channels", "colour"), [(1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])])
@@ -114,8 +116,8 @@ def test_any_number_of_channels(tmp_path: Path, channels: int, colour: list[int]
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_the_fit_is_as_named(tmp_path: Path, fit: str) -> None:
-    """A picture twice as wide as high, its left and right quarter white: cut off, kept with borders, or squeezed."""
+def test_each_fit_crops_pads_or_stretches(tmp_path: Path, fit: str) -> None:
+    """The picture is twice as wide as high; its white left and right quarters are cut off, kept or squeezed."""
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, :10] = wide[:, 30:] = 255
     (tmp_path / "set").mkdir()
@@ -127,7 +129,7 @@ def test_the_fit_is_as_named(tmp_path: Path, fit: str) -> None:
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """Three files that are no whole image, and what is said of each."""
+    """Damage three files; returns the message of each by its name."""
     (folder / "03.png").write_bytes((folder / "03.png").read_bytes()[:60])
     (folder / "04.png").write_bytes(b"<!doctype html><p>not found</p>")
     (folder / "05.png").write_bytes(b"")
@@ -135,12 +137,12 @@ def spoil(folder: Path) -> dict[str, str]:
 
 
 def test_broken_images_are_all_named(folder: Path) -> None:
-    said = spoil(folder)
+    messages = spoil(folder)
     with pytest.raises(BrokenImagesError, match="3 unusable images") as caught:
         prepared(folder)
     assert len(caught.value.problems) == 3
-    for name, words in said.items():
-        assert any(name in problem and words in problem for problem in caught.value.problems)
+    for name, message in messages.items():
+        assert any(name in problem and message in problem for problem in caught.value.problems)
 
 
 def test_broken_images_can_be_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,12 +166,12 @@ def test_a_link_back_is_not_followed(folder: Path, capsys: pytest.CaptureFixture
     (folder / "again").symlink_to(folder)
     (folder / "itself").symlink_to("itself")
     data = prepared(folder)
-    assert f"{folder / 'again'}: a link to a folder that it lies in; not followed" in capsys.readouterr().out
+    assert f"{folder / 'again'}: a link to a folder that contains it; not followed" in capsys.readouterr().out
     assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 30  # type: ignore[arg-type]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in for the system's refusal, which root does not get."""
+    """A replacement of `os.scandir` raises the error, because the system never refuses root."""
     (folder / "locked").mkdir()
     scan = os.scandir
 
@@ -201,26 +203,29 @@ def test_images_of_every_kind_are_taken(folder: Path) -> None:
 
 
 def test_files_with_other_endings_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What may be an image; not what is none, nor hidden files."""
+    """Files that may be images are counted; files that are certainly no images and hidden files are not."""
     for name in ("a.heic", "b.HEIC", "c.avif", "bare", "labels.csv", "Thumbs.db", ".hidden.heic"):
         (folder / name).touch()
     prepared(folder)
-    said = capsys.readouterr().out
-    assert f"{folder}: not read, by their endings: 4 files (.heic 2, .avif 1, none 1)\n" in said
+    out = capsys.readouterr().out
+    assert f"{folder}: 4 files not read because of their endings (.heic 2, .avif 1, none 1)\n" in out
 
 
-def test_nothing_is_said_of_notes_beside_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_beside_images_are_not_mentioned(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "notes.txt").touch()
     prepared(folder)
     assert "not read" not in capsys.readouterr().out
 
 
-def test_a_folder_of_other_endings_alone_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_only_other_endings_lists_the_endings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(7):
         (tmp_path / f"a.kind{number}").touch()
     with pytest.raises(UserError, match="no images there"):
         prepared(tmp_path)
-    assert "7 files (.kind0 1, .kind1 1, .kind2 1, .kind3 1, .kind4 1, ...)" in capsys.readouterr().out
+    assert (
+        "7 files not read because of their endings (.kind0 1, .kind1 1, .kind2 1, .kind3 1, .kind4 1, ...)"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_new_image_makes_the_cache_stale(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,7 +236,7 @@ def test_a_new_image_makes_the_cache_stale(folder: Path, capsys: pytest.CaptureF
     assert 200 in chain(*(numbers(data, split) for split in ("train", "val", "test")))
 
 
-def test_no_images_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no images there \(files that end in .*DATA_DIR"):
         prepared(tmp_path / "nowhere")
     save(tmp_path / "two" / "1.png")

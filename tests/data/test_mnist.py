@@ -1,4 +1,4 @@
-"""MNIST and BinarizedMNIST on small files that the tests write, and on the real ones where they are."""
+"""MNIST and BinarizedMNIST on small files that the tests write, and on the real files if they are present."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def md5(contents: bytes) -> str:
 
 @pytest.mark.parametrize("gz", [False, True])
 @pytest.mark.parametrize("place", ["MNIST/raw", "."])
-def test_mnist_reads_what_the_files_hold(tmp_path: Path, gz: bool, place: str) -> None:
+def test_mnist_reads_the_pixels_and_labels_of_the_files(tmp_path: Path, gz: bool, place: str) -> None:
     files = write_mnist(tmp_path / place, train=60, test=12, gz=gz)
     data = MNIST(str(tmp_path), verify=False)
     data.prepare_data()
@@ -49,18 +49,18 @@ def test_mnist_reads_what_the_files_hold(tmp_path: Path, gz: bool, place: str) -
     assert test.labels.tolist() == files[TEST_LABELS].tolist()
 
 
-def test_as_many_are_held_out_as_is_asked_for(tmp_path: Path) -> None:
+def test_num_val_images_are_held_out(tmp_path: Path) -> None:
     files = write_mnist(tmp_path, train=60, test=12)
     data = MNIST(str(tmp_path), verify=False, num_val=4)
     train, val = data.load("train"), data.load("val")
     assert torch.equal(torch.cat([train.pixels, val.pixels])[:, 0], torch.from_numpy(files[TRAIN_IMAGES]))
     assert len(val.pixels) == 4
-    with pytest.raises(UserError, match=r"^MNIST: num_val is 60; of 60 images none is left to train"):
+    with pytest.raises(UserError, match=r"^MNIST: num_val is 60, which leaves none of 60 images for training"):
         MNIST(str(tmp_path), verify=False, num_val=60).load("train")
 
 
 @pytest.mark.parametrize("num_val", [0, -1])
-def test_an_impossible_number_to_hold_out_is_refused_before_anything_is_read(num_val: int) -> None:
+def test_an_impossible_num_val_is_refused_before_anything_is_read(num_val: int) -> None:
     with pytest.raises(UserError, match=f"^MNIST: num_val is {num_val}; it must be at least 1"):
         MNIST(num_val=num_val)
 
@@ -83,7 +83,7 @@ def test_raw_files_come_before_gz(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "contents", "verify", "says"),
+    ("name", "contents", "verify", "message"),
     [
         (TEST_IMAGES, b"\x00\x00\x08\x03", False, "truncated"),
         (TEST_IMAGES, b"not an idx file", False, "not an IDX file"),
@@ -106,11 +106,11 @@ def test_raw_files_come_before_gz(tmp_path: Path) -> None:
         *("labels-as-images", "images-as-labels", "digest"),
     ],
 )
-def test_mnist_names_the_broken_file(tmp_path: Path, name: str, contents: bytes, verify: bool, says: str) -> None:
+def test_mnist_names_the_broken_file(tmp_path: Path, name: str, contents: bytes, verify: bool, message: str) -> None:
     write_mnist(tmp_path / "MNIST" / "raw")
     path = tmp_path / "MNIST" / "raw" / name
     path.write_bytes(contents)
-    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: {says}"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: {message}"):
         MNIST(str(tmp_path), verify=verify).load("test")
 
 
@@ -125,7 +125,7 @@ def test_missing_mnist_names_file_folders_and_remedy(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that MNIST downloads from, after a mirror that does not answer; the digests are those of its files."""
+    """A folder that MNIST downloads from, after a mirror that does not answer. MNIST's digests are set to its files."""
     folder = tmp_path / "mirror"
     files = write_mnist(folder, gz=True)
     digests = {n: (md5((folder / f"{n}.gz").read_bytes()), md5(idx_bytes(array))) for n, array in files.items()}
@@ -140,7 +140,7 @@ def test_mnist_is_downloaded_once(tmp_path: Path, mirror: Path) -> None:
     raw = tmp_path / "data" / "MNIST" / "raw"
     assert sorted(p.name for p in raw.iterdir()) == sorted(f"{name}.gz" for name in IDX_NAMES)
     shutil.rmtree(mirror)
-    data.prepare_data()  # would fail if it asked again
+    data.prepare_data()  # would fail if it downloaded again, because the mirror is gone
     assert len(data.load("train").pixels) == 50
 
 
@@ -173,7 +173,7 @@ OTHER_NAMES = {
 
 
 def rename(folder: Path, form: str) -> None:
-    """Give the four packed files of a folder other names, raw where the name is no `.gz`."""
+    """Give the four packed files of a folder other names; unpack them if the name does not end in `.gz`."""
     for name in IDX_NAMES:
         part, rest = name.split("-idx")
         path = folder / form.format(name=name, part=part, rest=rest)
@@ -185,10 +185,10 @@ def rename(folder: Path, form: str) -> None:
 
 @pytest.mark.parametrize("place", [".", "MNIST/raw"])
 @pytest.mark.parametrize("form", list(OTHER_NAMES))
-def test_mnist_is_known_under_its_other_names_by_digest(
+def test_mnist_is_found_under_its_other_names_and_verified(
     tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch, form: str, place: str
 ) -> None:
-    """Nothing is downloaded; a file of such a name that is not MNIST's is refused by its path."""
+    """Nothing is downloaded. A file with such a name and other contents is refused; the message names its path."""
     shutil.copytree(mirror, tmp_path / "data" / place)
     rename(tmp_path / "data" / place, OTHER_NAMES[form])
     monkeypatch.setattr(MNIST, "mirrors", ())
@@ -204,7 +204,7 @@ def test_mnist_is_known_under_its_other_names_by_digest(
         data.load("test")
 
 
-def test_a_failed_download_names_the_file_to_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_names_the_file_to_download_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MNIST, "mirrors", ())
     with pytest.raises(UserError, match=f"; put {TRAIN_IMAGES}.gz there by hand, or point --data.data_dir"):
         MNIST(str(tmp_path)).prepare_data()
@@ -232,7 +232,7 @@ def test_binarized_mnist_reads_the_text_and_then_its_cache(tmp_path: Path) -> No
             assert images.max_value == 1
             assert np.array_equal(images.pixels.flatten(1).numpy(), files[name])
             if repeat == 0:
-                (folder / f"{name}.amat").unlink()  # the second pass has the cache alone
+                (folder / f"{name}.amat").unlink()  # so that the second pass reads the cache
     assert sorted(p.name for p in folder.iterdir()) == sorted(f"{name}.npy" for name in AMAT_NAMES)
     assert (folder / f"{TRAIN}.npy").stat().st_size < 12 * 784 / 4  # bits, not bytes
 
@@ -288,19 +288,19 @@ def npy_header(shape: str) -> bytes:
     ids=["empty", "magic", "text", "zip", "huge", "beyond-integers", "negative", "word", "unclosed"],
 )
 def test_a_broken_cache_is_named(tmp_path: Path, contents: bytes) -> None:
-    """In one line, and whatever numpy trips over."""
+    """The message has one line, whatever exception numpy raises."""
     folder = tmp_path / "binarized_mnist"
     write_binarized_mnist(folder)
     cache = folder / f"{TEST}.npy"
     cache.write_bytes(contents)
     time = (folder / f"{TEST}.amat").stat().st_mtime_ns
-    os.utime(cache, ns=(time, time))  # a cache is of its text where their times are equal
+    os.utime(cache, ns=(time, time))  # equal times mean that the cache belongs to the text
     with pytest.raises(UserError, match=f"^{re.escape(str(cache))}: cannot be read .*delete it[^\n]*$"):
         binarized(tmp_path).load("test")
 
 
 def test_a_text_of_any_other_time_is_parsed_anew(tmp_path: Path) -> None:
-    """Newer or older: a file put in place by `cp -p` or `wget` keeps the time of its source."""
+    """An older text counts as changed too, because `cp -p` and `wget` keep the time of the source."""
     folder = tmp_path / "binarized_mnist"
     write_binarized_mnist(folder)
     before = binarized(tmp_path).load("test").pixels
@@ -310,8 +310,8 @@ def test_a_text_of_any_other_time_is_parsed_anew(tmp_path: Path) -> None:
     assert torch.equal(binarized(tmp_path).load("test").pixels, 1 - before)
 
 
-def test_a_text_that_is_not_verified_is_not_cached(tmp_path: Path) -> None:
-    """Otherwise the cache of a wrong file would outlive it."""
+def test_a_text_that_fails_verification_is_not_cached(tmp_path: Path) -> None:
+    """Otherwise the cache of a wrong text would still be used after the text is replaced."""
     folder = tmp_path / "binarized_mnist"
     write_binarized_mnist(folder)
     with pytest.raises(UserError, match=f"{TEST}.amat"):
@@ -335,7 +335,7 @@ GOOD = " ".join(["0", "1"] * 392)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (with_line(3, "0 1 0"), ", line 3: expected 784 values 0 or 1, found 3 values"),
         (with_line(2, GOOD + " 1"), ", line 2: .*found 785 values"),
@@ -348,12 +348,12 @@ GOOD = " ".join(["0", "1"] * 392)
     ],
     ids=["short", "long", "two", "half", "html", "truncated", "empty", "matlab"],
 )
-def test_broken_text_is_named_with_its_line(tmp_path: Path, change: Callable[[list[str]], str], says: str) -> None:
+def test_broken_text_is_named_with_its_line(tmp_path: Path, change: Callable[[list[str]], str], message: str) -> None:
     folder = tmp_path / "binarized_mnist"
     write_binarized_mnist(folder)
     path = folder / f"{TEST}.amat"
     path.write_text(change([GOOD] * 4))
-    with pytest.raises(UserError, match=f"^{re.escape(str(path))}{says}"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}{message}"):
         binarized(tmp_path).load("test")
     assert not path.with_suffix(".npy").exists()
 
@@ -365,7 +365,7 @@ def test_spacing_does_not_change_the_images(tmp_path: Path, blank: str, end: str
     assert parse_amat(path, path.read_bytes(), (2, 2)).tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
 
 
-def test_a_byte_order_mark_before_the_text_is_no_pixel(tmp_path: Path) -> None:
+def test_a_byte_order_mark_before_the_text_is_not_a_pixel(tmp_path: Path) -> None:
     path = tmp_path / "a.amat"
     assert parse_amat(path, b"\xef\xbb\xbf0 1 1 0\n", (2, 2)).tolist() == [[0, 1, 1, 0]]
 
@@ -375,9 +375,9 @@ def test_binarized_mnist_verifies_count_and_digest(tmp_path: Path, monkeypatch: 
     digest = hashlib.sha256(np.packbits(files[TEST], axis=1).tobytes()).hexdigest()
     monkeypatch.setattr(BinarizedMNIST, "files", {"test": (TEST, 12, digest)})
     assert len(pixels_of(binarized(tmp_path, verify=True))) == 12
-    for wrong, says in (((TEST, 13, digest), "expected 13 images, found 12"), ((TEST, 12, "00"), "wrong digest")):
+    for wrong, message in (((TEST, 13, digest), "expected 13 images, found 12"), ((TEST, 12, "00"), "wrong digest")):
         monkeypatch.setattr(BinarizedMNIST, "files", {"test": wrong})
-        with pytest.raises(UserError, match=f"{TEST}.*{says}"):
+        with pytest.raises(UserError, match=f"{TEST}.*{message}"):
             binarized(tmp_path, verify=True).load("test")
 
 
@@ -389,7 +389,7 @@ def test_missing_binarized_mnist_names_file_folder_and_remedy(tmp_path: Path) ->
     assert "make train DATA_DIR=" in text
 
 
-def test_binarized_mnist_is_downloaded_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_binarized_mnist_is_downloaded_if_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_binarized_mnist(tmp_path / "mirror")
     monkeypatch.setattr(BinarizedMNIST, "url", (tmp_path / "mirror").as_uri() + "/")
     data = binarized(tmp_path / "data")
@@ -404,7 +404,7 @@ def test_binarized_mnist_is_downloaded_where_it_is_missing(tmp_path: Path, monke
 
 @pytest.fixture
 def real() -> Path:
-    """The folder that VAE_LIGHTNING_DATA_DIR names; it is read, never written to."""
+    """The folder that VAE_LIGHTNING_DATA_DIR names. The tests read the folder and never write to it."""
     folder = os.environ.get("VAE_LIGHTNING_DATA_DIR")
     if not folder:
         pytest.skip("VAE_LIGHTNING_DATA_DIR names no folder with the real data")
@@ -414,7 +414,7 @@ def real() -> Path:
 def test_real_mnist(real: Path) -> None:
     if not (real / "MNIST" / "raw").is_dir():
         pytest.skip(f"no MNIST/raw in {real}")
-    data = MNIST(str(real))  # verify: the digests of all four files
+    data = MNIST(str(real))  # verifies the digests of all four files
     images = {split: data.load(split) for split in SPLITS}
     assert {split: len(part.pixels) for split, part in images.items()} == {
         "train": 50_000,
@@ -425,13 +425,13 @@ def test_real_mnist(real: Path) -> None:
         assert part.labels is not None
         assert part.labels.unique().tolist() == list(range(10))
     assert images["test"].labels is not None
-    assert images["test"].labels[:5].tolist() == [7, 2, 1, 0, 4]  # as everybody's MNIST begins
+    assert images["test"].labels[:5].tolist() == [7, 2, 1, 0, 4]  # the known first labels of MNIST's test set
     train = torch.cat([images["train"].pixels, images["val"].pixels]).float() / 255
     assert train.mean().item() == pytest.approx(0.1307, abs=5e-5)
 
 
 def test_real_mnist_under_its_other_names(real: Path, tmp_path: Path) -> None:
-    """As Kaggle's copy unpacks: raw, in folders of their names."""
+    """Kaggle's copy unpacks to raw files in folders with the names of the files."""
     raw = real / "MNIST" / "raw"
     if not raw.is_dir():
         pytest.skip(f"no MNIST/raw in {real}")
@@ -453,13 +453,13 @@ def test_real_binarized_mnist(real: Path, tmp_path: Path, split: Split, count: i
         pytest.skip(f"no binarized_mnist/{name} in {real}")
     (tmp_path / "binarized_mnist").mkdir()
     (tmp_path / "binarized_mnist" / name).symlink_to((real / "binarized_mnist" / name).absolute())
-    pixels = BinarizedMNIST(str(tmp_path)).load(split).pixels  # verify: the digest
+    pixels = BinarizedMNIST(str(tmp_path)).load(split).pixels  # verifies the digest
     assert len(pixels) == count
     assert pixels.float().mean().item() == pytest.approx(mean, abs=5e-6)
 
 
 def test_a_page_in_place_of_the_text_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As servers send it for a file that has moved, with a status that says all is well."""
+    """A server may answer with a web page and status 200 after the file has moved."""
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     (mirror / f"{TRAIN}.amat").write_text("<html>moved</html>")

@@ -1,4 +1,4 @@
-"""Where files lie: paths with blanks and other scripts, and behind links."""
+"""Data sets and runs work in folders with blanks, quotes and other scripts in their names, and behind links."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_data_is_read_and_cached_there(place: Path) -> None:
     assert sum(len(faces.images(split).pixels) for split in ("train", "val", "test")) == 12  # type: ignore[arg-type]
 
 
-@pytest.mark.filterwarnings("ignore")  # as on the command line
+@pytest.mark.filterwarnings("ignore")  # the command line ignores warnings, too
 def test_a_run_is_kept_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     (tmp_path / "behind the link").mkdir()

@@ -1,4 +1,4 @@
-"""Drawn sets: every factor known, the same on every machine, and named so that nobody takes them for the real thing."""
+"""Drawn data sets: the factors are the labels, the splits are disjoint, and impossible numbers are refused."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_impossible_numbers_are_refused(num_images: int) -> None:
 def test_more_images_than_there_is_memory_for_are_refused_before_they_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many as somebody else's config.yaml may ask for."""
+    """A foreign config.yaml may ask for any number of images."""
     monkeypatch.setattr(procedural, "draw_faces", None)
-    with pytest.raises(UserError, match=r"num_images 1,000,000,000,000 takes 11,444,091\.8 GiB, and .* are free"):
+    with pytest.raises(
+        UserError, match=r"num_images 1,000,000,000,000 takes 11,444,091\.8 GiB, but only .* GiB are free"
+    ):
         ProceduralFaces(str(tmp_path), num_images=10**12).prepare_data()

@@ -1,4 +1,4 @@
-"""The usual sets, read from small files in their own formats."""
+"""FashionMNIST, KMNIST, EMNIST, CIFAR-10, SVHN and Omniglot, read from small files in the published formats."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_look_alikes_of_mnist_have_their_own_folder(tmp_path: Path, dataset: typ
 
 
 @pytest.mark.parametrize("dataset", [FashionMNIST, KMNIST])
-def test_look_alikes_do_not_take_mnists_files_for_their_own(tmp_path: Path, dataset: type[FashionMNIST]) -> None:
-    """The names are the same, and no digest of the contents tells them apart."""
+def test_look_alikes_do_not_read_mnists_files(tmp_path: Path, dataset: type[FashionMNIST]) -> None:
+    """The file names are those of MNIST, and no digest of the contents is known that would tell the sets apart."""
     write_mnist(tmp_path, train=60, test=12)
     with pytest.raises(UserError, match="not found"):
         dataset(str(tmp_path), verify=False).load("train")
@@ -49,7 +49,7 @@ def test_look_alikes_do_not_take_mnists_files_for_their_own(tmp_path: Path, data
 def test_look_alikes_are_verified_by_what_is_known_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: type[FashionMNIST]
 ) -> None:
-    """Their counts, the digest of a packed file, and that no file is MNIST's own."""
+    """The counts and the digest of a packed file are checked, and a file of MNIST is refused."""
     raw, data = tmp_path / dataset.location, dataset(str(tmp_path))
     name = "t10k-images-idx3-ubyte"
     write_mnist(raw, gz=True)
@@ -92,13 +92,13 @@ def test_emnist_stands_upright(tmp_path: Path) -> None:
     data.prepare_data()
     assert torch.equal(data.images("test").pixels[:, 0], torch.from_numpy(images.transpose(0, 2, 1).copy()))
     assert len(data.images("val").pixels) == 5
-    together = [data.images(split).labels for split in ("train", "val")]  # type: ignore[arg-type]
-    assert sorted(torch.cat([part for part in together if part is not None]).tolist()) == list(range(30))
+    labels = [data.images(split).labels for split in ("train", "val")]  # type: ignore[arg-type]
+    assert sorted(torch.cat([label for label in labels if label is not None]).tolist()) == list(range(30))
 
 
 @pytest.mark.parametrize("place", ["EMNIST/raw", "EMNIST/raw/gzip", ".", "gzip"])
-def test_emnist_placed_by_hand_is_taken_as_it_is(tmp_path: Path, fetches: Path, place: str) -> None:
-    """Packed, as its archive has it, and without the archive; nothing is fetched, unpacked or removed."""
+def test_emnist_placed_by_hand_is_read_in_place(tmp_path: Path, fetches: Path, place: str) -> None:
+    """The files are packed like in NIST's archive, which is absent; nothing is downloaded, unpacked or removed."""
     arrays = emnist_archive(tmp_path / "archive.zip")
     folder = tmp_path / "data" / place
     folder.mkdir(parents=True)
@@ -115,22 +115,22 @@ def test_emnist_placed_by_hand_is_taken_as_it_is(tmp_path: Path, fetches: Path, 
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "said"),
+    ("name", "shape", "message"),
     [
         ("emnist-balanced-test-images-idx3-ubyte", (30, 32, 28), r"\[N, 28, 28\], found \[30, 32, 28\]"),
         ("emnist-balanced-test-labels-idx1-ubyte", (30, 28, 28), r"\[N\], found \[30, 28, 28\]"),
     ],
 )
-def test_emnist_of_another_shape_is_one_line(tmp_path: Path, name: str, shape: tuple[int, ...], said: str) -> None:
+def test_emnist_of_another_shape_is_one_line(tmp_path: Path, name: str, shape: tuple[int, ...], message: str) -> None:
     test_emnist_stands_upright(tmp_path)
     path = tmp_path / "EMNIST" / "raw" / name
     path.write_bytes(idx_bytes(np.zeros(shape)))
-    with pytest.raises(UserError, match=f"^EMNIST in {tmp_path}: {path}: expected numbers of shape {said}"):
+    with pytest.raises(UserError, match=f"^EMNIST in {tmp_path}: {path}: expected numbers of shape {message}"):
         EMNIST(str(tmp_path), verify=False).load("test")
 
 
 def write_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """The pickles of CIFAR-10, four images each; torchvision's digests are not theirs."""
+    """Write the pickles of CIFAR-10 with four images each, and switch off torchvision's check of the digests."""
     from torchvision import datasets
 
     monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda _: True)
@@ -222,14 +222,14 @@ def test_missing_files_without_a_network_are_one_line(
         dataset(str(tmp_path)).prepare_data()
     with pytest.raises(UserError, match=f"{dataset.__name__} in .*: .*not found") as not_downloaded:
         dataset(str(tmp_path)).images("train") if dataset is not Omniglot else dataset(str(tmp_path)).source()
-    for said in (str(caught.value), str(not_downloaded.value)):
-        assert "\n" not in said
-        assert LOOKED_FOR[dataset] in said
-        assert "download=True" not in said
-        assert not re.search(r"the files?\b", said)
+    for message in (str(caught.value), str(not_downloaded.value)):
+        assert "\n" not in message
+        assert EXPECTED_FILES[dataset] in message
+        assert "download=True" not in message
+        assert not re.search(r"the files?\b", message)
 
 
-LOOKED_FOR: dict[type[Any], str] = {
+EXPECTED_FILES: dict[type[Any], str] = {
     CIFAR10: "cifar-10-python.tar.gz",
     EMNIST: "emnist-balanced-train-images-idx3-ubyte",
     SVHN: "train_32x32.mat",
@@ -241,7 +241,7 @@ LOOKED_FOR: dict[type[Any], str] = {
 
 
 def emnist_archive(path: Path) -> dict[str, np.ndarray]:
-    """A zip of four .gz files, as NIST has it; their contents."""
+    """Write a zip of four .gz files, like NIST's archive. Returns the array of each file by its name."""
     images = RANDOM.integers(0, 256, (30, 28, 28), dtype=np.uint8)
     files = {}
     with zipfile.ZipFile(path, "w") as archive:
@@ -255,13 +255,13 @@ def emnist_archive(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with a line for each download; a download is a slow copy of `archive.zip`."""
+    """A log with one line for each download. A download is replaced by a slow copy of `archive.zip`."""
     log = tmp_path / "fetches"
     log.touch()
 
     def fetch(url: str, root: str, filename: str | None = None, md5: str | None = None) -> None:  # noqa: ARG001
         target = Path(root) / (filename or Path(url).name)
-        if target.exists():  # with its digest, torchvision would say
+        if target.exists():  # torchvision compares the digest here
             return
         with log.open("a") as file:
             file.write(f"{url}\n")
@@ -283,13 +283,13 @@ def test_two_processes_fetch_one_set_and_both_succeed(tmp_path: Path, fetches: P
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert len(fetches.read_text().splitlines()) == 1
-    found = EMNIST(str(tmp_path / "data"), verify=False).images("test").pixels[:, 0].transpose(1, 2)
-    assert found.numpy().tolist() == files["emnist-balanced-test-images-idx3-ubyte"].tolist()
+    pixels = EMNIST(str(tmp_path / "data"), verify=False).images("test").pixels[:, 0].transpose(1, 2)
+    assert pixels.numpy().tolist() == files["emnist-balanced-test-images-idx3-ubyte"].tolist()
 
 
 @pytest.mark.parametrize("cut", [0, 10, -1])
 def test_half_of_an_extraction_is_found_and_made_anew(tmp_path: Path, fetches: Path, cut: int) -> None:
-    """EMNIST's files have no digests of their own: torchvision takes whatever is there."""
+    """NIST publishes no digests of EMNIST's single files, so torchvision accepts any file with the right name."""
     files = emnist_archive(tmp_path / "archive.zip")
     data = EMNIST(str(tmp_path / "data"), verify=False)
     data.prepare_data()
@@ -297,13 +297,13 @@ def test_half_of_an_extraction_is_found_and_made_anew(tmp_path: Path, fetches: P
     path.write_bytes(path.read_bytes()[:cut])
     data.prepare_data()
     assert path.read_bytes() == idx_bytes(files[path.name])
-    assert len(fetches.read_text().splitlines()) == 1  # the archive was there
+    assert len(fetches.read_text().splitlines()) == 1  # the archive was still there
 
 
 def test_half_of_omniglot_is_found_and_made_whole(
     tmp_path: Path, fetches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its images have no digests either, and torchvision does not count them."""
+    """Torchvision checks neither the digests nor the number of Omniglot's images."""
     place = tmp_path / "data" / "omniglot-py"
     place.mkdir(parents=True)
     image = io.BytesIO()
@@ -326,7 +326,7 @@ def test_half_of_omniglot_is_found_and_made_whole(
 
 
 class Pickled:
-    """Makes a folder where it is unpickled."""
+    """Creates the folder `path` when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -339,7 +339,7 @@ class Pickled:
 def test_a_pickle_of_cifar_that_is_not_the_published_one_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
-    """CIFAR-10 is published as pickles: without their digests, nothing is extracted and nothing read."""
+    """CIFAR-10 is published as pickles, so nothing is extracted or unpickled unless its digest is right."""
 
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no route to host")

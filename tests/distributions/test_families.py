@@ -1,6 +1,6 @@
-"""Laws of the families whose dimensions are independent. To add one: a row in FAMILIES.
+"""Laws of the families whose dimensions are independent. To add a family, add a row to FAMILIES.
 
-Those over vectors that hang together have their rows in test_vector_families.py.
+Families over vectors with dependent dimensions are in test_vector_families.py.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) 
 
 @pytest.mark.parametrize("logit", [-700.0, -40.0, -1.0, -1e-3, 0.0, 1e-6, 0.02, 3.0, 40.0, 700.0])
 def test_continuous_bernoulli_against_its_own_formula(logit: float) -> None:
-    """log p(x) = eta x - log((e^eta - 1) / eta), computed in high precision, also where sigmoid(eta) rounds to 1."""
+    """log p(x) = eta x - log((e^eta - 1) / eta) in high precision, also if sigmoid(eta) rounds to 1."""
     eta = torch.tensor([logit], dtype=torch.float64)
     family = ContinuousBernoulli((1,))
     x = torch.tensor([0.3], dtype=torch.float64)
@@ -171,7 +171,10 @@ def test_continuous_bernoulli_against_its_own_formula(logit: float) -> None:
 
 @pytest.mark.parametrize("eta", [-9.9e-3, -1e-3, -1e-8, 0.0, 1e-8, 1e-3, 9.9e-3])
 def test_the_mean_of_a_continuous_bernoulli_near_zero(eta: float) -> None:
-    """E[x] = 1/2 + eta/12 - eta^3/720 + ..., near 0, where the formula is 0/0: exact to 1e-8, and its slope to 1e-5."""
+    """E[x] = 1/2 + eta/12 - eta^3/720 + ...
+
+    near 0, where the formula is 0/0. The mean is exact to 1e-8, the slope to 1e-5.
+    """
     raw = torch.tensor([eta], dtype=torch.float64, requires_grad=True)
     mean = ContinuousBernoulli((1,))(raw).mean
     (slope,) = torch.autograd.grad(mean.sum(), raw)
@@ -195,7 +198,7 @@ def test_the_mean_of_a_continuous_bernoulli_and_its_slope(eta: float, sign: int,
 
 
 def test_continuous_bernoulli_has_its_gradient_at_zero_too() -> None:
-    """d log p / d eta = x - E[x] = x - 1/2 at eta = 0, where a zero-initialised layer starts."""
+    """d log p / d eta = x - E[x] = x - 1/2 at eta = 0, the start of a zero-initialised layer."""
     eta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     ContinuousBernoulli((1,))(eta).log_prob(torch.tensor([0.3]).double()).sum().backward()
     assert eta.grad is not None
@@ -228,7 +231,7 @@ def test_the_sigma_of_a_predicted_scale_is_its_mean_over_pixels_and_examples() -
 
 @pytest.mark.parametrize("shape", [(), (3,), (4, 1), (2, 4, 3), (4, 0)])
 def test_log_p_of_a_normal_is_that_of_torch_however_its_sigma_is_repeated(shape: Shape) -> None:
-    """Values and gradients equal torch's, for one sigma, one a pixel, one an image, one for each number, or none."""
+    """Values and gradients equal torch's for one sigma in all, per pixel, per image, per number, or none."""
     size = 0 if shape == (4, 0) else 3
     mu, x = torch.randn(2, 4, size, dtype=torch.float64), torch.randn(4, size, dtype=torch.float64)
     sigma = torch.rand(shape, dtype=torch.float64) + 0.1
@@ -273,7 +276,7 @@ def test_impossible_settings_are_refused(recipe: Callable[[Shape], Family]) -> N
 
 
 def test_density_is_float32_under_autocast() -> None:
-    """With networks in bfloat16 the density is that of the rounded features, in float32: to 1e-5, not 1e-2."""
+    """With bfloat16 networks the density of the rounded features is computed in float32: exact to 1e-5, not 1e-2."""
     raw = torch.randn(8, 20).bfloat16()
     x = torch.rand(8, 10)
     family = DiagonalNormal((10,))

@@ -1,4 +1,4 @@
-"""Laws of posterior flows. To add one: one row in FLOWS."""
+"""Laws of posterior flows. To add a flow, add one row to FLOWS."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FLOWS: dict[str, Callable[[Shape], Family]] = {
 ROWS = pytest.mark.parametrize("name", FLOWS)
 
 
-MAPS: dict[int, Shape] = {1: (1, 1, 1), 2: (1, 1, 2), 3: (1, 3, 1), 4: (2, 1, 2), 5: (5, 1, 1)}  # by how many numbers
+MAPS: dict[int, Shape] = {1: (1, 1, 1), 2: (1, 1, 2), 3: (1, 3, 1), 4: (2, 1, 2), 5: (5, 1, 1)}  # by their size
 
 
 def shape_of(name: str, size: int) -> Shape:
@@ -176,7 +176,7 @@ def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) 
 
 @ROWS
 def test_density_is_float32_under_autocast(name: str) -> None:
-    """To 1e-4 of the float64 density at the same point, not to bfloat16's 1e-2."""
+    """The density agrees with float64 at the same point to 1e-4; bfloat16 would give 1e-2."""
     family = FLOWS[name](shape_of(name, 4))
     raw = torch.randn(8, *family.param_shape).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -190,7 +190,7 @@ def test_density_is_float32_under_autocast(name: str) -> None:
 
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_step_of_iaf_is_autoregressive(step: int) -> None:
-    """dz/de is triangular with the gates, in (0, 1), as its diagonal; the second step has the order reversed."""
+    """dz/de is triangular with the gates, in (0, 1), on its diagonal. The second step reverses the order."""
     family = make("IAF", 6)
     context = torch.randn(3, dtype=torch.float64)
     f = family.flow.transforms[step](context)
@@ -205,9 +205,10 @@ def test_a_step_of_iaf_is_autoregressive(step: int) -> None:
 @pytest.mark.parametrize("kernel_size", [3, 7])
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_step_of_iaf_on_maps_is_autoregressive(step: int, kernel_size: int) -> None:
-    """dz/de is triangular in the order of rows, columns, channels, and in the opposite order in the second step.
+    """dz/de is triangular in the order of rows, columns, channels; the second step reverses the order.
 
-    A kernel of 2 W - 1 sees everything before, one of 3 all but what is up and far to the right, with each pixel of it.
+    A kernel of 2 W - 1 sees all earlier pixels. A kernel of 3 sees all but those up and far to the right. If a pixel is
+    seen, all its channels are.
     """
     channels, height, width = shape = (3, 3, 4)
     family = ConvIAF(shape, hidden_channels=(12, 9), kernel_size=kernel_size, context_size=3).double()
@@ -317,7 +318,7 @@ class _OneWay(AffineTransform):
 def test_a_flow_that_cannot_invert_says_so_and_has_the_density_of_its_own_samples() -> None:
     """An own sample needs no inverse. Any other point, such as a changed sample, is refused in one line."""
     base = Independent(Normal(torch.zeros(3), torch.ones(3)), 1)
-    IAF((2,))  # a flow built before must not matter
+    IAF((2,))  # flows built earlier must not matter
     q = Flowed(base, lambda _: _OneWay(0.0, 2.0, event_dim=1))
     z = q.rsample((4,))
     torch.testing.assert_close(q.log_prob(z), Independent(Normal(torch.zeros(3), 2 * torch.ones(3)), 1).log_prob(z))
@@ -393,7 +394,7 @@ def test_a_flow_prior_takes_one_pass_for_a_density(coupling: bool, sampling: int
 
 
 def counted(module: nn.Module) -> tuple[Distribution, list[int]]:
-    """A distribution of the flow, and how often the network of each of its steps has run since."""
+    """Return a distribution of the flow, and the number of runs of each step's network since."""
     steps = list(module.flow.transforms)  # type: ignore[union-attr, arg-type]
     passes = [0] * len(steps)
     for i, step in enumerate(steps):
@@ -408,10 +409,12 @@ def counted(module: nn.Module) -> tuple[Distribution, list[int]]:
 def test_a_density_that_takes_more_memory_than_there_is_is_refused_before_it_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A training step of IAF, VampPrior and DReG: 500 components, 5 samples, 128 images, 40 dimensions' passes. One
-    density (96 GiB) would fit; the two of the step and the way back do not."""
+    """A training step of IAF, VampPrior and DReG: 500 components, 5 samples, 128 images, 40 dimensions' passes.
+
+    One density (96 GiB) would fit. The two densities of the step, with the backward pass, do not.
+    """
     model = VAE((1, 4, 4), 40, posterior=IAF, prior=VampPrior, objective=partial(DReG, num_samples=5))
-    monkeypatch.setattr(model, "_check_once", id)  # it asks a Trainer for the stage
+    monkeypatch.setattr(model, "_check_once", id)  # the check asks a Trainer for the stage
     monkeypatch.setattr(inversion, "available_memory", lambda: 200 * 2**30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(

@@ -1,6 +1,6 @@
-"""Every closed-form KL against Monte Carlo, and those of Gaussians against dense algebra.
+"""Every closed-form KL against Monte Carlo, and the KLs of Gaussians against dense algebra.
 
-To add one: a row in PAIRS.
+To add a KL, add a row to PAIRS.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ ROWS = pytest.mark.parametrize("name", PAIRS)
 
 @ROWS
 def test_closed_form_equals_monte_carlo(name: str) -> None:
-    """KL = E_q[log q - log p] within 4.5 standard errors, for each of 3 batch entries; `Latent.kl` uses it."""
+    """KL = E_q[log q - log p] within 4.5 standard errors, for each of 3 batch entries. `Latent.kl` uses it."""
     q, p = (make() for make in PAIRS[name])
     kl, z = kl_divergence(q, p), q.sample((10_000,))
     assert kl.shape == (3,)
@@ -122,13 +122,13 @@ def test_zero_from_itself_and_above_zero_otherwise(name: str) -> None:
 
 @ROWS
 def test_batch_shapes_broadcast(name: str) -> None:
-    """q [3] beside p [2, 1], as in a hierarchy where p depends on a sample: [2, 3]."""
+    """q [3] beside p [2, 1] gives [2, 3]; such a p depends on a sample, as in a hierarchy."""
     q, p = (make() for make in PAIRS[name])
     torch.testing.assert_close(kl_divergence(q, p.expand((2, 1))), kl_divergence(q, p).expand(2, 3))
 
 
 def dense(p: Distribution) -> MultivariateNormal:
-    """The same Gaussian by its [D, D] covariance."""
+    """Return the same Gaussian with its [D, D] covariance."""
     if isinstance(p, RankOneMultivariateNormal):
         u = p.precision_factor[..., None]
         return MultivariateNormal(p.loc, precision_matrix=torch.diag_embed(p.precision_diag) + u * u.mT)
@@ -153,7 +153,7 @@ def test_the_dense_checks_cover_every_gaussian_pair() -> None:
 
 @pytest.mark.parametrize("size", [0.0, 1e-12, 1e-6, 1e-3, 1.0, 30.0])
 def test_rank_one_algebra(size: float) -> None:
-    """C = (D + u u^T)^-1, R R^T = C, log |C|, the variances, entropy, density and C v to 1e-10, at a -> 0 too."""
+    """C = (D + u u^T)^-1: R R^T = C, log |C|, variances, entropy, density and C v to 1e-10, also as a -> 0."""
     d = 0.3 + 3 * torch.rand(5, 6, dtype=torch.float64)
     u, loc = size * torch.randn(5, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64)
     q = RankOneMultivariateNormal(loc, d, u)
@@ -190,7 +190,10 @@ def test_rank_one_has_the_papers_factor_and_its_gradient_at_no_direction() -> No
 
 
 def test_rank_one_never_makes_a_matrix() -> None:
-    """O(D): 300,000 dimensions, whose covariance would take 720 GB. With |u| = 1 the KL is (log 2 - 1/2) / 2."""
+    """Cost is O(D): 300,000 dimensions, whose covariance would take 720 GB.
+
+    With |u| = 1 the KL is (log 2 - 1/2) / 2.
+    """
     zeros = torch.zeros(300_000, dtype=torch.float64)
     q = RankOneMultivariateNormal(zeros, zeros + 1, zeros + 300_000**-0.5)
     assert q.log_prob(q.rsample()).isfinite()
@@ -200,7 +203,7 @@ def test_rank_one_never_makes_a_matrix() -> None:
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_bernoulli_at_certainty(p: float) -> None:
-    """As torch's own: infinite if p excludes what q allows, 0 log 0 = 0, and equal to torch's otherwise."""
+    """Like torch's KL: infinite if p excludes a value that q allows, 0 log 0 = 0, and equal to torch's otherwise."""
     inside, certain = Bernoulli(torch.tensor([0.3, 0.6])), Bernoulli(torch.tensor([p, p]))
     assert kl_divergence(inside, certain).isinf().all()
     torch.testing.assert_close(kl_divergence(certain, inside), -inside.log_prob(torch.tensor([p, p])))

@@ -1,4 +1,4 @@
-"""Likelihoods over grey levels: masses with sum one, exact in every tail, and bits per dimension."""
+"""Likelihoods over grey levels: masses that sum to one, exact tails, and bits per dimension."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def levels(count: int) -> Tensor:
 
 @pytest.mark.parametrize("count", [2, 3, 17, 256])
 def test_masses_add_up_to_one_wherever_the_centre_and_however_wide(count: int) -> None:
-    """Edge bins included: with the centre far outside [0, 1], all of the mass is in one of them."""
-    p = pixels.DiscretizedLogistic(count - 1, LOCATIONS[:, None], SCALES)
+    """With the edge bins. A centre far outside [0, 1] has all its mass in one edge bin."""
+    p = pixels.DiscretizedLogisticDistribution(count - 1, LOCATIONS[:, None], SCALES)
     total = p.log_prob(levels(count)[:, None, None]).exp().sum(0)
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-12)
 
@@ -47,14 +47,14 @@ def test_edge_bins_are_open_and_inner_bins_are_a_difference() -> None:
     n, mu, s = 255, torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.1, dtype=torch.float64)
     edges = torch.sigmoid(((torch.arange(n, dtype=torch.float64) + 0.5) / n - mu) / s)
     expected = torch.cat([edges[:1], edges.diff(), 1 - edges[-1:]])
-    found = pixels.DiscretizedLogistic(n, mu, s).log_prob(levels(n + 1)).exp()
+    found = pixels.DiscretizedLogisticDistribution(n, mu, s).log_prob(levels(n + 1)).exp()
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
 
 
 def test_far_tails_are_exact_in_float32() -> None:
-    """log P of level k with all mass elsewhere is linear in the distance, not the logarithm of a rounded 0."""
-    p = pixels.DiscretizedLogistic(255, torch.tensor(0.0), torch.tensor(1e-3))
-    q = pixels.DiscretizedLogistic(255, torch.tensor(0.0).double(), torch.tensor(1e-3).double())
+    """log P of a level far from all mass is linear in the distance, not the logarithm of a rounded 0."""
+    p = pixels.DiscretizedLogisticDistribution(255, torch.tensor(0.0), torch.tensor(1e-3))
+    q = pixels.DiscretizedLogisticDistribution(255, torch.tensor(0.0).double(), torch.tensor(1e-3).double())
     k = torch.tensor([1, 30, 200, 255])
     found, exact = p.log_prob(k.float() / 255), q.log_prob(k.double() / 255)
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
@@ -71,7 +71,7 @@ def test_a_mixture_of_one_is_the_one() -> None:
 
 
 def test_components_differ_at_features_of_zero() -> None:
-    """Otherwise every component would always have the same gradient."""
+    """Otherwise all components would always have equal gradients."""
     family = MixtureOfDiscretizedLogistics((2,), num_components=4)
     raw = torch.zeros(1, *family.param_shape, requires_grad=True)
     family(raw).log_prob(torch.zeros(1, 2)).sum().backward()
@@ -82,7 +82,10 @@ def test_components_differ_at_features_of_zero() -> None:
 
 @pytest.mark.parametrize("value", [0.5, -0.01, 1.01])
 def test_a_value_between_levels_has_no_mass(value: float) -> None:
-    for p in (pixels.DiscretizedLogistic(255, torch.zeros(1), torch.ones(1)), pixels.CategoricalLevels(torch.zeros(6))):
+    for p in (
+        pixels.DiscretizedLogisticDistribution(255, torch.zeros(1), torch.ones(1)),
+        pixels.CategoricalLevelsDistribution(torch.zeros(6)),
+    ):
         assert not p.support.check(torch.tensor([value])).any()  # type: ignore[union-attr]
 
 
@@ -100,7 +103,7 @@ def test_bits_of_a_mass(recipe: FamilyRecipe) -> None:
 
 
 def test_bits_of_an_image_given_in_part_are_of_the_rest() -> None:
-    """A fair coin has one bit: with 2 of 6 pixels given, or 2 and 4 of them in the two images of a batch."""
+    """A fair coin has one bit. 2 of 6 pixels are given, or 2 and 4 in the two images of a batch."""
     p_x = Bernoulli((1, 2, 3))(torch.zeros(1, 2, 1, 2, 3))
     x = torch.ones(2, 1, 2, 3)
     for columns in ([1, 1], [1, 2]):
@@ -110,7 +113,7 @@ def test_bits_of_an_image_given_in_part_are_of_the_rest() -> None:
 
 
 def test_bits_of_a_uniform_pixel_are_eight() -> None:
-    """Both for 256 equal levels and for a dequantised uniform density on [0, 1]."""
+    """For 256 equal levels, and for a dequantised uniform density on [0, 1]."""
     x = torch.randint(256, (4, 1, 3, 3)) / 255
     equal = CategoricalLevels((1, 3, 3))(torch.zeros(4, 256, 3, 3))
     torch.testing.assert_close(bits_per_dimension(-equal.log_prob(x), equal), torch.full((4,), 8.0))

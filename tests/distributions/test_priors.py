@@ -1,4 +1,4 @@
-"""Laws of priors. To add a prior: one row in PRIORS."""
+"""Laws of priors. To add a prior, add one row to PRIORS."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ IMAGE_SHAPE = (1, 4, 4)
 
 
 def encoder(family: Family) -> Callable[[Tensor], Distribution]:
-    """q(z|x) of an affine map, in the form that a model gives to its prior."""
+    """Return q(z|x) of an affine map, as a model passes it to its prior."""
     network = MLP(IMAGE_SHAPE, family.param_shape, hidden_sizes=())
     return lambda x: family(network.to(x.dtype)(x))
 
 
 def make(name: str, event_shape: Shape) -> Prior:
-    """A prior moved away from its start, and bound to a q(z|x)."""
+    """Return a prior that is moved away from its start, and bound to a q(z|x)."""
     prior = PRIORS[name](event_shape)
     prior.bind(encoder(DiagonalNormal(event_shape)), IMAGE_SHAPE)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_normalised_in_two_dimensions(name: str) -> None:
 
 @ROWS
 def test_samples_are_of_the_density(name: str) -> None:
-    """E[z] and E[z^2] by the density = those of samples."""
+    """E[z] and E[z^2] by the density equal those of samples."""
     p = make(name, (1,))()
     z, n = torch.linspace(-15, 15, 6_001, dtype=torch.float64), 20_000
     density = p.log_prob(z[:, None]).exp()
@@ -123,7 +123,7 @@ def test_samples_are_of_the_density(name: str) -> None:
 @ROWS
 @pytest.mark.parametrize("event_shape", [(3,), (2, 4, 4)])
 def test_shapes_and_dtype_follow_the_module(name: str, event_shape: Shape) -> None:
-    """Batch shape [] and the event's shape; moving the module moves the distribution."""
+    """The batch shape is [], and moving the module moves the distribution."""
     p = make(name, event_shape)()
     assert (p.batch_shape, p.event_shape) == ((), event_shape)
     z = p.sample((5, 2))
@@ -160,7 +160,7 @@ def test_standard_normal_at_zero() -> None:
     ],
 )
 def test_features_of_zero_are_the_plainest_member(family: FamilyRecipe, log_density: float) -> None:
-    """Uniform where that is possible, else Laplace(0, 1) and Gamma(1, 1): their log p at a point with |z|_1 = 1."""
+    """Uniform if possible, else Laplace(0, 1) and Gamma(1, 1): their log p at a point with |z|_1 = 1."""
     p = FamilyPrior((4,), family).double()()
     z = torch.tensor([1.0, 0, 0, 0] if family is Categorical else [0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     assert p.log_prob(z).item() == pytest.approx(log_density, abs=1e-6)
@@ -178,7 +178,7 @@ def test_a_learned_prior_gets_a_gradient_everywhere(family: FamilyRecipe) -> Non
 
 @pytest.mark.parametrize("group_size", [None, 2, 3])
 def test_uniform_sphere(group_size: int | None) -> None:
-    """Samples of norm 1 in each group, mean 0; the density of each is 1 / area."""
+    """Samples have norm 1 in each group and mean 0; the density of each group is 1 / area."""
     p = UniformSphere((6,), group_size).double()()
     z = p.sample((5000,))
     size = group_size or 6
@@ -230,7 +230,7 @@ class PseudoInputsOnASphere(VampPrior):
     ],
 )
 def test_which_prior_fits_which_posterior(posterior: FamilyRecipe, prior: Callable[[Shape], Prior], fits: bool) -> None:
-    """True if q and p are over one space and z is possible; a Normal and a density on a sphere have no ratio."""
+    """True if q and p are over one space and z is possible. A Normal and a density on a sphere have no ratio."""
     family = posterior((4,))
     q, p = family(torch.randn(50, *family.param_shape)), prior((4,))()
     assert share_support(q, p, q.rsample()) == fits
@@ -274,7 +274,7 @@ def vamp(posterior: Callable[[Shape], Family] = DiagonalNormal, num_components: 
 
 @pytest.mark.parametrize("posterior", [DiagonalNormal, LinearIAF, partial(IAF, hidden_sizes=(8,), context_size=2)])
 def test_vamp_prior_is_the_mixture_of_the_models_own_posterior(posterior: Callable[[Shape], Family]) -> None:
-    """log 1/K sum_k q(z|u_k), each q by itself, in float64."""
+    """log 1/K sum_k q(z|u_k), each q computed by itself, in float64."""
     model = vamp(posterior).double()
     z = torch.randn(4, 2, 3, dtype=torch.float64)
     u = model.prior.pseudo_inputs.clamp(0, 1)
@@ -284,7 +284,7 @@ def test_vamp_prior_is_the_mixture_of_the_models_own_posterior(posterior: Callab
 
 
 def test_vamp_prior_samples_every_component() -> None:
-    """Pseudo-inputs far apart, narrow posteriors: each is drawn its share of the time."""
+    """With distant pseudo-inputs and narrow posteriors, each component is drawn with its share."""
     prior = VampPrior((1,), 4)
     prior.bind(lambda x: Independent(Normal(100 * x.flatten(1), torch.ones(len(x), 1)), 1), (1,))
     with torch.no_grad():
@@ -312,7 +312,7 @@ def test_a_copy_of_a_vamp_prior_reads_the_copys_encoder() -> None:
 
 
 def test_vamp_prior_trains_through_the_encoder_and_loads(tmp_path: Path) -> None:
-    """Gradients of the KL reach the pseudo-inputs, and the file gives the same density."""
+    """The KL's gradient reaches the pseudo-inputs, and the loaded file gives the same density."""
     import lightning.pytorch as pl
 
     model = vamp()
@@ -330,7 +330,7 @@ def test_vamp_prior_trains_through_the_encoder_and_loads(tmp_path: Path) -> None
     torch.testing.assert_close(loaded.prior().log_prob(z), model.prior().log_prob(z))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo reads .grad of an input that is no leaf
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo reads .grad of an input that is not a leaf
 def test_vamp_prior_and_a_compiled_encoder() -> None:
     model, z = vamp(), torch.randn(4, 3)
     eager = model.prior().log_prob(z)
@@ -362,7 +362,7 @@ def test_vamp_prior_wants_a_density_at_any_point_and_the_same_latents() -> None:
 
 
 def test_a_fitted_mixture_has_scikit_learns_density_and_finds_the_truth() -> None:
-    """Two Gaussians of full covariance: the held-out mean log density is the truth's, to 0.02 nats."""
+    """Data from two Gaussians of full covariance: the mean held-out log density is the truth's, to 0.02 nats."""
     means = torch.tensor([[-3.0, 0.0], [3.0, 1.0]]).double()
     factors = torch.tensor([[[1.0, 0.0], [0.9, 0.2]], [[0.5, 0.0], [-0.4, 1.0]]]).double()
     truth = MixtureSameFamily(

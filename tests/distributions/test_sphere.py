@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from vae_lightning.distributions.sphere import (
     UniformOnSphere,
-    VonMisesFisher,
+    VonMisesFisherDistribution,
     log_area,
     log_power_over_bessel,
     mean_cosine,
@@ -24,7 +24,7 @@ KAPPA = torch.tensor([1e-6, 1e-2, 1.0, 7.0, 60.0, 900.0, 1e5], dtype=torch.float
 def by_quadrature(order: float, kappa: Tensor) -> Tensor:
     """log(kappa^v / I_v) from I_v = (kappa/2)^v / (pi^(1/2) Gamma(v + 1/2)) int_0^pi e^(kappa cos a) sin^2v a da.
 
-    https://dlmf.nist.gov/10.32.E2. The integral is over the part that is not e^-50 of its peak.
+    https://dlmf.nist.gov/10.32.E2. The integral covers the angles at which the integrand is above e^-50 of its peak.
     """
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(400))
     peak = torch.acos(kappa / (order + torch.sqrt(order**2 + kappa**2)))
@@ -72,7 +72,7 @@ def test_three_dimensions_have_elementary_functions() -> None:
     """C_3 = kappa / (4 pi sinh kappa), A = coth kappa - 1 / kappa, KL = kappa A + log(kappa / sinh kappa)."""
     kappa = torch.tensor([0.01, 0.5, 3.0, 40.0], dtype=torch.float64)
     mu = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(4, 3)
-    q, p = VonMisesFisher(mu, kappa), UniformOnSphere(torch.zeros(3, dtype=torch.float64))
+    q, p = VonMisesFisherDistribution(mu, kappa), UniformOnSphere(torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(q.log_prob(mu), (kappa / (4 * math.pi * kappa.sinh())).log() + kappa)
     a = 1 / kappa.tanh() - 1 / kappa
     torch.testing.assert_close(mean_cosine(kappa, 3), a, rtol=1e-8, atol=1e-10)
@@ -88,10 +88,10 @@ def test_area() -> None:
 @pytest.mark.parametrize("size", [2, 3, 10, 300])
 @pytest.mark.parametrize("kappa", [0.0, 1e-3, 1.0, 30.0, 1e4])
 def test_samples_and_their_gradient_in_any_dimension(size: int, kappa: float) -> None:
-    """E[mu^T x] = A and, along the path, d E[mu^T x] / d kappa = A': within 4.5 standard errors."""
+    """E[mu^T x] = A, and by the path gradient d E[mu^T x] / d kappa = A', within 4.5 standard errors."""
     mu = torch.nn.functional.normalize(torch.randn(size, dtype=torch.float64), dim=0)
     each = torch.full((2000,), kappa, dtype=torch.float64, requires_grad=True)
-    x = VonMisesFisher(mu.expand(2000, size), each).rsample()
+    x = VonMisesFisherDistribution(mu.expand(2000, size), each).rsample()
     torch.testing.assert_close(x.norm(dim=-1), torch.ones(2000, dtype=torch.float64))
     cosine = x @ mu
     (path,) = torch.autograd.grad(cosine.sum(), each)
@@ -104,10 +104,10 @@ def test_samples_and_their_gradient_in_any_dimension(size: int, kappa: float) ->
 
 
 def test_float32_density_of_a_concentrated_distribution() -> None:
-    """At kappa = 10^4 in 50 dimensions log p is that of float64 to 1e-3: large numbers do not cancel."""
+    """At kappa = 10^4 in 50 dimensions log p agrees with float64 to 1e-3, because no large numbers cancel."""
     mu = torch.nn.functional.normalize(torch.randn(20, 50), dim=-1)
-    q = VonMisesFisher(mu, torch.full((20,), 1e4))
+    q = VonMisesFisherDistribution(mu, torch.full((20,), 1e4))
     x = q.sample()
     exact_mu, exact_x = (torch.nn.functional.normalize(part.double(), dim=-1) for part in (mu, x))
-    exact = VonMisesFisher(exact_mu, torch.full((20,), 1e4, dtype=torch.float64)).log_prob(exact_x)
+    exact = VonMisesFisherDistribution(exact_mu, torch.full((20,), 1e4, dtype=torch.float64)).log_prob(exact_x)
     torch.testing.assert_close(q.log_prob(x).double(), exact, rtol=0, atol=1e-3)

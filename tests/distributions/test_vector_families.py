@@ -1,4 +1,4 @@
-"""Laws of the families over vectors with dependent dimensions. To add one: a row in FAMILIES."""
+"""Laws of the families over vectors with dependent dimensions. To add a family, add a row to FAMILIES."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def ball_surface() -> Grid:
     return Grid(points, torch.outer(torch.from_numpy(weights), around.weights).flatten())
 
 
-# recipe, and the grid over its support in as many dimensions as can be integrated
+# recipe, and a grid over its support in few enough dimensions to integrate
 FAMILIES: dict[str, tuple[Callable[[Shape], Family], Callable[[], Grid]]] = {
     "full normal": (FullNormal, plane),
     "low-rank normal": (LowRankNormal, plane),
@@ -120,7 +120,7 @@ def z_score(samples: Tensor, expected: Tensor) -> float:
 
 
 def test_every_family_has_a_row() -> None:
-    """Every family is in this table, or in that of independent dimensions or of flows."""
+    """Every family is in this table, in that of independent dimensions, or in that of flows."""
     exported = {cls for cls in vars(distributions).values() if isinstance(cls, type) and issubclass(cls, Family)}
     rows = [(row[0], (1,)) for row in POINTWISE.values()] + [(row[0], (4,)) for row in FAMILIES.values()]
     rows += [(recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()]
@@ -136,7 +136,7 @@ def test_a_message_names_the_family_that_was_chosen() -> None:
 
 @ROWS
 def test_normalised_with_its_mean_variance_and_entropy(name: str) -> None:
-    """By quadrature over the support: 1, E[z], Var[z] and -E[log p]; those that have no closed form are left out."""
+    """By quadrature over the support: 1, E[z], Var[z] and -E[log p]. Moments without a closed form are left out."""
     family, grid = make(name)
     p = family(features(family, 3))
     log_p = p.log_prob(grid.points[:, None])  # [N, 3]
@@ -152,7 +152,7 @@ def test_normalised_with_its_mean_variance_and_entropy(name: str) -> None:
 
 @ROWS
 def test_samples_agree_with_the_density(name: str) -> None:
-    """First and second moments, those between dimensions too; every sample lies in the support."""
+    """First and second moments agree, also between dimensions, and every sample lies in the support."""
     family, grid = make(name)
     p = family(features(family, 3))
     mass = p.log_prob(grid.points[:, None]).exp() * grid.weights[:, None]
@@ -166,7 +166,7 @@ def test_samples_agree_with_the_density(name: str) -> None:
 
 @PATHWISE
 def test_pathwise_gradient_is_that_of_the_expectation(name: str) -> None:
-    """d/dphi E[f(z)] by `rsample`, within its standard error of the one by quadrature: f has odd and even parts."""
+    """d/dphi E[f(z)] by `rsample` is within its standard error of the quadrature's. f has odd and even parts."""
     family, grid = make(name)
     raw = features(family)
     slope = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64)[: grid.points.shape[-1]]
@@ -176,7 +176,7 @@ def test_pathwise_gradient_is_that_of_the_expectation(name: str) -> None:
 
     exact_raw = raw.clone().requires_grad_()
     (family(exact_raw).log_prob(grid.points).exp() * grid.weights * f(grid.points)).sum().backward()
-    copies = raw.expand(10_000, -1).clone().requires_grad_()  # one z each, so that each has its own gradient
+    copies = raw.expand(10_000, -1).clone().requires_grad_()  # so that each z has its own gradient
     f(family(copies).rsample()).sum().backward()
     assert exact_raw.grad is not None
     assert copies.grad is not None
@@ -215,12 +215,12 @@ def test_gradient_reaches_every_feature(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e3])
 def test_finite_at_extreme_features(name: str, dtype: torch.dtype, size: float) -> None:
-    """float32 throughout; a sample, its log_prob, and the gradient through both, finite at +-1000."""
+    """All float32: a sample, its log_prob, and the gradient through both are finite at features of +-1000."""
     family = FAMILIES[name][0]((4,))
     (length,) = family.param_shape
     pattern = torch.tensor([-1.0, 1.0, -0.5, 0.0, 0.5]).repeat(length)
     raw = (size * pattern[:length]).to(dtype).requires_grad_()
-    Family.validate_args = False  # a simplex of float32 adds up to 1 within 1e-6 only nearly always
+    Family.validate_args = False  # a float32 simplex sometimes misses 1 by more than 1e-6
     p = family(raw[None])
     z = p.rsample((50,)) if p.has_rsample else p.sample((50,))
     log_prob = p.log_prob(z)
@@ -237,12 +237,12 @@ EVERY: dict[str, tuple[Callable[[Shape], Family], Shape]] = {
     **{name: (row[0], (4,)) for name, row in FAMILIES.items()},
     **{name: (recipe, shape_of(name, 4)) for name, recipe in FLOWS.items()},
 }
-EXTREMES = (0.0, 1e-8, 1e-3, 10.0, 88.0, 89.0, 100.0, 1e4)  # e^x leaves float32 at 88.7
+EXTREMES = (0.0, 1e-8, 1e-3, 10.0, 88.0, 89.0, 100.0, 1e4)  # e^x overflows float32 at 88.7
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_what_a_family_computes_has_a_finite_gradient_at_extreme_features(name: str) -> None:
-    """Mean, variance, entropy, density and KL: a branch that `where` leaves out must not overflow either."""
+    """Mean, variance, entropy, density and KL. A branch that `where` discards must not overflow either."""
     recipe, shape = EVERY[name]
     Family.validate_args = False
     family, standard, own = recipe(shape), StandardNormal(shape)(), FamilyPrior(shape, recipe)()
@@ -260,7 +260,7 @@ def test_what_a_family_computes_has_a_finite_gradient_at_extreme_features(name: 
 
 
 def computed(p: Distribution, z: Tensor, *others: Distribution) -> Iterator[Tensor]:
-    """What p knows in closed form, and its density at z."""
+    """Return what p computes in closed form, and its density at z."""
     known = (lambda: p.mean, lambda: p.variance, p.entropy, lambda: p.log_prob(z))
     for what in (*known, *(partial(kl_divergence, p, other) for other in others)):
         with suppress(NotImplementedError):
@@ -279,7 +279,7 @@ GAUSSIANS: dict[str, Callable[[Shape], Family]] = {
 @pytest.mark.parametrize("name", GAUSSIANS)
 @pytest.mark.parametrize(("scale", "size"), [(1.0, 2), (1.0, 16), (10.0, 8), (100.0, 8), (1e4, 2)])
 def test_a_density_in_float32_is_that_of_float64_to_rounding(name: str, scale: float, size: int) -> None:
-    """With its gradient, its entropy and its KL: sigma at its floor beside directions up to 10^7 times wider."""
+    """Also its gradient, entropy and KL, with sigma at its floor beside directions up to 10^7 times wider."""
     family = GAUSSIANS[name]((size,))
     raw = scale * torch.randn(6, *family.param_shape)
     raw[::2, size : 2 * size] = -1000.0
@@ -298,7 +298,7 @@ def test_a_density_in_float32_is_that_of_float64_to_rounding(name: str, scale: f
 
 @pytest.mark.parametrize(("q_name", "p_name"), [*itertools.product(GAUSSIANS, GAUSSIANS)])
 def test_a_kl_between_correlated_gaussians_in_float32_is_that_of_float64(q_name: str, p_name: str) -> None:
-    """Of narrow ones, whose precisions are a million; with the batch shape that one of them is expanded to."""
+    """The Gaussians are narrow (precisions of a million), and one is expanded to a batch shape."""
     families = [GAUSSIANS[name]((4,)) for name in (q_name, p_name)]
     raws = [torch.randn(3, *families[0].param_shape), torch.randn(families[1].param_shape)]
     for raw in raws:
@@ -314,7 +314,7 @@ def test_a_kl_between_correlated_gaussians_in_float32_is_that_of_float64(q_name:
 
 @pytest.mark.parametrize("name", GAUSSIANS)
 def test_an_expanded_posterior_in_float32_has_its_batch_shape(name: str) -> None:
-    """Also where z alone has a smaller one."""
+    """Also if z has a smaller one."""
     family = GAUSSIANS[name]((4,))
     q = family(torch.randn(3, *family.param_shape))
     z, wide = q.sample(), q.expand((2, 3))
@@ -325,7 +325,7 @@ def test_an_expanded_posterior_in_float32_has_its_batch_shape(name: str) -> None
 
 @pytest.mark.parametrize("apart", [1.0, 1e-5])
 def test_a_low_rank_density_in_exact_arithmetic(apart: float) -> None:
-    """log N(z; mu, diag sigma^2 + W W^T) by fractions: W a million times sigma, with columns almost alike too."""
+    """log N(z; mu, diag sigma^2 + W W^T) by fractions. W is a million times sigma, also with nearly equal columns."""
     raw = torch.randn(12)  # mu, raw sigma, W by rows of two
     raw[3:6] = torch.tensor([-1000.0, -5.0, -1000.0])
     raw[6:] *= 1000
@@ -353,7 +353,7 @@ def determinant(m: list[list[Fraction]]) -> Fraction:
 
 @GROUPED
 def test_groups_are_independent(family_class: type[Family]) -> None:
-    """log p(z) of 3 groups of 2 is the sum of those of each; mean, samples and entropy are side by side."""
+    """log p(z) of 3 groups of 2 is the sum over groups. Mean, samples and entropy are concatenated."""
     whole, single = family_class((6,), group_size=2), family_class((2,))
     raw = features(whole, 5)
     parts = raw.chunk(3, dim=-1)
@@ -372,7 +372,7 @@ def test_a_one_hot_sample_has_no_pathwise_gradient() -> None:
 
 
 def test_a_sampled_kl_of_one_hot_vectors_has_the_gradient_of_the_exact_one() -> None:
-    """On average, through straight-through samples; otherwise the KL would not train the encoder."""
+    """On average, through straight-through samples. Without this gradient the KL would not train the encoder."""
     family = Categorical((3,), straight_through=True)
     raw, p = torch.tensor([1.0, 0.0, -0.5], dtype=torch.float64), family(torch.tensor([0.3, -0.2, 0.0]).double())
     of_each = raw.expand(200_000, 3).clone().requires_grad_()
@@ -430,7 +430,7 @@ def test_a_full_covariance_is_made_of_sigma_and_w_by_rows() -> None:
 def test_the_gradient_through_a_full_covariance_is_no_louder_than_through_the_mean(
     family_class: Callable[[Shape], Family], size: int
 ) -> None:
-    """For any D: the features share the encoder's weights, and the noise of D^2 / 2 of them could drown the rest."""
+    """For any D. All features share the encoder's weights, so the noise of D^2 / 2 of them could hide the rest."""
     raw = torch.zeros(1000, *family_class((size,)).param_shape, requires_grad=True)
     draw(family_class((size,))(raw)).sum().backward()
     assert raw.grad is not None
@@ -441,7 +441,7 @@ def test_the_gradient_through_a_full_covariance_is_no_louder_than_through_the_me
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "normal" in name])
 def test_density_is_float32_under_autocast(name: str) -> None:
-    """With networks in bfloat16 the density and the samples are those of the rounded features, in float32."""
+    """With bfloat16 networks, density and samples are those of the rounded features, in float32."""
     family = FAMILIES[name][0]((6,))
     raw, z = features(family, 8).bfloat16(), torch.randn(8, 6)
     with torch.autocast("cpu", dtype=torch.bfloat16):

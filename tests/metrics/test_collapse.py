@@ -123,7 +123,7 @@ class BlackAndWhite(ImageDataModule):
 class Brightness(VAE):
     """q(z|x) = N(mean pixel, 0.1^2), p(x|z) = N(z, 1) in each pixel: only a swap of black and white costs anything."""
 
-    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x = batch["x"]
         q = Independent(Normal(x.flatten(1).mean(1, keepdim=True), 0.1), 1)
         z = q.sample((num_samples,))  # [K, B, 1]

@@ -133,7 +133,7 @@ def test_the_distance_is_in_double_precision(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_classifier_is_trained_once_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, path = Digits(), tmp_path / "digits.pt"
-    with torch.inference_mode():  # as within a test
+    with torch.inference_mode():  # the mode in which Lightning runs a test
         prepare_classifier(data, path, num_steps=150)
     assert "once" in capsys.readouterr().out
     classifier, accuracy = load_classifier(data, path)

@@ -39,7 +39,7 @@ def strict_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path}: {name}")))
 
 
-@pytest.mark.filterwarnings("ignore")  # as on the command line
+@pytest.mark.filterwarnings("ignore")  # the command line shows no warnings either
 def test_a_test_of_one_image_has_no_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

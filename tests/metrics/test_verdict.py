@@ -232,7 +232,7 @@ def test_more_images_are_no_remedy_for_numbers_that_are_not_finite(cost: float) 
 
 
 def test_many_dimensions_that_say_little_each_say_enough() -> None:
-    """8 of 0.03 nats: 0.24 in all."""
+    """8 dimensions of 0.03 nats have 0.24 together."""
     use = {
         "swap_cost": torch.linspace(-1, 1, 100, dtype=torch.float64),
         "kl/z": torch.full((100,), 5.0),

@@ -1,4 +1,4 @@
-"""The one VAE whose log p(x) is known: z ~ N(0, I), x|z ~ N(W z + b, sigma^2 I), so x ~ N(b, W W^T + sigma^2 I)."""
+"""A VAE whose log p(x) is known: z ~ N(0, I), x|z ~ N(W z + b, sigma^2 I), so x ~ N(b, W W^T + sigma^2 I)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def linear_gaussian(objective: ObjectiveRecipe, posterior: FamilyRecipe = Diagon
 
 
 def weights(model: VAE) -> tuple[Tensor, Tensor]:
-    """W [pixels, D] and b [pixels] of the decoder."""
+    """Return W [pixels, D] and b [pixels] of the decoder."""
     layer = list(model.decoder.modules())[-1]
     assert isinstance(layer, nn.Linear)
     return layer.weight.detach(), layer.bias.detach()
@@ -51,7 +51,7 @@ def exact_log_p(model: VAE, x: Tensor) -> Tensor:
 def set_exact_posterior(model: VAE) -> None:
     """Rotate the latent space so that the posterior is diagonal, and make the encoder exact.
 
-    p(z|x) = N(M^-1 W^T (x - b) / sigma^2, M^-1) with M = I + W^T W / sigma^2, diagonal once W^T W is.
+    p(z|x) = N(M^-1 W^T (x - b) / sigma^2, M^-1) with M = I + W^T W / sigma^2, which is diagonal if W^T W is.
     """
     w, b = weights(model)
     left, values, _ = torch.linalg.svd(w, full_matrices=False)

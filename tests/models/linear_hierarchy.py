@@ -1,4 +1,4 @@
-"""Linear-Gaussian hierarchies, whose log p(x) is known: every map is affine and every sigma a number."""
+"""Linear-Gaussian hierarchies, whose log p(x) is known because every map is affine and every sigma a constant."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ IMAGE_SHAPE, SIZES = (1, 2, 3), (3, 2)
 AFFINE = partial(MLP, hidden_sizes=())
 M = TypeVar("M", bound=LatentVariableModel)
 LIKELIHOOD = partial(DiagonalNormal, sigma=SIGMA, min_sigma=0.0)
-WIDE = partial(DiagonalNormal, min_sigma=0.4)  # a q wider than the posterior: its weights have a small variance
+WIDE = partial(DiagonalNormal, min_sigma=0.4)  # a q wider than the posterior, so that the weights have a small variance
 
 
 def hierarchy(inference: Callable[..., BottomUp | Ladder]) -> HVAE:
-    model = HVAE(IMAGE_SHAPE, SIZES, inference, transition=AFFINE, decoder=AFFINE, likelihood=LIKELIHOOD)
-    settled = settle(model)
+    model = set_weights(HVAE(IMAGE_SHAPE, SIZES, inference, transition=AFFINE, decoder=AFFINE, likelihood=LIKELIHOOD))
     _last(model.transitions[0]).weight.data[SIZES[0] :] = 0  # sigma of z1 does not depend on z2
-    return settled
+    return model
 
 
 def bottom_up() -> HVAE:
@@ -43,11 +42,11 @@ def ladder() -> HVAE:
 
 def dlgm() -> DLGM:
     slots = {"encoder": AFFINE, "transition": AFFINE, "decoder": AFFINE}
-    return settle(DLGM(IMAGE_SHAPE, SIZES, posterior=WIDE, likelihood=LIKELIHOOD, **slots))
+    return set_weights(DLGM(IMAGE_SHAPE, SIZES, posterior=WIDE, likelihood=LIKELIHOOD, **slots))
 
 
-def settle(model: M) -> M:
-    """Weights of a size at which every layer matters, in float64; those of q smaller, so that it is not far off."""
+def set_weights(model: M) -> M:
+    """Set weights in float64 at which every layer matters; q's are smaller, so that q is near the posterior."""
     torch.manual_seed(3)
     with torch.no_grad():
         for name, weight in model.double().named_parameters():

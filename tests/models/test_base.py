@@ -1,4 +1,4 @@
-"""The base of every model: what it logs, its noise, its optimizer, its checkpoints."""
+"""The base class of all models: what it logs, its noise, its optimizer, its checkpoints."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_logs_nats_per_example_for_train_and_val(tmp_path: Path) -> None:
             found[f"{stage}/log_likelihood"] - found[f"{stage}/kl"], abs=1e-3
         )
         assert found[f"{stage}/kl"] >= 0
-    assert found["train/beta"] == pytest.approx(19 / 40)  # the last of 20 steps
+    assert found["train/beta"] == pytest.approx(19 / 40)  # the last step of 20
     assert found["train/images_per_second"] > 0
     assert "train/sigma" not in found
 
@@ -80,7 +80,7 @@ def test_logs_the_sigma_of_a_gaussian_likelihood(tmp_path: Path) -> None:
 
 
 def test_validation_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
-    """The closed-form KL has no noise: its mean over 176 images is one number, for batches of 175, 64 or 3."""
+    """The closed-form KL has no noise, so its mean over 176 images is equal for batches of 175, 64 or 3."""
     model = vae()
     found = []
     for size in (500, 64, 3):
@@ -91,7 +91,7 @@ def test_validation_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
 
 
 def test_noise_is_a_function_of_the_step_and_of_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal on a repeat, different for another batch, epoch, rank or seed."""
+    """Equal when repeated; different for another batch, epoch, rank or seed."""
     model = vae()
     draws: dict[tuple[int, ...], Tensor] = {}
     for seed, rank, epoch, batch in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]:
@@ -110,7 +110,7 @@ class SeedSpy(VAE):
         super().__init__(*args, **kwargs)
         self.seeds: dict[str, list[int]] = {}
 
-    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         self.seeds.setdefault(str(self.trainer.state.stage), []).append(torch.initial_seed())
         return super().trace(batch, num_samples)
 
@@ -119,7 +119,7 @@ class SeedSpy(VAE):
 def test_training_and_evaluation_never_have_the_same_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Every batch of a fit, of its validations and of a test begins at a seed of its own."""
+    """Every batch of a fit, of its validations and of a test starts at its own seed."""
     monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
     model = SeedSpy((1, 8, 8), 4, encoder=TINY, decoder=TINY, likelihood=partial(Binomial, num_steps=16))
     loop, data = trainer(tmp_path, num_sanity_val_steps=0), Digits()
@@ -139,7 +139,7 @@ def test_each_rank_trains_on_noise_of_its_own(
     x = torch.rand(6, 1, 8, 8)
 
     class Spy(VAE):
-        def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
             trace = super().trace(batch, num_samples)
             drawn.append(trace.latents["z"].z.detach())
             return trace
@@ -176,7 +176,7 @@ def test_an_objective_is_float32_where_the_networks_are_bfloat16(tmp_path: Path)
     model = vae(objective=WithAProduct)
     loop = trainer(tmp_path, precision="bf16-mixed", num_sanity_val_steps=0)
     x = torch.full((4, 1, 8, 8), 1 / 16)
-    x[:, 0, 0, 0] = 257 / 4096  # sum x^2 is no bfloat16 number
+    x[:, 0, 0, 0] = 257 / 4096  # sum x^2 is not representable in bfloat16
     batches = torch.utils.data.DataLoader([{"x": x}], batch_size=None)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -209,14 +209,14 @@ class LostAtZero(ELBO):
         return {**terms, "loss": terms["loss"] - trace.x.flatten(1).sum(1).log()}
 
 
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings
 @pytest.mark.skipif(find_compiler() is None, reason="torch.compile wants a C++ compiler, and there is none")
 def test_a_loss_that_is_not_finite_has_such_a_gradient_when_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compiler that replaced `0 * loss` by 0 would leave this objective's finite gradient."""
-    monkeypatch.setattr(Family, "validate_args", False)  # as it is outside of tests
+    """A compiler that replaced `0 * loss` by 0 would leave the finite gradient of this objective."""
+    monkeypatch.setattr(Family, "validate_args", False)  # the default outside of tests
     monkeypatch.setattr(Distribution, "_validate_args", False)
     model = VAE((1, 2, 2), 2, encoder=TINY, decoder=TINY, objective=LostAtZero)
-    monkeypatch.setattr(model, "_check_once", id)  # it asks a Trainer for the stage
+    monkeypatch.setattr(model, "_check_once", id)  # the check asks a Trainer for the stage
     torch._dynamo.reset()
     compiled = torch.compile(model.loss_and_terms, options={"fallback_random": True})
     for function in (model.loss_and_terms, compiled):
@@ -246,12 +246,14 @@ class PassesOn(VAE):
 
 @pytest.mark.parametrize("cls", [VAE, CVAE, DLGM, HVAE, PassesOn])
 def test_hyper_parameters_hold_every_argument_with_its_default(cls: type[LatentVariableModel]) -> None:
-    """A checkpoint must not change with the defaults, nor with what a constructor passes on to its base class."""
+    """A checkpoint must depend neither on later defaults nor on what a constructor passes to its base class."""
     kept = cls(image_shape=(1, 8, 8), scheduler_interval="step").hparams  # type: ignore[call-arg]
     assert kept.keys() == {*arguments(cls), "_class_path", "_instantiator"}
     assert {"image_shape", "decoder", "objective", "optimizer", "scheduler", "scheduler_interval"} < kept.keys()
     assert kept["objective"]["class_path"] == "vae_lightning.objectives.elbo.ELBO"
-    assert kept["objective"]["init_args"] == {"num_samples": 1, "beta": 1.0}
+    assert kept["objective"]["init_args"] == {
+        **{"num_samples": 1, "beta": 1.0, "betas": None, "observed": None, "costs": None}
+    }
     assert kept["optimizer"]["class_path"] == "torch.optim.adam.Adam"
     assert (kept["scheduler"], kept["scheduler_interval"]) == (None, "step")
 
@@ -270,7 +272,7 @@ def test_python_checkpoint_is_plain_data_and_rebuilds_everything(tmp_path: Path)
     loop.fit(model, datamodule=Digits())
     path = tmp_path / "model.ckpt"
     loop.save_checkpoint(path)
-    assert read_checkpoint(path)["hyper_parameters"]["objective"]["init_args"] == {"num_samples": 3}
+    assert read_checkpoint(path)["hyper_parameters"]["objective"]["init_args"] == {"num_samples": 3, "costs": None}
     for loaded in (VAE.load_from_checkpoint(path), load_model(path)):
         assert isinstance(loaded, VAE)
         assert str(loaded) == str(model)
@@ -278,7 +280,7 @@ def test_python_checkpoint_is_plain_data_and_rebuilds_everything(tmp_path: Path)
         x = torch.rand(2, 1, 8, 8)
         found, expected = (one.trace({"x": x}).latents["z"].q.mean for one in (loaded, model))
         torch.testing.assert_close(found, expected)
-        assert "Tanh" in json.dumps(dict(loaded.hparams))  # plain again, so that it can be saved and loaded once more
+        assert "Tanh" in json.dumps(dict(loaded.hparams))  # plain again, so that another save and load work
 
 
 def test_what_a_checkpoint_cannot_rebuild_is_refused_at_once() -> None:
@@ -353,7 +355,7 @@ def test_a_class_that_is_replaced_is_one_change(there: Any, here: Any, said: lis
 
 
 def test_a_schedule_is_evaluated_where_its_checkpoint_stood(tmp_path: Path) -> None:
-    """The test loss of a checkpoint is one number, within the fit and by itself."""
+    """The test loss of a checkpoint is the same within the fit and in a command of its own."""
     model = vae(objective=partial(ELBO, beta=LinearWarmup(40)))
     loop = trainer(tmp_path)
     loop.fit(model, datamodule=Digits(batch_size=64))
@@ -365,7 +367,7 @@ def test_a_schedule_is_evaluated_where_its_checkpoint_stood(tmp_path: Path) -> N
 
 
 def test_a_users_own_shuffling_loader_shuffles_anew_in_every_epoch(tmp_path: Path) -> None:
-    """Validation leaves torch's generator as it found it, and not where its own fixed noise ends."""
+    """Validation restores torch's generator, which would otherwise stand where validation's fixed noise ends."""
     orders: list[list[int]] = []
 
     class Spy(VAE):
@@ -390,7 +392,7 @@ def test_a_users_own_shuffling_loader_shuffles_anew_in_every_epoch(tmp_path: Pat
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_gradients_are_clipped_with_a_fused_optimizer(precision: str, algorithm: str, tmp_path: Path) -> None:
-    """With a bound near zero and plain SGD, the weights stay where they were."""
+    """With a bound near zero and plain SGD, the weights do not move."""
     model = vae(optimizer=partial(torch.optim.SGD, lr=1.0, fused=True))
     before = [p.detach().clone() for p in model.parameters()]
     loop = trainer(
@@ -436,7 +438,7 @@ def test_a_fused_step_is_the_step_of_the_optimizer() -> None:
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_under_a_loss_scale_a_fused_optimizer_clips_as_another(algorithm: str, tmp_path: Path) -> None:
-    """16-mixed, as on a GPU: the gradient that is clipped is the loss's own, without the scale of 256."""
+    """With 16-mixed, as on a GPU, the clipped gradient is the loss's own, without the scale of 256."""
     after = []
     for fused in (False, True):
         torch.manual_seed(0)
@@ -465,7 +467,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(contents: bytes | None, tmp
 
 @pytest.mark.parametrize("likelihood", [ContinuousBernoulli, DiagonalNormal, partial(Binomial, num_steps=16)])
 def test_bf16_networks_full_precision_densities(likelihood: Any, tmp_path: Path) -> None:
-    """Under bf16-mixed the loss is float32, and its KL is that of float32 to the rounding of the features."""
+    """Under bf16-mixed the loss is float32. Its KL differs from that of float32 by the features' rounding only."""
     data: ImageDataModule = Digits()
     full, half = trainer(tmp_path), trainer(tmp_path, precision="bf16-mixed")
     model = vae(likelihood=likelihood)

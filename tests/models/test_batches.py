@@ -1,4 +1,4 @@
-"""The Python door: a batch, latents or a count that a model cannot take end in one line that says what it takes."""
+"""Models called from Python: an unusable batch, latent or count gives one line that describes a usable one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY = partial(MLP, hidden_sizes=(8,))
 X = (torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.3).float()
 A_BATCH = r"a batch is a dict with x: float32 \[B, 1, 8, 8\], its values in \[0, 1\], and optionally label: int64 \[B\]"
 
-LOADERS: dict[str, tuple[Any, str]] = {  # a data set, and what is found in its first batch
+LOADERS: dict[str, tuple[Any, str]] = {  # a data set, and the message about its first batch
     "TensorDataset": (TensorDataset(X), r"a list of float32 \[16, 1, 8, 8\]; .*\{\"x\": image\}"),
     "pairs": ([(x, 0) for x in X], r"a list of float32 \[16, 1, 8, 8\], int64 \[16\]; .*\"label\": label"),
     "bare tensors": (list(X), r"float32 \[16, 1, 8, 8\]; "),
@@ -84,7 +84,7 @@ def test_a_batch_that_is_none_is_told_what_one_is(case: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("label", [torch.zeros(15), torch.tensor(0)])
 def test_labels_of_another_number_are_refused(label: torch.Tensor, tmp_path: Path) -> None:
-    """As a user's own collate function may make them."""
+    """A user's own collate function may make such labels."""
     batch = {"x": torch.zeros(16, 1, 8, 8), "label": label}
     with pytest.raises(UserError, match="let label be a tensor with a number, or a row of them, for each image"):
         trainer(tmp_path).fit(vae(), DataLoader([batch], batch_size=None))
@@ -121,7 +121,7 @@ def test_a_conditional_model_looks_before_its_condition_does(tmp_path: Path) -> 
 
 
 class OnTheDevice(pl.LightningDataModule):
-    """Bytes that become x in a hook of Lightning's: a batch is what comes out of it."""
+    """The loader gives bytes, and a Lightning hook makes x of them. The model checks the batch after the hook."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         return loader(TensorDataset((X * 255).byte()))

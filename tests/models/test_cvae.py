@@ -1,4 +1,4 @@
-"""The conditional VAE: what it is given, what that does to its trace, and what it is without z or without c."""
+"""The conditional VAE: its conditions, their effect on the trace, and its special cases without z or without c."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_trace_shapes(condition: Any, prior_network: Any, num_samples: int) -> N
 @conditions
 @pytest.mark.parametrize("latent_size", [0, 4])
 def test_gradient_reaches_every_parameter(condition: Any, latent_size: int) -> None:
-    """And there is none that has nothing to do, with z or without."""
+    """With and without z, every parameter has a gradient."""
     model = cvae(condition, latent_size, prior_network=AFFINE)
     model.objective(model.trace(batch()), 0)["loss"].mean().backward()
     for name, parameter in model.named_parameters():
@@ -71,7 +71,7 @@ def test_gradient_reaches_every_parameter(condition: Any, latent_size: int) -> N
 
 
 def test_a_constant_condition_makes_it_a_vae() -> None:
-    """All labels 0: its terms are the VAE's whose first layers have the contribution of c in their biases."""
+    """With all labels 0, its terms are those of the VAE whose first layers add the part of c to their biases."""
     model = cvae(encoder=AFFINE, decoder=AFFINE, embedding=AFFINE).double()
     vae = VAE(SHAPE, 4, encoder=AFFINE, decoder=AFFINE).double()
     given = {"x": batch()["x"].double(), "label": torch.zeros(6, dtype=torch.long)}
@@ -88,7 +88,7 @@ def test_a_constant_condition_makes_it_a_vae() -> None:
 
 
 def copy_affine(source: nn.Module, target: nn.Module, kept: slice, c: Tensor, absorbed: slice) -> None:
-    """y = W [u, c] + b as a map of u alone."""
+    """Copy y = W [u, c] + b as a map of u alone."""
     (a, b), (w, bias) = source.parameters(), target.parameters()
     w.copy_(a[:, kept])
     bias.copy_(b + a[:, absorbed] @ c)
@@ -96,7 +96,7 @@ def copy_affine(source: nn.Module, target: nn.Module, kept: slice, c: Tensor, ab
 
 @conditions
 def test_without_z_the_bound_is_the_likelihood_itself(condition: Any) -> None:
-    """latent_size 0: log p(x|c) for every K, no latents, and no encoder."""
+    """With latent_size 0 the bound is log p(x|c) for every K, and there are no latents and no encoder."""
     model = cvae(condition, 0)
     given = batch()
     trace = model.trace(given, 3)
@@ -110,7 +110,7 @@ def test_without_z_the_bound_is_the_likelihood_itself(condition: Any) -> None:
 
 
 def test_the_label_decides_what_is_drawn() -> None:
-    """Samples at one label share its decoder's bias; without labels given each class has its turn, in order."""
+    """Samples at one label share its decoder's bias. Without given labels the classes take turns, in order."""
     model = cvae(decoder=AFFINE)
     with torch.no_grad():
         weight, bias = model.decoder.layers[1].parameters()  # type: ignore[index, union-attr]
@@ -124,7 +124,7 @@ def test_the_label_decides_what_is_drawn() -> None:
 
 @pytest.mark.parametrize("prior_network", [None, AFFINE])
 def test_a_sample_is_of_a_draw_from_the_prior_at_its_condition(prior_network: Any) -> None:
-    """Not of its mean: over 4,000 samples the pixels that show z have the mean and the variance of p(z|c)."""
+    """A sample uses a draw of z and not its mean: over 4,000 samples, pixels that show z have the moments of p(z|c)."""
     model = cvae(decoder=AFFINE, prior_network=prior_network, likelihood=partial(DiagonalNormal, sigma=0.1))
     c = torch.eye(3)[[1]]
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_a_sample_is_of_a_draw_from_the_prior_at_its_condition(prior_network: An
 
 
 def test_given_columns_are_certain_and_the_rest_is_a_distribution() -> None:
-    """Over all images with the given column, p(x|z, c) sums to one; with another column it is zero."""
+    """p(x|z, c) sums to one over the images with the given column, and is zero for another column."""
     model = CVAE((1, 2, 3), 2, partial(ImageColumns, columns=(1,)), encoder=AFFINE, decoder=AFFINE)
     x = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]).view(1, 1, 2, 3)
     p_x = model.trace({"x": x}, 2).p_x  # [2, 1]
@@ -158,7 +158,7 @@ def test_given_columns_are_certain_and_the_rest_is_a_distribution() -> None:
 
 
 def test_a_given_column_counts_nothing() -> None:
-    """The log-likelihood is the sum over the other columns, for a density as well."""
+    """The log-likelihood is the sum over the other columns, also for a density."""
     likelihood = partial(DiagonalNormal, sigma=0.3)
     model = cvae(COLUMNS, likelihood=likelihood)
     x = torch.rand(6, *SHAPE)
@@ -166,7 +166,7 @@ def test_a_given_column_counts_nothing() -> None:
     trace = model.trace({"x": x})
     pixels = trace.p_x.base_dist.log_prob(x)[..., [0, 3, 4]]  # type: ignore[attr-defined]
     torch.testing.assert_close(trace.log_likelihood(), pixels.flatten(2).sum(-1))
-    assert model._scalars(trace)["sigma"] == pytest.approx(0.3)  # a Gaussian still says its sigma
+    assert model._scalars(trace)["sigma"] == pytest.approx(0.3)  # the sigma of the Gaussian is still found
 
 
 def test_a_reconstruction_shows_the_whole_image_with_its_column() -> None:
@@ -208,11 +208,11 @@ def test_a_fit_remembers_examples_and_a_checkpoint_has_them(condition: Any, late
 
 @pytest.mark.parametrize("steps_per_call", [1, 2])
 def test_the_examples_are_those_of_the_first_batch(steps_per_call: int, tmp_path: Path) -> None:
-    """Whatever comes after: the pictures of one run show the same rows at each epoch."""
+    """Later batches change nothing, so the pictures of a run show the same rows at each epoch."""
     seen: list[Tensor] = []
 
     class Spy(CVAE):
-        def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+        def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
             seen.append(batch["x"][:10, ..., 3:4].clone())
             return super().trace(batch, num_samples)
 

@@ -1,4 +1,4 @@
-"""The linear-Gaussian VAE against what is exact: probabilistic PCA, the mean-field gap, the order of the bounds."""
+"""The linear-Gaussian VAE against exact results: probabilistic PCA, the mean-field gap, the order of the bounds."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ AFFINE = partial(MLP, hidden_sizes=())
 
 
 def pca_nll(x: Tensor, latent_size: int) -> float:
-    """min over W, b, sigma of the mean -log N(x; b, W W^T + sigma^2 I), in nats.
+    """Return min over W, b, sigma of the mean -log N(x; b, W W^T + sigma^2 I), in nats.
 
     Tipping & Bishop 1999 (https://doi.org/10.1111/1467-9868.00196): sigma^2 is the mean of the eigenvalues of the
-    covariance that W leaves, so the optimum is 1/2 (d log 2 pi + sum log kept + (d - q) log sigma^2 + d).
+    covariance that W leaves out, so the optimum is 1/2 (d log 2 pi + sum log kept + (d - q) log sigma^2 + d).
     """
     eigenvalues = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
     kept, left = eigenvalues[:latent_size], eigenvalues[latent_size:]
@@ -109,8 +109,8 @@ def exact_posterior(model: VAE, x: Tensor) -> MultivariateNormal:
 
 
 def best_features(family: Family, target: MultivariateNormal) -> Tensor:
-    """The features whose distribution is nearest to the target, in KL(q || target)."""
-    raw = 0.1 * torch.randn(family.param_shape, dtype=torch.float64)  # for a low rank, 0 is a saddle
+    """Return the features that minimise KL(q || target)."""
+    raw = 0.1 * torch.randn(family.param_shape, dtype=torch.float64)  # 0 is a saddle point of low-rank covariances
     raw.requires_grad_()
     optimizer = torch.optim.LBFGS([raw], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
@@ -129,7 +129,7 @@ def best_features(family: Family, target: MultivariateNormal) -> Tensor:
 def test_mean_field_gap(rho: float, posterior: FamilyRecipe) -> None:
     """log p(x) - ELBO = -1/2 log(1 - rho^2) at the best diagonal q, and 0 with correlations, to 1e-2.
 
-    In 2 dimensions one direction, wide or narrow, is all that a diagonal lacks.
+    In 2 dimensions a single direction, wide or narrow, makes up the difference.
     """
     torch.manual_seed(0)
     model = correlated_model(rho, partial(posterior, min_sigma=0.0))
@@ -150,7 +150,7 @@ def test_mean_field_gap(rho: float, posterior: FamilyRecipe) -> None:
 
 @pytest.mark.parametrize("posterior", [DiagonalNormal, RankOneNormal, LowRankNormal, FullNormal])
 def test_bounds_are_ordered(posterior: FamilyRecipe) -> None:
-    """ELBO <= IWAE_5 <= IWAE_50 <= log p(x), with an encoder that was never trained."""
+    """ELBO <= IWAE_5 <= IWAE_50 <= log p(x), with an untrained encoder."""
     model = linear_gaussian(ELBO, posterior)
     x = torch.randn(6, *IMAGE_SHAPE, dtype=torch.float64)
 

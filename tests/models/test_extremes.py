@@ -1,4 +1,4 @@
-"""Inputs and weights at the end of their range: loss and gradient stay finite, in float32 and under bfloat16."""
+"""Extreme inputs and weights: loss and gradient stay finite, in float32 and under bfloat16."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def losses(model: VAE, x: Tensor, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_loss_and_gradient_are_finite(likelihood: str, images: str, scale: float, dtype: torch.dtype) -> None:
-    """With the last layers 10^4 times larger, log sigma and logits leave every range."""
+    """The last layers are 10^4 times larger, so log sigma and logits are far outside their usual range."""
     x = IMAGES[images] if likelihood not in ("bernoulli", "binomial") else IMAGES[images].round()
     model = VAE((1, 8, 8), 4, TINY, decoder=TINY, likelihood=LIKELIHOODS[likelihood], objective=IWAE)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_loss_and_gradient_are_finite(likelihood: str, images: str, scale: float
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_bfloat16_networks_keep_the_loss_to_a_thousandth(likelihood: str) -> None:
-    """Against float32 networks, with the same weights and the same noise, over 256 images."""
+    """Compared with float32 networks of the same weights and noise, over 256 images."""
     convolutions = {
         "encoder": partial(ConvEncoder, channels=(8, 16)),
         "decoder": partial(ConvDecoder, channels=(8, 16)),

@@ -1,4 +1,7 @@
-"""HVAE and DLGM: what their traces hold, and their bounds against the exact log p(x). To add a hierarchy: one row."""
+"""HVAE and DLGM: the contents of their traces, and their bounds against the exact log p(x).
+
+To add a hierarchy, add one row.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ all_models = pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("num_samples", [1, 4])
 @pytest.mark.parametrize("sizes", [(5,), (5, 3), (6, 4, 2)])
 def test_trace_shapes(name: str, num_samples: int, sizes: tuple[int, ...]) -> None:
-    """Every latent z1 .. zL is [K, B, D_l], its q and p of batch shape [], [B] or [K, B]; p(x|z) is [K, B]."""
+    """Every latent z1 .. zL is [K, B, D_l], its q and p have batch shape [], [B] or [K, B], and p(x|z) has [K, B]."""
     trace = MODELS[name]((1, 4, 5), latent_sizes=sizes).trace({"x": torch.zeros(3, 1, 4, 5)}, num_samples)
     assert list(trace.latents) == [f"z{i + 1}" for i in range(len(sizes))]
     for size, latent in zip(sizes, trace.latents.values(), strict=True):
@@ -74,7 +77,7 @@ def test_gradient_reaches_every_parameter(name: str, objective: Callable[[], ELB
 
 @linear
 def test_the_mean_weight_is_p_of_x(name: str) -> None:
-    """E_q[p(x, z) / q(z|x)] = p(x): the mean of 20,000 weights over p(x) is 1, within five standard errors."""
+    """E_q[p(x, z) / q(z|x)] = p(x): the mean of 20,000 weights, divided by p(x), is 1 within five standard errors."""
     model = LINEAR[name]()
     with torch.no_grad():
         w = (model.trace({"x": X}, 20_000).log_weight() - exact_log_p(model, X)).exp()  # [K, B]
@@ -98,7 +101,10 @@ def test_bounds_are_ordered(name: str) -> None:
 
 @linear
 def test_the_elbo_of_closed_forms_is_the_mean_log_weight(name: str) -> None:
-    """E[log p(x|z) - sum of KLs] = E[log w]: a KL in closed form where z' was drawn given z would break it."""
+    """E[log p(x|z) - sum of KLs] = E[log w].
+
+    A closed-form KL of a latent that a later sample depends on would break this.
+    """
     model = LINEAR[name]()
     with torch.no_grad():
         trace = model.trace({"x": X}, 20_000)
@@ -107,7 +113,7 @@ def test_the_elbo_of_closed_forms_is_the_mean_log_weight(name: str) -> None:
 
 
 def test_a_closed_form_below_a_later_sample_would_be_another_number() -> None:
-    """The negative control of the test above: bottom-up, KL(q(z1|x) || p(z1|z2)) in closed form misses E[log w]."""
+    """The negative control of the test above: bottom-up, the closed-form KL(q(z1|x) || p(z1|z2)) misses E[log w]."""
     with torch.no_grad():
         trace = bottom_up().trace({"x": X}, 20_000)
     z1 = trace.latents["z1"]
@@ -120,14 +126,14 @@ def test_a_closed_form_below_a_later_sample_would_be_another_number() -> None:
 
 @linear
 def test_the_streamed_marginal_likelihood_is_the_exact_one(name: str) -> None:
-    """As `test` computes it, in chunks."""
+    """Computed in chunks, as in `test`."""
     model = LINEAR[name]()
     found = log_marginal_likelihood(model, {"x": X}, 20_000, chunk_size=5_000)
     torch.testing.assert_close(found, exact_log_p(model, X), rtol=0, atol=0.05)
 
 
 def test_samples_follow_the_model() -> None:
-    """Means of p(x|z) at ancestral draws have the mean and covariance of W z1 + b, for each of the three."""
+    """For all three hierarchies, E[x|z] at ancestral draws has the mean and covariance of W z1 + b."""
     for make in LINEAR.values():
         model = make()
         x = model.sample(100_000).flatten(1)
@@ -138,14 +144,14 @@ def test_samples_follow_the_model() -> None:
 
 
 def test_a_ladder_of_one_layer_is_a_vae_with_one_posterior() -> None:
-    """L = 1: q(z1|x) against p(z1) = N(0, I) alone, its KL in closed form."""
+    """With L = 1 there is only q(z1|x) against p(z1) = N(0, I), with a closed-form KL."""
     trace = HVAE((1, 4, 5), (3,), partial(Ladder, encoder=TINY)).trace({"x": torch.zeros(2, 1, 4, 5)}, 3)
     assert trace.latents["z1"].q.batch_shape == (2,)
     assert trace.latents["z1"].kl_estimator == "closed form"
 
 
 def test_a_dlgm_of_one_layer_is_a_vae_whose_decoder_begins_with_g() -> None:
-    """h_1 = G_1 xi_1: with G_1 = I, and the same weights, the VAE's own trace."""
+    """h_1 = G_1 xi_1. With G_1 = I and equal weights, the trace is the VAE's."""
     deep, flat = (cls((1, 4, 5), size, encoder=TINY, decoder=TINY) for cls, size in ((DLGM, (3,)), (VAE, 3)))
     assert isinstance(deep, DLGM)
     assert isinstance(flat, VAE)

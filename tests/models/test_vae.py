@@ -1,4 +1,4 @@
-"""The VAE: what its trace holds, and that its six slots are the ones given."""
+"""The VAE: the contents of its trace, and its six slots."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MAPS: dict[str, Mapping[str, Any]] = {
 
 @pytest.mark.parametrize("name", MAPS)
 def test_a_latent_of_maps(name: str) -> None:
-    """z [K, B, c, h, w]: a trace, a loss with a gradient in every parameter, samples, and what is kept of them."""
+    """z is [K, B, c, h, w]: tests a trace, gradients of all parameters, samples, and the checkpoint."""
     networks = {"encoder": partial(ConvEncoder, channels=(4, 4)), "decoder": partial(ConvDecoder, channels=(4, 4))}
     model = VAE((1, 8, 8), (3, 2, 2), **{**networks, **MAPS[name]})
     trace = model.trace({"x": torch.rand(5, 1, 8, 8).round()}, model.objective.num_samples)
@@ -94,7 +94,7 @@ def test_an_impossible_latent_size_is_refused(latent_size: int | Shape) -> None:
 
 
 def test_eager_and_compiled_networks_agree() -> None:
-    """Networks compiled in place: the same trace, and no change of the checkpoint's keys."""
+    """Networks compiled in place give the same trace and leave the checkpoint's keys unchanged."""
     model = VAE((1, 8, 8), 3, encoder=partial(MLP, hidden_sizes=(8,)), decoder=partial(MLP, hidden_sizes=(8,)))
     keys, x = list(model.state_dict()), {"x": torch.zeros(2, 1, 8, 8)}
     eager = model.trace(x).latents["z"].q.mean

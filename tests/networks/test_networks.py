@@ -1,4 +1,4 @@
-"""Laws of networks: shapes for any image and any leading dimensions. To add a network: one row in NETWORKS."""
+"""Laws of networks: shapes for any image and any leading dimensions. To add a network, add one row to NETWORKS."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ NETWORKS: dict[str, tuple[NetworkRecipe, bool, bool]] = {  # recipe, reads an im
 @pytest.mark.parametrize("image_shape", IMAGES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_shapes(name: str, image_shape: Shape) -> None:
-    """[*leading, *in_shape] -> [*leading, *out_shape], each entry computed by itself; gradients reach every weight."""
+    """[*leading, *in_shape] -> [*leading, *out_shape].
+
+    Each entry is computed by itself, and gradients reach every weight.
+    """
     recipe, reads_image, writes_image = NETWORKS[name]
     in_shape, out_shape = image_shape if reads_image else (6,), image_shape if writes_image else (6,)
     network = recipe(in_shape, out_shape).double()
@@ -52,7 +55,7 @@ def test_shapes(name: str, image_shape: Shape) -> None:
 @pytest.mark.parametrize("name", [name for name, (_, reads, writes) in NETWORKS.items() if not (reads and writes)])
 @pytest.mark.parametrize("maps", [(6, 2, 2), (6, 3, 2)])
 def test_convolutions_take_features_in_maps(name: str, maps: Shape) -> None:
-    """[5, 2, 2] of an image halved twice by convolutions all the way, any other size by the hidden layer."""
+    """Features [5, 2, 2] of an image halved twice come from convolutions alone; other sizes use the hidden layer."""
     recipe, reads_image, _ = NETWORKS[name]
     image_shape = (1, 8, 7)
     in_shape, out_shape = (image_shape, maps) if reads_image else (maps, image_shape)
@@ -77,7 +80,7 @@ def test_a_gated_layer_is_its_formula() -> None:
 
 @pytest.mark.parametrize("decoder", [ConvDecoder, ResNetDecoder])
 def test_decoder_reaches_every_pixel(decoder: type[ConvDecoder] | type[ResNetDecoder]) -> None:
-    """No pixel of an odd-sized image is left at a constant."""
+    """No pixel of an image of odd size stays constant."""
     images = torch.stack([decoder((4,), (1, 9, 11), channels=(4, 4))(torch.randn(4)) for _ in range(8)])
     assert (images.std(0) > 0).all()
 
@@ -108,7 +111,7 @@ def test_a_convolution_of_a_vector_is_refused(encoder: NetworkRecipe) -> None:
 
 @pytest.mark.parametrize("num_blocks", [1, 8])
 def test_a_deep_residual_network_starts_with_a_signal(num_blocks: int) -> None:
-    """At any depth, input and output are of order one, and gradients have one size at both ends."""
+    """At any depth, input and output are of order one, and gradients are as large at both ends."""
     network = ResidualMLP((32,), (32,), hidden_size=64, num_blocks=num_blocks)
     y = network(torch.randn(256, 32))
     assert 0.05 < y.std() < 5

@@ -31,7 +31,7 @@ def trace_of(loc: Tensor, scale: float, num_samples: int = 1) -> Trace:
 @pytest.mark.parametrize("dataset_size", [6, 100, 10**6])
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_the_three_terms_add_up_to_the_sampled_kl(dataset_size: int, num_samples: int) -> None:
-    """log q(z|x) - log p(z), sample by sample, for any estimate of q(z)."""
+    """Their sum is log q(z|x) - log p(z) for each sample, for any estimate of q(z)."""
     model = linear_gaussian(ELBO)
     trace = model.trace({"x": X}, num_samples)
     parts = BetaTC(dataset_size).parts(trace)
@@ -42,7 +42,7 @@ def test_the_three_terms_add_up_to_the_sampled_kl(dataset_size: int, num_samples
 
 
 def test_latents_that_are_drawn_apart_are_one() -> None:
-    """Two latents of 2 and 1 dimensions have the terms of one with 3."""
+    """Two latents of 2 and 1 dimensions have the terms of one latent with 3."""
     whole = trace_of(torch.randn(6, 3, dtype=torch.float64), 0.5, 2)
     one = whole.latents["z"]
     cut = {}
@@ -53,7 +53,7 @@ def test_latents_that_are_drawn_apart_are_one() -> None:
 
 
 def test_with_the_whole_data_set_as_batch_q_z_is_the_mixture_itself() -> None:
-    """Weights 1/N on every posterior: torch's own mixture, in whole and dimension by dimension."""
+    """Every posterior has weight 1/N, so q(z) is torch's mixture, as a whole and by dimension."""
     trace = trace_of(torch.randn(6, 3, dtype=torch.float64), 0.4, 5)
     one = trace.latents["z"]
     even = Categorical(torch.ones(6, dtype=torch.float64))
@@ -67,7 +67,7 @@ def test_with_the_whole_data_set_as_batch_q_z_is_the_mixture_itself() -> None:
 
 
 def test_known_values() -> None:
-    """Narrow posteriors at (+-1, +-1): one of 2 points tells log 2 nats, and its two equal dimensions share log 2."""
+    """Two narrow posteriors on the diagonal give I = TC = log 2; four in a square give I = log 4, TC = 0."""
     corners = torch.tensor([[1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
     mi, tc, _ = BetaTC(2).parts(trace_of(corners, 0.01, 50))
     torch.testing.assert_close(mi, torch.full_like(mi, math.log(2)))
@@ -79,7 +79,7 @@ def test_known_values() -> None:
 
 
 def test_the_estimate_of_q_z_has_the_right_mean() -> None:
-    """Over all pairs of a data set of 5, q(z) estimated from batches of 2 averages to the mixture of all 5."""
+    """Estimates of q(z) from batches of 2 average, over all pairs of a data set of 5, to the mixture of all 5."""
     loc = torch.randn(5, 2, dtype=torch.float64)
     full = trace_of(loc, 0.7)
     z = full.latents["z"].z
@@ -108,14 +108,17 @@ def test_kernels_fall_with_distance_and_are_constant_on_the_diagonal(kernel: Ker
 
 
 def test_kernels_at_a_known_distance() -> None:
-    """|x - y|^2 = 4 in three dimensions: RBF e^(-4 / (2 D w^2)), IMQ sum_s 2 D s / (2 D s + 4)."""
+    """At |x - y|^2 = 4 in D = 3: RBF e^(-4 / (2 D w^2)), IMQ sum_s 2 D s / (2 D s + 4)."""
     square_distance = torch.tensor(4.0, dtype=torch.float64)
     assert RBF(1.5)(square_distance, 3).item() == pytest.approx(math.exp(-4 / 13.5))
     assert IMQ((0.5, 2.0))(square_distance, 3).item() == pytest.approx(3 / 7 + 12 / 16)
 
 
 def test_mmd_of_two_examples_is_the_unbiased_estimate_of_their_one_pair() -> None:
-    """k(x1, x2) + k(y1, y2) - k(x1, y2) - k(x2, y1) on average over the two: lemma 6 with m = 2, not half of it."""
+    """The mean over the two examples is k(x1, x2) + k(y1, y2) - k(x1, y2) - k(x2, y1).
+
+    This is lemma 6 with m = 2, not half of it.
+    """
     x, y = torch.randn(2, 3, 2, 4, dtype=torch.float64)  # [K, B, D] each
     kernel = RBF()
 
@@ -135,7 +138,7 @@ def test_mmd_of_two_normals(shift: float) -> None:
     found = mmd_terms(x, y, kernel).mean(1)  # 100 estimates
     exact = 2 / (1 + 2 / h) * (1 - math.exp(-(shift**2) / (2 * (h + 2))))
     assert abs(found.mean() - exact) < 4 * found.std() / 10
-    assert (found < 0).any() == (shift == 0.0)  # unbiased, so it must fall below zero where the truth is zero
+    assert (found < 0).any() == (shift == 0.0)  # an unbiased estimate of zero must sometimes be below zero
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.3, 2.5])
@@ -153,11 +156,11 @@ def test_a_learned_prior_has_the_gradient_of_its_mmd() -> None:
     trace = Trace(x, Independent(Normal(x.expand(50, -1, -1), 1.0), 1), {"z": Latent(z, q, prior())})
     InfoVAE(kl_weight=0.0, num_samples=50)(trace, 0)["loss"].mean().backward()
     assert prior.mean.grad is not None
-    assert (prior.mean.grad < -0.1).all()  # descent goes up, to 3
+    assert (prior.mean.grad < -0.1).all()  # gradient descent raises the mean, to 3
 
 
 def test_the_prior_is_drawn_for_each_example_where_it_differs() -> None:
-    """A conditional prior N(c, 1) with c far apart, and q = p: the MMD is zero, unlike with one prior for all."""
+    """A conditional prior N(c, 1) with distant c, and q = p: the MMD is zero only if each example has its own prior."""
     c = torch.linspace(-50, 50, 40, dtype=torch.float64)[:, None]
     q = Independent(Normal(c, torch.ones_like(c)), 1)
     x = torch.zeros(40, 1, dtype=torch.float64)

@@ -17,7 +17,7 @@ from vae_lightning.trace import Latent, Trace
 
 
 def trace_of(locs: dict[str, Tensor], x: float = 0.0) -> Trace:
-    """Latents N(loc, 1) against N(0, 1): each dimension has loc^2 / 2 nats. p(x|z) = N(0, 1)."""
+    """Return latents N(loc, 1) against N(0, 1), so each dimension has loc^2 / 2 nats, with p(x|z) = N(0, 1)."""
     latents = {}
     for name, loc in locs.items():
         q = Independent(Normal(loc, torch.ones_like(loc)), 1)
@@ -28,7 +28,7 @@ def trace_of(locs: dict[str, Tensor], x: float = 0.0) -> Trace:
 
 
 def nats(*rows: list[float]) -> Tensor:
-    """Locations with these nats in each dimension of each example."""
+    """Return locations that give these nats in each dimension of each example."""
     return (2 * torch.tensor(rows, dtype=torch.float64)).sqrt().requires_grad_()
 
 
@@ -59,7 +59,7 @@ def test_no_slope_below_the_floor_and_the_whole_slope_above() -> None:
 
 @pytest.mark.parametrize(("step", "wanted"), [(0, 0.0), (5, 1.0), (10, 2.0), (99, 2.0)])
 def test_capacity_follows_its_schedule(step: int, wanted: float) -> None:
-    """gamma |mean KL - C(step)|: of the batch's mean, here 1.5 nats, not of each example."""
+    """gamma |mean KL - C(step)|. The KL is the batch's mean, here 1.5 nats, not that of each example."""
     objective = Capacity(LinearWarmup(10, end=2.0), gamma=7.0)
     loc = nats([0.5], [2.5])
     terms = objective(trace_of({"z": loc}), step)
@@ -94,7 +94,7 @@ def test_geco_moves_towards_its_goal(miss: float, direction: int) -> None:
 
 
 def test_a_training_loss_has_the_multiplier_from_before_its_batch() -> None:
-    """The multiplier is updated after the loss, so the batch that changes it is weighed by the multiplier before."""
+    """The multiplier is updated after the loss, so a batch is weighed by the multiplier before the update."""
     objective, trace = GECO(goal=100.0, smoothing=0.0), trace_of({"z": nats([0.5])}, x=1.0)
     for _ in range(2):
         before = objective.multiplier.item()
@@ -105,7 +105,7 @@ def test_a_training_loss_has_the_multiplier_from_before_its_batch() -> None:
 
 @pytest.mark.parametrize(("goal", "direction"), [(1e6, 1), (-1e6, -1)])
 def test_a_first_batch_far_off_moves_the_multiplier_by_one_rate_at_most(goal: float, direction: int) -> None:
-    """ln multiplier by `rate`, however many nats a dimension are missing."""
+    """ln multiplier moves by at most `rate`, however large the shortfall."""
     objective = GECO(goal=goal, rate=0.2, smoothing=0.0)
     objective(trace_of({"z": nats([0.5])}), 0)
     assert objective.multiplier.log().item() == pytest.approx(direction * 0.2, rel=1e-5)
@@ -117,7 +117,7 @@ def test_geco_learns_in_training_alone() -> None:
     with torch.no_grad():
         objective.train()(trace, 0)
     assert objective.multiplier == 1
-    objective(trace, 0)["loss"].sum().backward()  # though the multiplier has changed since
+    objective(trace, 0)["loss"].sum().backward()  # although the multiplier has changed since
     assert objective.multiplier > 1
 
 
@@ -150,9 +150,9 @@ def one_rank(rank: int, store: str, answers: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python's, of forking: these children take no gradient
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the children of this fork take no gradient
 def test_geco_is_the_same_on_every_rank(tmp_path: Path) -> None:
-    """Two processes with different images: one multiplier, that of the mean of both."""
+    """Two processes with different images have one multiplier, from the mean over both."""
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     ranks = [context.Process(target=one_rank, args=(rank, str(tmp_path / "store"), answers)) for rank in range(2)]

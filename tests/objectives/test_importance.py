@@ -1,4 +1,4 @@
-"""Gradients that leave out the score of q: right on average, and of less variance."""
+"""Gradients without the score of q: correct on average, with less variance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPEATS = 3000
 
 
 def phi_gradients(make: ObjectiveRecipe, repeats: int, model: VAE | None = None) -> Tensor:
-    """d loss / d (features that q(z|x) is made of), for many draws of the noise at each of 6 examples: [R, 6, 4]."""
+    """Return d loss / d (features of q(z|x)) for many draws of the noise at each of 6 examples: [R, 6, 4]."""
     model, objective = model or linear_gaussian(make), make()
     features: list[Tensor] = []
     hook = model.encoder.register_forward_hook(lambda *call: features.append(call[-1]))
@@ -33,7 +33,7 @@ def phi_gradients(make: ObjectiveRecipe, repeats: int, model: VAE | None = None)
 
 
 def theta_gradient(make: ObjectiveRecipe) -> Tensor:
-    """d loss / d (parameters of the decoder)."""
+    """Return d loss / d (decoder's parameters)."""
     model, objective = linear_gaussian(make), make()
     torch.manual_seed(0)
     loss = objective(model.trace({"x": X}, objective.num_samples), 0)["loss"].mean()
@@ -41,7 +41,7 @@ def theta_gradient(make: ObjectiveRecipe) -> Tensor:
 
 
 def same_mean(one: Tensor, other: Tensor) -> bool:
-    """Within 4.5 standard errors, in every entry."""
+    """Assert that the means agree within 4.5 standard errors in every entry."""
     error = ((one.var(0) + other.var(0)) / len(one)).sqrt()
     return bool(((one.mean(0) - other.mean(0)).abs() < 4.5 * error).all())
 
@@ -59,7 +59,7 @@ def test_the_mean_gradient_is_that_of_the_bound(drops: ObjectiveRecipe, keeps: O
 
 
 def test_the_score_cannot_be_dropped_from_the_iwae_without_its_mend() -> None:
-    """STL's method would bias the IWAE: these draws can tell v from v^2."""
+    """STL's method would bias the IWAE. These draws suffice to distinguish a weight v from v^2."""
 
     class Biased(IWAE):
         def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ def test_the_score_cannot_be_dropped_from_the_iwae_without_its_mend() -> None:
 
 
 def test_dreg_has_less_variance_than_iwae() -> None:
-    """Far less noise if q is near the posterior: the noise of the score stays, that of the path goes to zero."""
+    """There is far less noise if q is near the posterior: the score's noise remains, the path's goes to zero."""
     model = linear_gaussian(IWAE)
     set_exact_posterior(model)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_dreg_has_less_variance_than_iwae() -> None:
 
 @pytest.mark.parametrize("make", [STL, partial(STL, num_samples=3), partial(DReG, num_samples=3)])
 def test_no_noise_at_the_exact_posterior(make: ObjectiveRecipe) -> None:
-    """q(z|x) = p(z|x): log w is the same for every z, so a path has no slope; the ELBO's noise is the score's."""
+    """If q(z|x) = p(z|x), log w is equal for every z, so a path has no slope; the ELBO's noise is the score's."""
     model = linear_gaussian(ELBO)
     set_exact_posterior(model)
     assert phi_gradients(make, 5, model).abs().max() < 1e-5  # sigma is float32
@@ -92,13 +92,13 @@ def test_no_noise_at_the_exact_posterior(make: ObjectiveRecipe) -> None:
 
 @pytest.mark.parametrize("make", [DReG, PIWAE])
 def test_theta_is_trained_by_the_iwae(make: type[IWAE] | type[PIWAE]) -> None:
-    """The decoder's gradient is the IWAE's on the same noise, to rounding."""
+    """The decoder's gradient equals the IWAE's on the same noise, to rounding."""
     k = make().num_samples
     torch.testing.assert_close(theta_gradient(make), theta_gradient(partial(IWAE, num_samples=k)))
 
 
 def test_a_small_weight_does_not_end_a_slope_in_half_precision() -> None:
-    """1e-9 times the gradient, to float16's rounding: within the network it would be 0, however the loss is scaled."""
+    """The gradient scales by 1e-9 to float16's rounding. A weight applied within the network would underflow to 0."""
     gradients = []
     for half, weight in ((False, 1.0), (True, 1e-9)):
         torch.manual_seed(1)
@@ -113,7 +113,10 @@ def test_a_small_weight_does_not_end_a_slope_in_half_precision() -> None:
 
 @pytest.mark.parametrize(("m", "k"), [(1, 6), (2, 3), (6, 1)])
 def test_piwae_trains_phi_by_the_miwae_and_theta_by_the_iwae(m: int, k: int) -> None:
-    """Each network's gradient, on the same noise, to rounding; with several bounds the two differ."""
+    """Each network's gradient is equal on the same noise, to rounding.
+
+    With several bounds the two objectives differ.
+    """
     piwae, miwae = (partial(cls, num_bounds=m, samples_per_bound=k) for cls in (PIWAE, MIWAE))
     iwae = partial(IWAE, num_samples=m * k)
     torch.testing.assert_close(phi_gradients(piwae, 2), phi_gradients(miwae, 2))
@@ -124,16 +127,16 @@ def test_piwae_trains_phi_by_the_miwae_and_theta_by_the_iwae(m: int, k: int) -> 
 
 
 def chain(a: Tensor, b: Tensor, c: Tensor, z: tuple[Tensor, Tensor, Tensor]) -> list[Distribution]:
-    """q(z1) q(z2|z1) q(z3|z1, z2), with parameters in every place that can depend on an earlier sample."""
+    """q(z1) q(z2|z1) q(z3|z1, z2), with parameters wherever an earlier sample can enter."""
     qs = [Normal(a, a.exp()), Normal(b * z[0] + a, (0.3 * b).exp()), Normal(c * z[0] * z[1], (c * z[1]).exp())]
     return [Independent(q, 1) for q in qs]
 
 
 @pytest.mark.parametrize("order", ["123", "321", "213"])
 def test_paths_in_a_hierarchy(order: str) -> None:
-    """Against the definition: log q with its parameters detached, and live samples, at three levels that depend.
+    """Compared with the definition: log q with detached parameters and live samples, at three dependent levels.
 
-    In whatever order the trace lists them.
+    The order of latents in the trace does not matter.
     """
     parameters = [torch.randn(5, 2, dtype=torch.float64).requires_grad_() for _ in range(3)]
     a, b, c = parameters
@@ -167,7 +170,7 @@ def flow_that_remembers(loc: Tensor, raw: Tensor) -> Distribution:
 
 @pytest.mark.parametrize("family", [full_covariance, flow_that_remembers])
 def test_paths_of_other_families(family) -> None:  # type: ignore[no-untyped-def]
-    """A full covariance, and a flow, whose stored density of its own sample has no slope in z."""
+    """A full covariance, and a flow whose stored density of its own sample has no slope in z."""
     loc, raw = (torch.randn(5, 2, dtype=torch.float64).mul(0.3).requires_grad_() for _ in range(2))
     q = family(loc, raw)
     z = q.rsample((4,))
@@ -178,7 +181,7 @@ def test_paths_of_other_families(family) -> None:  # type: ignore[no-untyped-def
 
 
 def test_a_large_likelihood_takes_no_digits_from_the_kl() -> None:
-    """In float32 a log p(x|z) of -3e7 nats, taken off again, would round log p(z) to a multiple of 2."""
+    """In float32, adding and subtracting a log p(x|z) of -3e7 nats would round log p(z) to a multiple of 2."""
     q, p = Independent(Normal(torch.ones(6, 2), 0.5), 1), Independent(Normal(torch.zeros(2), 1.0), 1)
     x = torch.full((6, 4), 4e3)
     trace = Trace(x, Independent(Normal(torch.zeros(1, 6, 4), 1.0), 1), {"z": Latent(q.rsample((1,)), q, p)})

@@ -1,4 +1,4 @@
-"""Zip files of images: whole members or one line that names the archive and the member; nothing unsafe, no disk."""
+"""Zip files of images: whole members, or one line that names the archive and the member; nothing unsafe, no disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_STORED)
 
 
 def patch(path: Path, signature: bytes, at: int, value: bytes) -> None:
-    """Overwrite the field `at` bytes behind the first `signature` of the file."""
+    """Overwrite the field that begins `at` bytes after the start of the first `signature` in the file."""
     raw = bytearray(path.read_bytes())
     start = raw.index(signature) + at
     raw[start : start + len(value)] = value
@@ -47,7 +47,7 @@ def refused(path: Path) -> str:
 
 
 def unreadable(path: Path, name: str = "a.jpg") -> str:
-    """The archive opens, the member does not."""
+    """The message for a member that cannot be read, in an archive that can be opened."""
     archive = ImageArchive(path)
     with pytest.raises(UserError) as caught:
         archive.read(name)
@@ -56,7 +56,7 @@ def unreadable(path: Path, name: str = "a.jpg") -> str:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
-def test_members_are_what_was_put_in(tmp_path: Path, method: int) -> None:
+def test_members_are_read_as_they_were_written(tmp_path: Path, method: int) -> None:
     files = {**FILES, "empty.jpg": b"", "zeros.png": bytes(100_000), "ein Gesicht – ü.jpg": b"x"}
     archive = ImageArchive(write(tmp_path / "a.zip", {**files, "faces/": b""}, method))
     assert archive.names() == list(files)
@@ -68,16 +68,16 @@ def test_members_with_long_headers_and_a_front_of_other_bytes(tmp_path: Path) ->
     entry = zipfile.ZipInfo("a.jpg")
     entry.extra = struct.pack("<HH", 0xCAFE, 60_000) + bytes(60_000)
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(entry, b"contents")
-        archive.writestr("b.jpg", b"others")
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr(entry, b"contents")
+        file.writestr("b.jpg", b"others")
     (tmp_path / "a.zip").write_bytes(b"#!/bin/sh\n" * 100 + buffer.getvalue())
-    found = ImageArchive(tmp_path / "a.zip")
-    assert [found.read(name) for name in ("a.jpg", "b.jpg")] == [b"contents", b"others"]
+    archive = ImageArchive(tmp_path / "a.zip")
+    assert [archive.read(name) for name in ("a.jpg", "b.jpg")] == [b"contents", b"others"]
 
 
 def test_streamed_members(tmp_path: Path) -> None:
-    """Their sizes stand behind them and in the directory, not in front of them."""
+    """The sizes of streamed members are stored after the members and in the directory, not before the members."""
 
     class Pipe(io.RawIOBase):
         def __init__(self) -> None:
@@ -106,7 +106,7 @@ def test_eight_threads_read_what_one_reads(tmp_path: Path, method: int) -> None:
 
 
 def test_nothing_is_written_and_the_file_is_closed(tmp_path: Path) -> None:
-    """With the last reference; a `ResourceWarning` would be an error here."""
+    """The file is closed with the last reference; a `ResourceWarning` would be an error here."""
     path = write(tmp_path / "a.zip", FILES)
     archive = ImageArchive(path)
     archive.read("faces/000000.jpg")
@@ -118,7 +118,7 @@ def test_nothing_is_written_and_the_file_is_closed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-# What is no archive
+# Files that are no archives
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("contents", "says"),
+    ("contents", "message"),
     [
         (b"", "empty, expected a zip archive; fetch it again"),
         (b"<!DOCTYPE html><html>" + b" " * 2000, r"a web page of 2,021 bytes \(such as Google Drive's notice"),
@@ -136,9 +136,9 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     ],
     ids=["empty", "html", "gzip", "two-bytes"],
 )
-def test_what_is_no_archive(tmp_path: Path, contents: bytes, says: str) -> None:
+def test_what_is_no_archive(tmp_path: Path, contents: bytes, message: str) -> None:
     (tmp_path / "a.zip").write_bytes(contents)
-    assert re.match(says, refused(tmp_path / "a.zip"))
+    assert re.match(message, refused(tmp_path / "a.zip"))
 
 
 @pytest.mark.parametrize("part", [0.01, 0.5, 0.99])
@@ -150,7 +150,7 @@ def test_a_truncated_archive(tmp_path: Path, part: float) -> None:
 
 
 def test_a_hole_in_the_middle(tmp_path: Path) -> None:
-    """Whole at its end, and short of its first half: a member begins before the file does, or is no member."""
+    """The first half is missing: a member would begin before the file, or is no member."""
     raw = write(tmp_path / "a.zip", FILES).read_bytes()
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04" + raw[len(raw) // 2 :])
     archive = ImageArchive(tmp_path / "a.zip")
@@ -180,11 +180,11 @@ def test_damage_ends_in_the_member_or_in_one_line(tmp_path: Path) -> None:
     assert 150 < num_refused < 300
 
 
-# What is not to be trusted
+# Archives that are not trusted
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "fault"),
     [
         ("/etc/passwd", "an absolute path"),
         ("C:\\a.jpg", "an absolute path"),
@@ -194,9 +194,9 @@ def test_damage_ends_in_the_member_or_in_one_line(tmp_path: Path) -> None:
         ("faces\\..\\..\\a.jpg", "outside of the archive's folder"),
     ],
 )
-def test_paths_that_lead_outside(tmp_path: Path, name: str, says: str) -> None:
+def test_paths_that_lead_outside(tmp_path: Path, name: str, fault: str) -> None:
     text = refused(write(tmp_path / "a.zip", {"good.jpg": b"x", name: b"x"}))
-    assert f"member {name!r} is {says}" in text
+    assert f"member {name!r} is {fault}" in text
 
 
 def test_dots_in_names_are_no_harm(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_too_many_members_are_not_parsed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "MAX_MEMBERS", len(FILES))
     assert len(ImageArchive(path).names()) == len(FILES)
     monkeypatch.setattr(module, "MAX_MEMBERS", len(FILES) - 1)
-    monkeypatch.setattr(zipfile.ZipInfo, "__init__", None)  # what a parsed entry would become
+    monkeypatch.setattr(zipfile.ZipInfo, "__init__", None)  # called if an entry were parsed
     assert "40 members, expected at most 39" in refused(path)
 
 
@@ -273,7 +273,7 @@ def test_another_compression(tmp_path: Path, method: int) -> None:
 
 
 def test_a_member_that_says_it_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gigabyte of zeros is a megabyte in a zip: it is refused by what it states, and not inflated."""
+    """A gigabyte of zeros takes a megabyte in a zip. Such a member is refused by its stated size, and not inflated."""
     path = write(tmp_path / "a.zip", {"a.jpg": bytes(10_000_000)}, zipfile.ZIP_DEFLATED)
     assert len(ImageArchive(path).read("a.jpg")) == 10_000_000
     patch(path, b"PK\x01\x02", 24, struct.pack("<I", 100_000_001))
@@ -282,11 +282,11 @@ def test_a_member_that_says_it_is_too_large(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
-@pytest.mark.parametrize(("states", "says"), [(1000, "more"), (100_000, "less")])
-def test_a_member_of_another_size_than_it_states(tmp_path: Path, method: int, states: int, says: str) -> None:
+@pytest.mark.parametrize(("states", "relation"), [(1000, "more"), (100_000, "less")])
+def test_a_member_of_another_size_than_it_states(tmp_path: Path, method: int, states: int, relation: str) -> None:
     path = write(tmp_path / "a.zip", {"a.jpg": bytes(50_000)}, method)
     patch(path, b"PK\x01\x02", 24, struct.pack("<I", states))
-    assert f"holds {says} than the {states:,} bytes it states" in unreadable(path)
+    assert f"holds {relation} than the {states:,} bytes it states" in unreadable(path)
 
 
 def test_a_lie_about_the_size_does_not_cost_memory() -> None:

@@ -1,4 +1,4 @@
-"""The pixel cache: whole or not there, the same after any number of kills, noticed when stale."""
+"""The pixel cache is complete or absent, the same after any number of kills, and made anew when it is stale."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def assert_whole(folder: Path) -> None:
 
 
 def never() -> Contents:
-    raise AssertionError("the cache is there: nothing has to be read")
+    raise AssertionError("the cache exists: no image has to be read")
 
 
 def test_a_cache_is_made_once_and_holds_the_splits_in_order(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_stale_cache_is_made_anew_aloud(
     assert read_header(tmp_path / "cache") == wanted
 
 
-DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {  # a file, and what becomes of it; None: nothing
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {  # a file, and its new contents (None: deleted)
     "truncated pixels": ("pixels.u8", lambda raw: raw[:1000]),
     "no pixels": ("pixels.u8", lambda _: None),
     "no header": ("header.json", lambda _: None),
@@ -127,7 +127,7 @@ def test_a_flipped_bit_is_found_by_its_checksum(tmp_path: Path) -> None:
     assert "images 960 .. 1023" in problem
 
 
-def test_no_unit_of_work_is_so_large_that_cores_wait_for_one(tmp_path: Path) -> None:
+def test_no_chunk_is_so_large_that_cores_wait_for_it(tmp_path: Path) -> None:
     header, spans = replace(HEADER, splits={"train": 1000}), list[tuple[int, int]]()
 
     def fill(start: int, stop: int) -> np.ndarray:
@@ -139,15 +139,15 @@ def test_no_unit_of_work_is_so_large_that_cores_wait_for_one(tmp_path: Path) -> 
     assert max(stop - start for start, stop in spans) <= 64
 
 
-FORK = multiprocessing.get_context("fork")  # in a moment, where a new Python imports torch for seconds
+FORK = multiprocessing.get_context("fork")  # at once; a new Python imports torch for seconds
 NO_WARNING = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 def prepare_slowly(folder: Path, log: Path, seconds: float) -> None:
-    """A chunk takes so many. `log` gets what is printed, and the number of each image that is the first of a chunk."""
+    """Make a cache with `seconds` for each chunk. `log` gets all prints and the number of each chunk's first image."""
 
     def slow(start: int, stop: int) -> np.ndarray:
-        print(f"{start}\n", end="", flush=True)  # in one piece, from several threads
+        print(f"{start}\n", end="", flush=True)  # one write, because several threads print
         time.sleep(seconds)
         return ALL[start:stop]
 
@@ -156,14 +156,14 @@ def prepare_slowly(folder: Path, log: Path, seconds: float) -> None:
 
 
 def first_numbers(path: Path) -> set[int]:
-    """Of the lines of a journal, or of a log."""
+    """The numbers at the start of the lines of a journal or of a log."""
     lines = path.read_text().splitlines() if path.exists() else []
     return {int(line.split()[0]) for line in lines if line[:1].isdigit()}
 
 
 @NO_WARNING
 def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at ten random moments; the chunks that were finished are not made again, unless they were damaged."""
+    """After kills at ten random moments, finished chunks are not made again unless they were damaged."""
     monkeypatch.setattr(cache, "_CHUNK_IMAGES", 20)
     folder, part, rng = tmp_path / "cache", tmp_path / "cache.part", random.Random(0)
     finished: set[int] = set()
@@ -173,15 +173,15 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
         time.sleep(rng.uniform(0.0, 0.2))
         process.kill()
         process.join()
-        assert read_header(folder) is None, "it was faster than it was killed"
+        assert read_header(folder) is None, "the preparation ended before it was killed"
         assert not first_numbers(log) & finished
         assert finished <= (finished := first_numbers(part / "journal"))
     assert 0 in finished
     assert len(finished) < 100
     with (part / "journal").open("a") as journal:
-        journal.write("1974")  # half a line, as a power cut leaves it
+        journal.write("1974")  # half a line, as after a power cut
     with (part / "pixels.u8").open("r+b") as file:
-        file.write(b"\0" * 100)  # the first chunk is not what the journal says
+        file.write(b"\0" * 100)  # the first chunk no longer has its checksum
     prepare_slowly(folder, tmp_path / "last", 0.0)
     assert first_numbers(tmp_path / "last") == set(range(0, TOTAL, 20)) - finished | {0}
     assert_whole(folder)
@@ -225,14 +225,14 @@ def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path: Path) -> Non
 
 @NO_WARNING
 def test_a_disk_that_is_too_small_is_found_before_any_image_is_read(tmp_path: Path) -> None:
-    said = r"cannot be written \(File too large; it takes 0.02 GiB\); choose another place by --data.cache_dir"
+    message = r"\(File too large; the cache takes 0.02 GiB\); choose another folder by --data.cache_dir"
 
     def fill(*_: int) -> np.ndarray:
         raise AssertionError("an image was read")
 
     def prepare() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             prepare_cache(tmp_path / "cache", HEADER, lambda: Contents(fill))
 
     process = FORK.Process(target=prepare)
@@ -252,30 +252,30 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_mapped_cache_gives_its_pages_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, batches_per_call: int
 ) -> None:
-    """Resident memory stays bounded however much is read at a time, and the batches are right all the same."""
+    """Resident memory stays bounded however much is read at a time, and the batches are right."""
     prepare_cache(tmp_path / "cache", HEADER, contents)
     images = open_cache(tmp_path / "cache", "train")
     resident, seen = loader._resident_file_bytes, list[int]()
 
-    def noted() -> int:
+    def recorded() -> int:
         seen.append(resident())
         return seen[-1]
 
     def peak() -> int:
-        """Over three passes: what one has left must not be added to what the next may take."""
+        """The most over three passes: pages that one pass left must not add to the limit of the next."""
         seen[:] = [before := resident()]
         batches = ImageLoader(images, batch_size, train=True)
         batches.batches_per_call = batches_per_call
         for _ in range(3):
             for _ in batches:
-                noted()
+                recorded()
         return max(seen) - before
 
-    monkeypatch.setattr(loader, "_resident_file_bytes", noted)
-    monkeypatch.setattr(loader, "_MAPPED_ROWS", 5)
-    monkeypatch.setattr(loader, "_KEEP_MAPPED", 4 * 2**20)
+    monkeypatch.setattr(loader, "_resident_file_bytes", recorded)
+    monkeypatch.setattr(loader, "_MAPPED_ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(loader, "_MAX_MAPPED_BYTES", 4 * 2**20)
     bounded = peak()
-    monkeypatch.setattr(loader, "_KEEP_MAPPED", 2**40)
+    monkeypatch.setattr(loader, "_MAX_MAPPED_BYTES", 2**40)
     assert bounded < 2**24 < images.pixels.nbytes <= peak()
     for batch in ImageLoader(images, 50, train=True):
         assert batch["label"] is not None

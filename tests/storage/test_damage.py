@@ -1,4 +1,4 @@
-"""Damage to a cache after it was written, and files that are none: found at the first use, in one line, by no trace."""
+"""Damage of a cache after it was written, and pipes in place of files, end at the first use in one line."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def flip_a_bit(folder: Path, image: int) -> None:
 @pytest.mark.parametrize(("image", "chunk"), [(0, "0 .. 63"), (255, "192 .. 255"), (299, "256 .. 319")])
 @pytest.mark.parametrize("resident", ["auto", "mmap", "memory", "device"])
 def test_no_flipped_bit_is_trained_on(tmp_path: Path, folder: Path, resident: Resident, image: int, chunk: str) -> None:
-    """Where the pixels are copied to memory, before the first step; where they are mapped, before the batch."""
+    """If the pixels are copied to memory, damage is found before the first step; if mapped, before the batch."""
     flip_a_bit(folder, image)
     data = Cached(str(tmp_path), batch_size=10, resident=resident)
-    data.prepare_data()  # the file's size is as it was
+    data.prepare_data()  # the file has its old size
     seen: list[int] = []
     with pytest.raises(UserError, match=SAID.format(chunk)):
         seen.extend(label for batch in data.train_dataloader() for label in batch["label"].tolist())
@@ -75,7 +75,7 @@ def test_each_split_is_verified_at_its_own_images(tmp_path: Path, folder: Path, 
     with pytest.raises(UserError, match="were damaged after they were written"):
         images.verify(torch.tensor([image - first]))
     with pytest.raises(UserError, match="were damaged after they were written"):
-        grey_images(images, torch.tensor([image - first]))  # what metrics read beside the loaders
+        grey_images(images, torch.tensor([image - first]))  # metrics read images without a loader
     other = 419 - 300 if image == 300 else 0 if image != 420 else 79
     images.verify(torch.tensor([other]))
 
@@ -101,7 +101,7 @@ def test_a_chunk_is_read_for_its_checksum_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(cache, "_checksum", counted)
     loader = Cached(str(tmp_path), batch_size=10, resident="mmap").train_dataloader()
     next(iter(loader))
-    assert sum(read.values()) <= 5  # those of the first batches alone
+    assert sum(read.values()) <= 5  # the chunks of the first batches only
     for epoch in range(3):
         loader.set_epoch(epoch)
         assert len(list(loader)) == 30
@@ -130,12 +130,12 @@ def test_a_fit_on_a_damaged_cache_ends_in_one_line(
     small += ["--model.encoder=vae_lightning.networks.MLP", "--model.decoder=vae_lightning.networks.MLP"]
     capsys.readouterr()
     assert main(["fit", *data, *small]) == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"vae-lightning: error: {pixels.parent}: images 0 .. 39 were damaged")
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith(f"vae-lightning: error: {pixels.parent}: images 0 .. 39 were damaged")
 
 
 def test_every_changed_byte_of_a_header_is_noticed_or_harmless(tmp_path: Path, folder: Path) -> None:
-    """A header with one other byte is none, or another's, or shows damage, or says the same; nothing else is raised."""
+    """A header with a changed byte is no header, another header, one that shows damage, or equal; nothing is raised."""
     path, data = folder / "header.json", Cached(str(tmp_path))
     whole = path.read_bytes()
     wanted = Header((1, 8, 8), COUNTS, {"crop": "none"}, {"listing": "a"})
@@ -178,7 +178,7 @@ FORGED = {
 def test_an_edited_header_is_no_header(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], forged: str
 ) -> None:
-    """With the files there, the cache is made anew aloud; check-data and `load` say so, in one line."""
+    """The cache is made anew with a message if the files exist; `load` refuses it in one line."""
     change = FORGED[forged]
     path = folder / "header.json"
     path.write_text(change if isinstance(change, str) else json.dumps({**json.loads(path.read_text()), **change}))
@@ -188,11 +188,11 @@ def test_an_edited_header_is_no_header(
     with pytest.raises(UserError, match=r"no (whole )?cache of"):
         data.load("val")
     data.prepare_data()
-    assert "making it anew" in capsys.readouterr().out
+    assert "making the cache anew" in capsys.readouterr().out
     assert np.array_equal(data.load("train").pixels.numpy(), PIXELS[:300])
 
 
-# -- what is no file ------------------------------------------------------------------------------------------------
+# -- pipes and links -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -208,7 +208,7 @@ def _refused(read: Any, path: Path) -> None:
 
 
 def in_time(work: Any) -> None:
-    """In another process, which is killed when it hangs."""
+    """Run `work` in another process, which is killed after 20 seconds."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join(20)
@@ -243,4 +243,4 @@ def test_a_link_to_a_parent_takes_no_other_folder_in(
     (photos / place).symlink_to(Path(*[".."] * place.count("/"), up))
     data = ImageFolder(str(photos), cache_dir=str(tmp_path / "cache"), height=8, width=8)
     assert sum(data.source().splits.values()) == 10
-    assert f"{photos / place}: a link to a folder that it lies in; not followed" in capsys.readouterr().out
+    assert f"{photos / place}: a link to a folder that contains it; not followed" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Image files of every kind: known pixels of one shape, or one line that begins with the file's name."""
+"""Image files of every kind become known pixels of one shape, or one line that begins with the file's name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def flat(mode: str, colour: Any, size: tuple[int, int] = (6, 4)) -> Image.Image:
 
 
 def corners(width: int = 32, height: int = 48) -> Image.Image:
-    """Red, green over blue, yellow."""
+    """Red and green above blue and yellow."""
     return Image.fromarray(CORNERS).resize((width, height), Image.Resampling.NEAREST)
 
 
@@ -63,7 +63,7 @@ def corner_colours(pixels: np.ndarray) -> np.ndarray:
 
 
 def refused(contents: bytes, shape: Shape = (3, 8, 8), fit: Fit = "crop") -> str:
-    """What is said, after the name."""
+    """The message of the refusal without the file's name."""
     with pytest.raises(UserError) as caught:
         decode(contents, NAME, shape, fit)
     text = str(caught.value)
@@ -72,8 +72,8 @@ def refused(contents: bytes, shape: Shape = (3, 8, 8), fit: Fit = "crop") -> str
     return text.removeprefix(f"{NAME}: ")
 
 
-def test_what_is_not_asked_for_stays_as_it_is() -> None:
-    """No change of size, no change of mode: the pixels themselves, in memory that can be written to."""
+def test_an_image_of_the_right_size_and_mode_is_not_changed() -> None:
+    """The pixels are those of the file, in memory that can be written to."""
     image = photo(20, 30)
     pixels = decode(encode(image), NAME, (3, 30, 20))
     assert np.array_equal(pixels, np.asarray(image).transpose(2, 0, 1))
@@ -95,7 +95,7 @@ def test_what_is_not_asked_for_stays_as_it_is() -> None:
         (flat("LA", (200, 255)), (200, 200, 200)),
         (flat("LA", (200, 0)), (0, 0, 0)),
         (flat("RGBA", (200, 100, 50, 0)), (0, 0, 0)),
-        (flat("RGBA", (200, 100, 50, 51)), (40, 20, 10)),  # a fifth of it, on black
+        (flat("RGBA", (200, 100, 50, 51)), (40, 20, 10)),  # a fifth of the colour, on black
     ],
     ids=["grey", "1-bit", "rgb", "palette", "opaque-grey", "clear-grey", "clear", "veiled"],
 )
@@ -115,7 +115,7 @@ def test_every_mode_becomes_rgb_grey_and_rgba(image: Image.Image, rgb: tuple[int
 
 
 def test_transparent_pixels_show_no_hidden_colour() -> None:
-    """Half is clear over bright red: resized, no red comes through, neither on black nor in RGBA."""
+    """Half of the image is transparent and bright red. After a resize no red shows, neither on black nor in RGBA."""
     image = flat("RGBA", (255, 0, 0, 0), (8, 8))
     image.paste((0, 0, 255, 255), (0, 0, 4, 8))
     for shape in [(3, 8, 8), (3, 5, 5), (4, 8, 8), (4, 5, 5)]:
@@ -147,7 +147,7 @@ def test_a_transparent_colour_is_laid_on_black(mode: str, key: Any) -> None:
 
 
 def test_cmyk_jpeg_has_the_colours_of_its_rgb() -> None:
-    """PIL writes Adobe's inverted CMYK, as Photoshop does."""
+    """PIL writes the inverted CMYK of Adobe, like Photoshop."""
     contents = encode(corners().convert("CMYK"), "JPEG", quality=95, subsampling=0)
     assert b"Adobe" in contents
     pixels = decode(contents, NAME, (3, 48, 32))
@@ -155,16 +155,16 @@ def test_cmyk_jpeg_has_the_colours_of_its_rgb() -> None:
 
 
 def test_ycck_jpeg_is_not_taken_for_cmyk() -> None:
-    """The same samples under Adobe's transform 2 (YCCK) are other colours than under 0 (CMYK)."""
+    """The same samples have other colours under Adobe's transform 2 (YCCK) than under 0 (CMYK)."""
     contents = encode(flat("CMYK", (0, 128, 128, 0), (16, 16)), "JPEG", quality=95, subsampling=0)
     at = contents.index(b"Adobe") + 11
     assert contents[at] in (0, 2)
-    found = {flag: decode(contents[:at] + bytes([flag]) + contents[at + 1 :], NAME, (3, 16, 16)) for flag in (0, 2)}
-    assert np.abs(found[0].astype(int) - found[2]).max() > 50
+    pixels = {flag: decode(contents[:at] + bytes([flag]) + contents[at + 1 :], NAME, (3, 16, 16)) for flag in (0, 2)}
+    assert np.abs(pixels[0].astype(int) - pixels[2]).max() > 50
 
 
 def ramp() -> np.ndarray:
-    """Every 16-bit value, once."""
+    """Each 16-bit value once."""
     return np.arange(65536, dtype=np.uint16).reshape(256, 256)
 
 
@@ -186,7 +186,7 @@ def test_sixteen_bits_are_scaled_not_clipped(contents: bytes) -> None:
 
 def test_a_transparent_value_of_sixteen_bits() -> None:
     values = np.full((4, 6), 51400, np.uint16)
-    values[:, 3:] = 51401  # the same in 8 bits
+    values[:, 3:] = 51401  # the same value in 8 bits
     pixels = decode(encode(Image.fromarray(values), transparency=51401), NAME, (1, 4, 6))
     assert pixels[0, 0].tolist() == [200, 200, 200, 0, 0, 0]
 
@@ -222,7 +222,7 @@ def test_of_several_frames_the_first(kind: str) -> None:
 
 # Orientation
 
-TURNED = {  # where each of the four corners goes: by EXIF's definition of the 8 orientations
+TURNED = {  # which corner is shown at each of the four, by EXIF's definition of the 8 orientations
     1: [0, 1, 2, 3],
     2: [1, 0, 3, 2],
     3: [3, 2, 1, 0],
@@ -248,7 +248,7 @@ def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
 
 
 def test_a_turned_image_is_fitted_by_its_turned_sides() -> None:
-    """32 x 48, turned by a right angle: 48 x 32, which `pad` lays across a square."""
+    """An image of 32 x 48, turned by a right angle, is 48 x 32; `pad` adds black above and below it."""
     pixels = decode(encode(corners(), exif=exif_of(6)), NAME, (3, 48, 48), "pad")
     assert np.array_equal(pixels.any(axis=(0, 2)), [False] * 8 + [True] * 32 + [False] * 8)
     assert pixels.any(axis=(0, 1)).all()
@@ -261,8 +261,20 @@ def test_exif_behind_the_pixels_of_a_png() -> None:
     assert np.array_equal(corner_colours(pixels), CORNERS.reshape(4, 3)[TURNED[3]] // 255)
 
 
+def test_a_picture_is_turned_although_its_exif_cannot_be_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken tag beside a good orientation. Pillow rewrites the EXIF after it has turned the pixels."""
+    contents = encode(corners(), exif=exif_of(6))
+
+    def broken(*_: object) -> bytes:
+        raise TypeError("a tag of another type")
+
+    monkeypatch.setattr(Image.Exif, "tobytes", broken)
+    pixels = decode(contents, NAME, (3, 40, 40), "stretch")
+    assert np.array_equal(corner_colours(pixels), CORNERS.reshape(4, 3)[TURNED[6]] // 255)
+
+
 def test_broken_exif_does_not_refuse_a_good_picture() -> None:
-    """Cut at any place, or with any bytes behind `Exif`; and it is not warned of."""
+    """EXIF that is cut at any place, or has random bytes after `Exif`, causes neither an error nor a warning."""
     random, good = np.random.default_rng(0), exif_of(6).tobytes()
     cut = [good[:length] for length in range(6, len(good))]
     changed = [good[:6] + random.bytes(random.integers(1, 60)) for _ in range(50)]
@@ -279,7 +291,7 @@ def test_broken_exif_does_not_refuse_a_good_picture() -> None:
 
 @pytest.mark.parametrize("size", [(40, 40), (100, 40), (40, 100), (33, 47), (7, 90), (64, 65)])
 def test_crop_keeps_the_centre(size: tuple[int, int]) -> None:
-    """The same, but for rounding, as to resize until the short side fits and to cut whole pixels evenly."""
+    """Up to rounding, `crop` resizes until the short side fits and cuts whole pixels evenly."""
     image, (height, width) = photo(*size), (24, 32)
     scale = max(width / size[0], height / size[1])
     scaled = round(size[0] * scale), round(size[1] * scale)
@@ -290,7 +302,7 @@ def test_crop_keeps_the_centre(size: tuple[int, int]) -> None:
 
 
 def test_crop_without_a_change_of_scale_copies_pixels() -> None:
-    """One column too many: no half pixel of blur."""
+    """The image has one column too many; the crop is not blurred by half a pixel."""
     image = photo(33, 32)
     assert np.array_equal(decode(encode(image), NAME, (3, 32, 32)), np.asarray(image)[:, :32].transpose(2, 0, 1))
 
@@ -317,7 +329,7 @@ def test_stretch_is_a_plain_resize() -> None:
 
 
 def test_resizing_is_antialiased() -> None:
-    """Stripes of one pixel become grey; without antialiasing some stay black or white."""
+    """Stripes of one pixel become grey. Without antialiasing some would stay black or white."""
     stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (64, 32)))
     for fit in ("crop", "pad", "stretch"):
         pixels = decode(encode(stripes), NAME, (1, 8, 8), fit)
@@ -337,14 +349,14 @@ def test_an_extreme_aspect() -> None:
 
 @pytest.mark.parametrize("box", [BOX, (15, 40, 163, 188), (0, 0, 178, 218), (57, 77, 121, 141)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_decode_crop_is_the_plain_way_within_one_level(box: tuple[int, int, int, int], mode: str) -> None:
+def test_decode_crop_equals_pil_within_one_level(box: tuple[int, int, int, int], mode: str) -> None:
     contents = encode(photo().convert(mode), "JPEG", quality=95)
     with Image.open(io.BytesIO(contents)) as image:
         plain = np.asarray(image.convert("RGB").crop(box).resize((64, 48), BILINEAR))
     pixels = decode_crop(contents, NAME, box, (3, 48, 64), SIZE)
     difference = np.abs(pixels.astype(int) - plain.transpose(2, 0, 1))
     assert difference.max() <= 1
-    assert (difference > 0).mean() < 0.01  # of rounding
+    assert (difference > 0).mean() < 0.01  # rounding
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -356,14 +368,14 @@ def test_both_decoders_give_the_same_pixels(progressive: bool, subsampling: int)
     assert np.array_equal(fast, _aligned(contents, "RGB", SIZE))
 
 
-def test_what_is_no_plain_jpeg_is_left_to_pil() -> None:
+def test_other_files_than_whole_colour_jpegs_are_left_to_pil() -> None:
     whole = encode(photo(), "JPEG")
     others = [encode(photo(178, 217), "JPEG"), encode(photo().convert("L"), "JPEG"), encode(photo()), b"", whole[:300]]
     others += [whole[: len(whole) // 2], encode(photo().convert("CMYK"), "JPEG")]
     assert [_jpeg(contents, SIZE) for contents in others] == [None] * len(others)
 
 
-def test_nothing_outside_of_the_box_has_a_part_in_it() -> None:
+def test_no_pixel_outside_of_the_box_contributes() -> None:
     image = flat("RGB", (255, 0, 0), SIZE)
     image.paste((0, 0, 255), BOX)
     pixels = decode_crop(encode(image), NAME, BOX, (3, 64, 64), SIZE)
@@ -404,7 +416,7 @@ def png(width: int, height: int, *, colour: int = 2) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("contents", "says"),
+    ("contents", "message"),
     [
         (b"", "empty, expected a whole image"),
         (b"\n<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded", "a web page, expected"),
@@ -414,8 +426,8 @@ def png(width: int, height: int, *, colour: int = 2) -> bytes:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (encode(photo())[:15], "not an image, or one with a broken header: it begins with 89 50 4e 47"),
         (png(50_000, 50_000), "2500000000 pixels, expected at most 100,000,000"),
-        (png(10_001, 10_000), "10001 x 10000 pixels, expected at most 100,000,000"),  # of which PIL only warns
-        (png(10_000, 10_000, colour=0), "cannot be decoded .*truncated"),  # not too large, but not there
+        (png(10_001, 10_000), "10001 x 10000 pixels, expected at most 100,000,000"),  # PIL only warns of this size
+        (png(10_000, 10_000, colour=0), "cannot be decoded .*truncated"),  # not too large, but its pixels are missing
         (png(2**31 - 1, 2**31 - 1), "4611686014132420609 pixels, expected at most"),
         (png(0, 5), "not an image"),
     ],
@@ -434,8 +446,8 @@ def png(width: int, height: int, *, colour: int = 2) -> bytes:
         "no-width",
     ],
 )
-def test_what_is_no_whole_image_is_named(contents: bytes, says: str) -> None:
-    assert re.search(f"^{says}", refused(contents))
+def test_a_file_that_is_no_whole_image_is_named(contents: bytes, message: str) -> None:
+    assert re.search(f"^{message}", refused(contents))
 
 
 def test_a_bomb_is_found_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,23 +477,23 @@ def test_truncated_files_are_refused(kind: str, part: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "message"),
     [
         (MemoryError(), "MemoryError"),
         (struct.error("unpack\nrequires"), "error: unpack requires"),
         (AttributeError("x"), "AttributeError: x"),
     ],
 )
-def test_whatever_pil_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
+def test_whatever_pil_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     def broken(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", broken)
-    assert says in refused(encode(photo()))
+    assert message in refused(encode(photo()))
 
 
 def damaged(contents: bytes, count: int) -> Iterator[bytes]:
-    """The same `count` each time: some bytes changed, or the end cut off; half of the damage in the header."""
+    """`count` damaged copies, the same in each run: some bytes changed or the end cut off, half in the header."""
     random = np.random.default_rng(0)
     for number in range(count):
         broken = bytearray(contents)
@@ -519,14 +531,14 @@ def test_damage_ends_in_pixels_or_in_one_line(kind: str, count: int) -> None:
 
 
 def metadata_that_pil_warns_of() -> bytes:
-    """A JPEG whose EXIF has a tag that points beyond its end."""
+    """A JPEG with a tag in its EXIF that points beyond the end of the EXIF."""
     tag = struct.pack("<HHII", ExifTags.Base.Make, 2, 1000, 5000)
     exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + struct.pack("<H", 1) + tag + bytes(4)
     return encode(photo(), "JPEG", exif=exif)
 
 
 def test_pil_does_warn_of_such_files() -> None:
-    """The premise of the next test."""
+    """The next test rests on this."""
     contents = io.BytesIO(metadata_that_pil_warns_of())
     with pytest.warns(UserWarning, match="Skipping tag|Truncated"), Image.open(contents) as image:
         image.getexif()
@@ -536,7 +548,7 @@ def test_pil_does_warn_of_such_files() -> None:
     "contents", [metadata_that_pil_warns_of(), png(9_500, 9_500, colour=0)], ids=["metadata", "pixels"]
 )
 def test_warnings_neither_leak_nor_refuse(contents: bytes) -> None:
-    """Whatever filters a caller has: as errors here, recorded there, several times, in several threads."""
+    """Filters of the caller do not matter: warnings as errors or recorded, several times, in several threads."""
     expected = UserError if contents.startswith(b"\x89PNG") else None
 
     def run() -> str | None:
@@ -546,13 +558,13 @@ def test_warnings_neither_leak_nor_refuse(contents: bytes) -> None:
             return str(error)
         return None
 
-    run()  # a filter is there already, and not in front
+    run()  # the filter exists already, but is not in front
     for action in ("error", "always", "error"):
         with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(4) as pool:
             warnings.simplefilter(action)  # type: ignore[arg-type]
-            said = {future.result() for future in [pool.submit(run) for _ in range(16)]}
+            messages = {future.result() for future in [pool.submit(run) for _ in range(16)]}
         assert caught == []
-        assert all("truncated" in (text or "") for text in said) if expected else said == {None}
+        assert all("truncated" in (text or "") for text in messages) if expected else messages == {None}
 
 
 def test_other_warnings_are_not_silenced() -> None:

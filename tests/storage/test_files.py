@@ -1,4 +1,4 @@
-"""Files of data sets: whole or not there, digests checked, errors in one line that name the file."""
+"""Files of data sets are whole or absent, their digests are checked, and errors are one line that names the file."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_idx_round_trip(tmp_path: Path, array: np.ndarray, gz: bool) -> None:
     path = tmp_path / ("a.gz" if gz else "a")
     raw = idx_bytes(array)
     path.write_bytes(gzip.compress(raw) if gz else raw)
-    assert np.array_equal(read_idx(path, md5(raw)).numpy(), array)  # the digest is that of the raw contents
+    assert np.array_equal(read_idx(path, md5(raw)).numpy(), array)  # the digest of the decompressed contents
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "message"),
     [
         (b"", "not an IDX file"),
         (b"\x00\x00\x08", "not an IDX file"),
@@ -54,10 +54,10 @@ def test_idx_round_trip(tmp_path: Path, array: np.ndarray, gz: bool) -> None:
     ],
     ids=["empty", "three-bytes", "floats", "no-dims", "html", "short", "long", "half-a-header", "huge", "no-images"],
 )
-def test_broken_idx_is_named(tmp_path: Path, raw: bytes, says: str) -> None:
+def test_broken_idx_is_named(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "broken"
     path.write_bytes(raw)
-    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{says}"):
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: .*{message}"):
         read_idx(path)
 
 
@@ -79,7 +79,7 @@ def test_truncated_gz_is_named(tmp_path: Path, cut: int) -> None:
 def test_a_gz_that_unpacks_to_more_than_any_data_set_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """64 MB of zeros in 64 kB: no more is unpacked than is allowed."""
+    """64 MB of zeros in 64 kB; no more than the limit is unpacked."""
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(bytes(2**26), 1))
     monkeypatch.setattr(files, "MAX_FILE_BYTES", 2**20)
@@ -92,7 +92,7 @@ def test_a_gz_that_unpacks_to_more_than_any_data_set_is_refused(
 
 
 def test_two_processes_of_one_number_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In containers that share a folder every process may be number 1: neither takes the other's half."""
+    """In containers that share a folder every process may have number 1. No process takes a part of another."""
     monkeypatch.setattr("os.getpid", lambda: 1)
     path, sizes = tmp_path / "file", [10_000 + n for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
@@ -144,7 +144,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 
 class Mirror(BaseHTTPRequestHandler):
-    """Serves `files`; the rest is 404. A file that is promised longer than it is breaks off."""
+    """Serves `files`, and 404 for other paths. Files below /cut are announced longer than they are, and break off."""
 
     files: ClassVar[dict[str, bytes]] = {"/good/a": b"contents", "/bad/a": b"other contents", "/cut/a": b"contents"}
 
@@ -162,7 +162,7 @@ class Mirror(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def mirror() -> Iterator[str]:
-    """The address of a server on this machine."""
+    """The address of a server on this computer."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Mirror) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -176,7 +176,7 @@ DIGEST = md5(b"contents")
 
 @pytest.mark.parametrize("first", ["none", "bad", "cut"])
 def test_download_falls_over_to_the_next_mirror(tmp_path: Path, mirror: str, first: str) -> None:
-    """A mirror without the file, with another file, or that breaks off in the middle."""
+    """The first mirror has no such file, has another file, or breaks off."""
     path = tmp_path / "folder" / "a"
     download([f"{mirror}/{first}/a", f"{mirror}/good/a"], path, DIGEST)
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == {"a": b"contents"}

@@ -1,4 +1,4 @@
-"""Where bytes live changes nothing that a model sees; what is fetched ahead comes in order, or not at all."""
+"""The place of the bytes does not change the batches, and prefetched batches keep their order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from vae_lightning.data import Digits, ImageLoader, Images, Transform
 from vae_lightning.data.base import CachedImages, Resident, Source
 from vae_lightning.storage.cache import Contents
-from vae_lightning.storage.loader import ahead
+from vae_lightning.storage.loader import prefetch
 from vae_lightning.types import UserError
 
 N = 60
@@ -21,7 +21,7 @@ PIXELS = torch.randint(256, (N, 3, 6, 5), generator=torch.Generator().manual_see
 
 
 def gathering() -> list[threading.Thread]:
-    """Threads of `ahead` that are still alive."""
+    """Threads of `prefetch` that are still alive."""
     return [thread for thread in threading.enumerate() if thread.name == "gather"]
 
 
@@ -50,27 +50,27 @@ def batches(folder: Path, resident: Resident) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("resident", ["device", "memory", "mmap"])
 def test_where_the_bytes_live_changes_no_batch(tmp_path: Path, resident: Resident) -> None:
-    expected, found = batches(tmp_path, "auto"), batches(tmp_path, resident)
-    assert len(expected) == len(found) == 6 + 11 + 9  # of so few images, one is a batch
-    for one, other in zip(expected, found, strict=True):
+    expected, actual = batches(tmp_path, "auto"), batches(tmp_path, resident)
+    assert len(expected) == len(actual) == 6 + 11 + 9  # of so few images, each is a batch
+    for one, other in zip(expected, actual, strict=True):
         assert torch.equal(one["x"], other["x"])
         assert torch.equal(one["label"], other["label"])
 
 
-def test_a_mapped_set_is_read_as_it_is_needed_and_others_are_not_mapped(tmp_path: Path) -> None:
+def test_only_the_settings_auto_and_mmap_map_the_file(tmp_path: Path) -> None:
     for resident, mapped in (("auto", True), ("mmap", True), ("memory", False), ("device", False)):
         data = Cached(str(tmp_path), resident=resident)  # type: ignore[arg-type]
         data.prepare_data()
         assert (data.images("train").mapping is not None) == mapped
 
 
-def test_what_is_in_no_file_cannot_be_mapped() -> None:
+def test_images_without_a_file_cannot_be_mapped() -> None:
     with pytest.raises(UserError, match=r"choose --data\.resident=auto, memory or device"):
         Digits(resident="mmap").images("train")
 
 
-def test_a_set_of_arrays_is_served_by_hand_over_a_thread_where_it_lives_elsewhere() -> None:
-    """`meta` stands for a GPU: bytes in memory, batches on another device; the order is that of a resident set."""
+def test_a_thread_gathers_batches_for_another_device() -> None:
+    """`meta` stands for a GPU: the bytes are in memory, and the batches on another device."""
     images = Images(PIXELS, torch.arange(N))
     elsewhere = ImageLoader(images, 7, train=True, device=torch.device("meta"), transform=Transform())
     assert [tuple(batch["x"].shape) for batch in elsewhere] == [(7, 3, 6, 5)] * 8 + [(4, 3, 6, 5)]
@@ -79,7 +79,7 @@ def test_a_set_of_arrays_is_served_by_hand_over_a_thread_where_it_lives_elsewher
 
 
 def test_the_position_is_asked_for_when_the_first_batch_is() -> None:
-    """Lightning makes the iterator before it knows where the fit goes on."""
+    """Lightning makes the iterator before it knows at which batch the fit goes on."""
     position = 0
     images = Images(PIXELS, torch.arange(N))
     loader = ImageLoader(images, 7, train=True, position=lambda: position)
@@ -91,7 +91,7 @@ def test_the_position_is_asked_for_when_the_first_batch_is() -> None:
     assert [r.tolist() for r in rest] == [w.tolist() for w in whole[5:]]
 
 
-def test_ahead_keeps_order_and_stays_within_its_depth() -> None:
+def test_prefetch_keeps_order_and_stays_within_its_depth() -> None:
     made: list[int] = []
 
     def items() -> Iterator[int]:
@@ -99,28 +99,28 @@ def test_ahead_keeps_order_and_stays_within_its_depth() -> None:
             made.append(number)
             yield number
 
-    iterator = ahead(items(), depth=2)
+    iterator = prefetch(items(), depth=2)
     for number in range(20):
         assert next(iterator) == number
-        assert len(made) <= number + 1 + 2 + 1  # two that wait, one in the hand
+        assert len(made) <= number + 1 + 2 + 1  # two items wait, and the thread holds one
     assert list(iterator) == []
     assert not gathering()
 
 
-def test_ahead_passes_an_error_at_its_place_and_ends_its_thread() -> None:
+def test_prefetch_passes_an_error_at_its_place_and_ends_its_thread() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise UserError("the disk is gone")
 
-    iterator = ahead(items(), depth=2)
+    iterator = prefetch(items(), depth=2)
     assert next(iterator) == 1
     with pytest.raises(UserError, match="the disk is gone"):
         next(iterator)
     assert not gathering()
 
 
-def test_ahead_can_be_left_early() -> None:
-    iterator = ahead(iter(range(10**9)), depth=2)
+def test_prefetch_ends_its_thread_when_it_is_closed() -> None:
+    iterator = prefetch(iter(range(10**9)), depth=2)
     assert next(iterator) == 0
     iterator.close()  # type: ignore[attr-defined]
     assert not gathering()
@@ -149,10 +149,9 @@ def test_half_of_the_images_are_mirrored_as_a_function_of_seed_epoch_and_index()
     assert torch.equal(mirrored(0, 0), first)
     for other in (mirrored(1, 0), mirrored(0, 1)):
         assert 1800 < int((other ^ first).sum()) < 2200
-    part = transform(
-        pixels[:9].clone(), index[100:109], 0, 0, 4001
-    )  # whatever the batch is, and how many images there are
-    assert torch.equal(part[:, 0, 0, 1] == 1, first[100:109])
+    # whatever the batch is, and however many images there are
+    nine = transform(pixels[:9].clone(), index[100:109], 0, 0, 4001)
+    assert torch.equal(nine[:, 0, 0, 1] == 1, first[100:109])
 
 
 def test_a_flip_is_the_mirror_image_bit_for_bit() -> None:

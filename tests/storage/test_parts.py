@@ -1,4 +1,4 @@
-"""What a killed process leaves beside the files that it was writing is removed by the next one, and nothing else is."""
+"""The next process removes the parts of files that a killed process left, and removes nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vae_lightning.runs.whole_files import write_whole
 
 
 def killed_while_writing(path: Path) -> Path:
-    """The part of a process that was killed within `write_whole`."""
+    """The part of a file that a process left because it was killed within `write_whole`."""
     before = set(path.parent.glob(".*")) if path.parent.is_dir() else set()
     pid = os.fork()
     if not pid:
@@ -32,7 +32,7 @@ def test_the_next_writer_removes_what_killed_ones_have_left(tmp_path: Path) -> N
     for name in ("results.json", "metrics.csv", "results.json"):
         killed_while_writing(tmp_path / name)
     (tmp_path / "film.part").write_bytes(b"a user's own")
-    assert len(list(tmp_path.iterdir())) == 2  # each removes the one before it
+    assert len(list(tmp_path.iterdir())) == 2  # each writer removes the part before its own
     write_whole(path, b"whole")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
         "results.json": b"whole",
@@ -40,7 +40,7 @@ def test_the_next_writer_removes_what_killed_ones_have_left(tmp_path: Path) -> N
     }
 
 
-def test_the_part_of_a_process_that_still_writes_stays(tmp_path: Path) -> None:
+def test_a_part_stays_while_its_process_still_writes(tmp_path: Path) -> None:
     part = killed_while_writing(tmp_path / "a")
     with part.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -50,10 +50,10 @@ def test_the_part_of_a_process_that_still_writes_stays(tmp_path: Path) -> None:
     assert not part.exists()
 
 
-def test_one_that_is_taken_for_stale_before_it_is_locked_is_begun_again(
+def test_a_part_that_is_removed_before_it_is_locked_is_begun_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process removes it between the two calls."""
+    """Another process removes the part between its creation and its lock."""
     locks: list[int] = []
 
     def flock(file: object, operation: int) -> None:
@@ -73,7 +73,7 @@ def test_one_that_is_taken_for_stale_before_it_is_locked_is_begun_again(
 
 
 def test_a_run_that_goes_on_removes_what_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures and checkpoints of which no other is ever written under that name, too."""
+    """Also parts of pictures and checkpoints whose names are never written again."""
     monkeypatch.chdir(REPOSITORY)
     folder = tmp_path / "vae" / "digits" / "x"
     left = [killed_while_writing(folder / name) for name in ("metrics.csv", "images/samples-0001.png")]

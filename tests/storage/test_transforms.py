@@ -1,4 +1,4 @@
-"""What a transform draws: from streams that never meet, and with the probabilities that it says."""
+"""The noise of a transform has a stream of its own and the stated probabilities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vae_lightning.data import Digits, ImageLoader, Images, Transform, loader, t
 
 
 def test_the_order_of_an_epoch_and_each_transform_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The counters behind every number that an epoch draws: no two of its choices share theirs."""
+    """The counters behind all random numbers of an epoch: no two choices have the same counters."""
     drawn: list[tuple[int, ...]] = []
 
     def spy(*counters: int) -> int:
@@ -27,14 +27,14 @@ def test_the_order_of_an_epoch_and_each_transform_have_a_stream_of_their_own(mon
         assert len(list(made)) == 1
     transforms._mirrored.cache_clear()
     kinds = set(drawn)
-    assert len(drawn) == 5  # the order twice
+    assert len(drawn) == 5  # the order is drawn twice
     assert len(kinds) == 4
     assert {counters[0] for counters in kinds} == {5}
     assert {counters[2] for counters in kinds} == {7}
 
 
 def test_the_binarised_test_set_is_the_one_of_all_reports() -> None:
-    """Its pixels, by their number and by the sum of their places: other noise is another test set."""
+    """The pixels are checked by their number and by the sum of their places. Other noise is another test set."""
     data = Digits(binarisation="dynamic", eval_batch_size=100)
     data.prepare_data()
     data.setup("test")
@@ -46,7 +46,7 @@ def test_the_binarised_test_set_is_the_one_of_all_reports() -> None:
 def test_a_black_pixel_never_lights_up_and_a_white_one_always(
     monkeypatch: pytest.MonkeyPatch, drawn: int, lit: list[int]
 ) -> None:
-    """P(1) = pixel / max, exactly 0 and 1 at the ends, whatever was drawn from 0 .. 65,535."""
+    """P(1) = pixel / max, which is exactly 0 for black and 1 for white, whatever was drawn from 0 .. 65,535."""
 
     u = torch.full((1, 4), drawn, dtype=torch.int32)
     monkeypatch.setattr(transforms, "uniform16", lambda *_: u)

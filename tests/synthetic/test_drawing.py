@@ -1,4 +1,4 @@
-"""Drawn sprites and faces: known places, areas and angles; pictures that keep what their attributes say."""
+"""Drawn sprites and faces: known places, areas and angles, and pictures that show their attributes."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def some_factors(num: int = 300) -> Tensor:
 
 
 def moments(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Area [N], centroid (x, y) [N, 2] and covariance [N, 2, 2] of the light, in pixels."""
+    """Area [N], centroid (x, y) [N, 2] and covariance [N, 2, 2] of the bright pixels, in pixels."""
     light = pixels[:, 0].double().flatten(1) / 255
     centres = torch.arange(64) + 0.5
     places = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), dim=-1).view(-1, 2).double()  # (x, y)
     area = light.sum(1)
     centroid = light @ places / area[:, None]
-    apart = places - centroid[:, None]
-    return area, centroid, torch.einsum("np,npi,npj->nij", light, apart, apart) / area[:, None, None]
+    centred = places - centroid[:, None]
+    return area, centroid, torch.einsum("np,npi,npj->nij", light, centred, centred) / area[:, None, None]
 
 
 def test_every_index_has_its_own_factors() -> None:
@@ -53,7 +53,7 @@ def test_a_sprite_has_its_area_and_place() -> None:
     factors = some_factors()
     area, centroid, _ = moments(draw_sprites(factors))
     expected = torch.tensor(AREAS)[factors[:, 0]] * (0.5 + 0.1 * factors[:, 1]) ** 2
-    torch.testing.assert_close(area, expected.double(), rtol=0.03, atol=0)  # the corners are a little round
+    torch.testing.assert_close(area, expected.double(), rtol=0.03, atol=0)  # corners are slightly round
     torch.testing.assert_close(centroid, factors[:, 3:] + 16.5, rtol=0, atol=0.06, check_dtype=False)
 
 
@@ -75,7 +75,7 @@ def test_a_turn_by_the_angle_of_symmetry_changes_nothing(shape: int, steps: int,
 
 
 def test_a_heart_stands_on_its_tip() -> None:
-    heart = draw_sprites(torch.tensor([[2, 5, 0, 15, 15]]))[0, 0, :, :63]  # its middle is the centre of column 31
+    heart = draw_sprites(torch.tensor([[2, 5, 0, 15, 15]]))[0, 0, :, :63]  # symmetric about the centre of column 31
     assert (heart.int() - heart.flip(1).int()).abs().max() <= 1
     widths = (heart > 127).sum(1)
     rows = widths.nonzero().flatten()
@@ -96,7 +96,7 @@ def test_sprites_are_whole_and_antialiased() -> None:
 
 
 def test_a_sprite_does_not_depend_on_its_batch() -> None:
-    factors = some_factors(900)  # more than one chunk of a shape
+    factors = some_factors(900)  # more than one chunk for each shape
     pixels, order = draw_sprites(factors), torch.randperm(900)
     assert torch.equal(draw_sprites(factors[order]), pixels[order])
     assert torch.equal(draw_sprites(factors[7:8]), pixels[7:8])
@@ -122,7 +122,7 @@ NEVER_BOTH = [
 
 
 def faces(num: int, *on: str, **style: float) -> tuple[Tensor, Tensor]:
-    """Attributes of young and shaven faces with brown hair, and `on`; styles at random, but for those given."""
+    """Attributes of young and shaven faces with brown hair, and `on`. Styles are random, except those in `style`."""
     attributes = torch.zeros(num, len(FACE_ATTRIBUTES), dtype=torch.uint8)
     attributes[:, [COLUMN[name] for name in ("Young", "No_Beard", "Brown_Hair", *on)]] = 1
     styles = torch.rand(num, len(STYLE), generator=torch.Generator().manual_seed(0))
@@ -138,7 +138,7 @@ def toggled(attributes: Tensor, name: str) -> Tensor:
 
 
 def test_a_face_is_a_function_of_seed_and_index() -> None:
-    """Of nothing beside it in the batch, whose last chunk is short, and of no generator."""
+    """And not of other faces in its batch, whose last chunk is short, nor of a generator."""
     index, state = torch.arange(1000, 1075), torch.get_rng_state()
     pixels, attributes = draw_faces(index, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
@@ -153,7 +153,7 @@ def test_a_face_is_a_function_of_seed_and_index() -> None:
 
 
 def test_a_large_face_does_not_depend_on_its_batch_either() -> None:
-    """A width that no vector divides, and chunks of a few."""
+    """An odd width, and chunks of a few faces."""
     pixels, _ = draw_faces(torch.arange(9), size=(109, 89))
     assert pixels.shape == (9, 3, 109, 89)
     assert torch.equal(draw_faces(torch.tensor([8]), size=(109, 89))[0], pixels[8:])
@@ -182,12 +182,12 @@ def test_attributes_do_not_contradict_each_other() -> None:
     on = face_attributes(torch.arange(20_000)).bool()
     assert [pair for pair in NEVER_BOTH if (on[:, COLUMN[pair[0]]] & on[:, COLUMN[pair[1]]]).any()] == []
     assert on[~on[:, COLUMN["Male"]], COLUMN["No_Beard"]].all()
-    assert (~on[:, [COLUMN[name] for name in HAIR_COLOURS]].any(1) & ~on[:, COLUMN["Bald"]]).any()  # red
+    assert (~on[:, [COLUMN[name] for name in HAIR_COLOURS]].any(1) & ~on[:, COLUMN["Bald"]]).any()  # red hair
 
 
 @pytest.mark.parametrize("name", FACE_ATTRIBUTES)
 def test_an_attribute_shows(name: str) -> None:
-    """Another picture, noticeably, where one attribute is another; Attractive alone has no picture."""
+    """A change of one attribute changes the picture noticeably, except for Attractive, which is not drawn."""
     attributes, style = faces(8, "Male") if name == "Sideburns" else faces(8)
     if name in HAIR_COLOURS or name == "Brown_Hair":
         attributes[:, COLUMN["Brown_Hair"]] = 0
@@ -198,7 +198,7 @@ def test_an_attribute_shows(name: str) -> None:
         assert (change.amax((1, 2, 3)) > 8).all()
 
 
-# Of a frontal face of 64 x 64, the box (top, bottom, left, right) in which the attribute shows.
+# The box (top, bottom, left, right) of a frontal face of 64 x 64 in which an attribute shows.
 PLACES = {
     "Arched_Eyebrows": (22, 30, 16, 48),
     "Bags_Under_Eyes": (32, 42, 16, 48),
@@ -243,8 +243,8 @@ def colour(attributes: Tensor, style: Tensor, box: tuple[int, int, int, int]) ->
     return render_faces(attributes, style)[:, :, top:bottom, left:right].float().mean((2, 3))
 
 
-def test_hair_has_the_colour_that_it_is_said_to_have() -> None:
-    """In the faces as they are drawn, at the top of the head: black is darkest, gray without a hue, blond yellow."""
+def test_hair_has_the_colour_of_its_attribute() -> None:
+    """At the top of the head, black hair is darkest, gray hair has no hue, and blond hair is yellow."""
     pixels, attributes = draw_faces(torch.arange(400))
     shown = (attributes[:, COLUMN["Wearing_Hat"]] | attributes[:, COLUMN["Receding_Hairline"]]) == 0
     top = pixels[:, :, 12:17, 29:36].float().mean((2, 3))
@@ -268,7 +268,7 @@ def test_hair_has_the_colour_that_it_is_said_to_have() -> None:
     ],
 )
 def test_an_attribute_has_its_colour(name: str, box: tuple[int, int, int, int], direction: tuple[int, ...]) -> None:
-    """Light skin; with the attribute each channel is darker (-1) or lighter (1) than without."""
+    """On light skin, the attribute makes each channel darker (-1) or lighter (1); 0 is not checked."""
     attributes, style = faces(8, skin=0.2, hair_length=0.9, **FRONTAL)
     change = colour(toggled(attributes, name), style, box) - colour(attributes, style, box)
     signs = torch.tensor(direction)
@@ -277,7 +277,7 @@ def test_an_attribute_has_its_colour(name: str, box: tuple[int, int, int, int], 
 
 
 def test_a_smile_lifts_the_corners_of_the_mouth() -> None:
-    """The red of the lips lies higher at the corners than in the middle, and lower where there is no smile."""
+    """The red of smiling lips is higher at the corners than in the middle, and higher than without a smile."""
 
     def lift(on: tuple[str, ...]) -> Tensor:
         attributes, style = faces(16, "Wearing_Lipstick", *on, skin=0.1, lip_hue=0.5, **FRONTAL)
@@ -301,18 +301,18 @@ def test_blurry_is_smooth() -> None:
     assert (sharp.mean((1, 2, 3)) - soft.mean((1, 2, 3))).abs().max() < 1.5
 
 
-def test_who_looks_left_is_the_mirror_of_who_looks_right() -> None:
+def test_a_face_that_looks_left_mirrors_one_that_looks_right() -> None:
     attributes, style = faces(24, glasses_kind=0.9, backdrop_y=0.5)
     mirrored = style.clone()
     for name in ("backdrop_x", "light", "shift_x", "roll", "yaw", "gaze_x", "parting"):
         mirrored[:, STYLE.index(name)] = 1 - style[:, STYLE.index(name)]
     right, left = render_faces(attributes, style).float(), render_faces(attributes, mirrored).float()
-    assert (right - left.flip(3)).abs().mean((1, 2, 3)).max() < 2.5  # but for the glint in the eyes, and single hairs
+    assert (right - left.flip(3)).abs().mean((1, 2, 3)).max() < 2.5  # the glint in the eyes and single hairs differ
     assert (right - left).abs().mean((1, 2, 3)).median() > 8
 
 
 def test_layers_stay_within_their_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A window saves work, and cuts nothing off, whatever the pose."""
+    """A window saves work and cuts nothing off, whatever the pose."""
     index = torch.arange(160)
     windowed, _ = draw_faces(index)
     wide = tuple(layer._replace(top=-FAR, bottom=FAR, side=FAR) for layer in drawn_faces.LAYERS)
@@ -322,7 +322,7 @@ def test_layers_stay_within_their_windows(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_aligned_size_shows_the_same_faces() -> None:
-    """CelebA's centre crop of 148 x 148, shrunk to 64 x 64 with antialiasing, is the drawing of 64 x 64."""
+    """The centre crop of 148 x 148, shrunk to 64 x 64 with antialiasing, is the drawing of 64 x 64."""
     index = torch.arange(40)
     aligned, small = draw_faces(index, size=(218, 178))[0], draw_faces(index)[0].float()
 
@@ -360,7 +360,7 @@ def test_the_layout_holds_the_faces(tmp_path: Path, archive: bool) -> None:
     assert (int(count), header.split()) == (20, list(FACE_ATTRIBUTES))
     assert [line.split()[0] for line in lines] == names
     assert [[int(value) for value in line.split()[1:]] for line in lines] == (2 * attributes.int() - 1).tolist()
-    assert {len(line) for line in lines} == {10 + 40 * 3}  # columns of one width, as in the original
+    assert {len(line) for line in lines} == {10 + 40 * 3}  # columns of one width, as in CelebA's file
     parts = [f"{name} {part}" for name, part in zip(names, [0] * 16 + [1] * 2 + [2] * 2, strict=True)]
     assert (root / "list_eval_partition.txt").read_text().splitlines() == parts
     assert "not CelebA" in (root / "NOT_CELEBA.txt").read_text()

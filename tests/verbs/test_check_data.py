@@ -52,7 +52,7 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.Capt
     (folder / "000041.heic").touch()
     config = ("-c", "configs/vae/images.yaml", f"--data.cache_dir={tmp_path / 'cache'}")
     assert main(["check-data", *config, f"--data.data_dir={folder}"]) == 0
-    assert f"{folder}: not read, by their endings: 1 files (.heic 1)" in capsys.readouterr().out
+    assert f"{folder}: 1 files not read because of their endings (.heic 1)" in capsys.readouterr().out
 
 
 def test_damage_to_the_cache_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

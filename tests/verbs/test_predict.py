@@ -181,7 +181,7 @@ def test_the_path_and_the_label_of_each_file(tmp_path: Path, capsys: pytest.Capt
     run = folder_run(tmp_path)
     capsys.readouterr()
     arrays = predict(run, "--split=all")
-    assert capsys.readouterr().out.count("split: val 0.1 of all images") == 1
+    assert capsys.readouterr().out.count("split: val is 0.1 of all images") == 1
     assert sorted(arrays["path"]) == sorted(str(path) for path in (tmp_path / "photos").rglob("*.png"))
     assert arrays["path"].dtype.kind == "U"
     model = load_model(run / "checkpoints" / "best.ckpt")

@@ -1,4 +1,4 @@
-"""Data sets: images held as bytes, served in whole batches by index."""
+"""Data sets. Images are held as bytes; one index gathers a whole batch."""
 
 from vae_lightning.data.base import CachedImages, ImageDataModule, Source
 from vae_lightning.data.celeba import CelebA

@@ -1,4 +1,4 @@
-"""CelebA: faces, aligned; from its archive, from an extracted folder, or downloaded where Google lets one."""
+"""CelebA: aligned faces, read from the archive or from an extracted folder; missing files are downloaded."""
 
 from __future__ import annotations
 
@@ -42,16 +42,22 @@ _SIZE = (178, 218)  # width, height of an aligned image
 class CelebA(CachedImages):
     """202,599 faces of 178 x 218 pixels (Liu et al. 2015), cropped and shrunk: 162,770 / 19,867 / 19,962, as published.
 
+    Use it to compare with published results on faces; `ProceduralFaces` needs no download.
+
     The files lie in `<data_dir>/celeba` or in `data_dir` itself. The images are `img_align_celeba.zip` or the folder
     `img_align_celeba`. `list_eval_partition.txt` gives the split. `list_attr_celeba.txt`, if present, gives 40
-    attributes as `label`, uint8 [B, 40]. Both lists may be CSV files, as in Kaggle's copy. Missing files are downloaded
-    from the places that torchvision uses.
+    attributes as `label`, uint8 [B, 40]. Both lists may be CSV files, like in Kaggle's copy. Missing files are
+    downloaded from the addresses that torchvision uses.
 
     Args:
-        data_dir: The folder that holds `celeba`, or that folder.
-        crop: The square that is cut out. Figures of different crops are not comparable.
-        size: Height and width of the images; the square is shrunk with an antialiased bilinear filter.
+        data_dir: The folder that holds `celeba`, or the folder `celeba` itself.
+        crop: The square that is cut out of each image. Results with different crops are not comparable.
+        size: Height and width of the images in pixels; an antialiased bilinear filter shrinks the square.
         verify: Check digests and counts; turn this off for files in this layout that are not CelebA.
+        kwargs: Arguments of `CachedImages`, except `binarisation`.
+
+    Raises:
+        UserError: if `crop` is unknown or `size` is below 1.
     """
 
     location = "celeba"
@@ -82,6 +88,7 @@ class CelebA(CachedImages):
         return {"crop": self.crop, "box": list(CROPS[self.crop]), "filter": CROP_FILTER, "verified": self.verify}
 
     def prepare_data(self) -> None:
+        """Make the cache if it is missing or stale; download the files first if they are missing."""
         try:
             super().prepare_data()
         except MissingFileError as missing:
@@ -94,75 +101,75 @@ class CelebA(CachedImages):
         partition = hashlib.sha256("\n".join(names).encode()).hexdigest()
         if images.is_dir():
             listed, state, _ = list_folder(images, {".jpg"})
-            files = {path.name: path for path in listed}  # in Kaggle's copy they lie a folder deeper
-            _require(images, names, set(files))
+            files = {path.name: path for path in listed}  # at any depth: Kaggle's copy has a second folder inside
+            _require_all(images, names, set(files))
         else:
-            state = f"{images.stat().st_size} bytes of {images.stat().st_mtime_ns}"
+            state = _file_state(images)
         fingerprint = {"images": state, "partition": partition, "attributes": self._attributes_state()}
         paths = [files[name] for name in names] if files else names
-        return Source(fingerprint, splits, lambda: self._read(images, files, names), paths)
+        return Source(fingerprint, splits, lambda: self._read_contents(images, files, names), paths)
 
-    def _read(self, images: Path, files: Mapping[str, Path], names: list[str]) -> Contents:
+    def _read_contents(self, images: Path, files: Mapping[str, Path], names: list[str]) -> Contents:
         box = CROPS[self.crop]
-        read = (lambda name: read_file(files[name])) if files else self._open(images, names).read
+        read = (lambda name: read_file(files[name])) if files else self._open_archive(images, names).read
 
         def decode(name: str) -> np.ndarray:
             return decode_crop(read(name), name, box, self.image_shape, _SIZE)
 
         return Contents(fill_from(names, decode), self._attributes(names))
 
-    def _open(self, path: Path, names: list[str]) -> _Members:
-        archive = ImageArchive(path)  # says what a page of Google's is, or half a file
+    def _open_archive(self, path: Path, names: list[str]) -> _Members:
+        archive = ImageArchive(path)  # raises UserError for half a file, or for a web page that Google sent instead
         if self.verify:
             check_digest(path, self.digests[path.name], file_digest(path, "md5"))
         members = {Path(member).name: member for member in archive.names()}
-        _require(path, names, set(members))
+        _require_all(path, names, set(members))
         return _Members(archive, members)
 
     def _partition(self) -> tuple[list[str], dict[str, int]]:
-        """Names of the images, split after split, and how many each split has."""
+        """Return the names of the images, split after split, and the number of images of each split."""
         path = find(self._folders(), ["list_eval_partition.txt", "list_eval_partition.csv"], self._remedy())
-        rows = [row for row in _rows(path) if row.words != ["image_id", "partition"]]  # the header of the copies in CSV
+        rows = [row for row in _rows(path) if row.words != ["image_id", "partition"]]  # a header, in CSV only
         _check_rows(path, rows, 1, {"0", "1", "2"}, "0, 1 or 2")
-        parts = [[name for _, (name, part) in rows if part == number] for number in "012"]
-        splits: dict[str, int] = {split: len(part) for split, part in zip(SPLITS, parts, strict=True)}
+        names_by_split = [[name for _, (name, number) in rows if number == split] for split in "012"]
+        splits: dict[str, int] = {split: len(names) for split, names in zip(SPLITS, names_by_split, strict=True)}
         if self.verify and tuple(splits.values()) != self.counts:
             raise UserError(
                 f"{path}: expected {self.counts} images in train, val, test, found {tuple(splits.values())}"
             )
         if self.verify:
-            check_digest(path, self.digests.get(path.name), _list_digest(path))  # none is known of the CSV
-        names = [name for part in parts for name in part]
+            check_digest(path, self.digests.get(path.name), _list_digest(path))  # no digest of the CSV is known
+        names = [name for split_names in names_by_split for name in split_names]
         if len(set(names)) < len(names):
-            twice = next(name for name, count in Counter(names).items() if count > 1)
-            raise UserError(f"{path}: {twice} is in it more than once; fetch it again")
+            repeated = next(name for name, count in Counter(names).items() if count > 1)
+            raise UserError(f"{path}: the list names {repeated} more than once; fetch the list again")
         return names, splits
 
     def _attributes_state(self) -> str | None:
-        """Changes when the file does; None where there is none."""
+        """Text that changes when the list of attributes changes; None if there is no list."""
         try:
-            about = find(self._folders(), _ATTRIBUTE_LISTS, "").stat()
+            return _file_state(find(self._folders(), _ATTRIBUTE_LISTS, ""))
         except MissingFileError:
             return None
-        return f"{about.st_size} bytes of {about.st_mtime_ns}"
 
     def _attributes(self, names: list[str]) -> np.ndarray | None:
-        """uint8 [N, 40] in {0, 1}, in the order of `names`; None where there is no such file."""
+        """uint8 [N, 40] in {0, 1}, in the order of `names`; None if there is no list of attributes."""
         try:
             path = find(self._folders(), _ATTRIBUTE_LISTS, "")
         except MissingFileError:
             return None
         if self.verify:
             check_digest(path, self.digests.get(path.name), _list_digest(path))
-        header, *rows = [row for row in _rows(path) if not row.words[0].isdecimal()] or [_Row(1, [])]  # not their count
-        width = len(header.words) - ("image_id" in header.words)  # so the header of the copies in CSV begins
+        table = [row for row in _rows(path) if not row.words[0].isdecimal()]  # without the line of the count
+        header, *rows = table or [_Row(1, [])]
+        width = len(header.words) - ("image_id" in header.words)  # the first column, in CSV only
         _check_rows(path, rows, width, {"1", "-1"}, f"{width} values 1 or -1")
         values = {name: row for _, (name, *row) in rows}
-        _require(path, names, set(values))
+        _require_all(path, names, set(values))
         return (np.array([values[name] for name in names], dtype=np.int8) > 0).astype(np.uint8)
 
     def _images_path(self) -> Path:
-        """The archive, whose digest is known, before the folder."""
+        """The archive, or else the extracted folder. The archive comes first because its digest is known."""
         for folder in self._folders():
             for path in (folder / "img_align_celeba.zip", folder / "img_align_celeba"):
                 if path.exists():
@@ -177,51 +184,52 @@ class CelebA(CachedImages):
 
     def _remedy(self) -> str:
         return (
-            "download img_align_celeba.zip and list_eval_partition.txt by hand (Google Drive, by way of CelebA's page, "
-            f"https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html) to {self._folders()[0]}, or pass --data.data_dir "
-            "(make train DATA_DIR=...)"
+            "download img_align_celeba.zip and list_eval_partition.txt by hand (CelebA's page "
+            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html links to Google Drive) to "
+            f"{self._folders()[0]}, or pass --data.data_dir (make train DATA_DIR=...)"
         )
 
     def _download(self, missing: MissingFileError) -> None:
-        """What is missing, each file to a folder beside its place, and under its name once its digest is right."""
+        """Download the missing files. Each goes to `download.part` until its digest is checked, then to its place."""
         folder = self._folders()[0]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with one_at_a_time(folder / ".download.lock"):  # who waited here finds the files
-                for name in self.digests:  # the attributes last: the images do without them
-                    if not self._has(name):
+            with one_at_a_time(folder / ".download.lock"):  # a process that waited finds the files
+                for name in self.digests:  # the optional attributes come last
+                    if not self._is_present(name):
                         self._fetch(folder, name)
                 shutil.rmtree(folder / "download.part", ignore_errors=True)
-        except Exception as error:  # of gdown, of the network, of Google's quota: there is one way out of all
-            why = " ".join(str(error).split())[:200]
-            if isinstance(error.__context__, ModuleNotFoundError):  # torchvision's own words miss the extra
-                why = "it takes gdown: pip install 'vae_lightning[celeba]'"
-            raise MissingFileError(f"{missing} (the download failed: {why})") from error
+        except Exception as error:  # whether gdown, the network or Google's quota failed, the remedy is the same
+            reason = " ".join(str(error).split())[:200]
+            if isinstance(error.__context__, ModuleNotFoundError):  # torchvision's message does not name the extra
+                reason = "the download needs gdown: pip install 'vae_lightning[celeba]'"
+            raise MissingFileError(f"{missing} (the download failed: {reason})") from error
 
-    def _has(self, name: str) -> bool:
-        """Whether a file is there, or what stands for it: the extracted folder, a list as CSV."""
+    def _is_present(self, name: str) -> bool:
+        """Whether the file exists, or its substitute: the extracted folder for the archive, a CSV file for a list."""
         stem = Path(name).stem
         return any((folder / form).exists() for folder in self._folders() for form in (name, stem, f"{stem}.csv"))
 
     def _fetch(self, folder: Path, name: str) -> None:
-        from torchvision.datasets import CelebA as Listing  # here: seconds of imports that a local file saves
+        # imported here because the import takes seconds, and local files do not need it
+        from torchvision.datasets import CelebA as Listing
         from torchvision.datasets.utils import download_file_from_google_drive
 
-        part = folder / "download.part"
-        part.mkdir(exist_ok=True)
+        incomplete = folder / "download.part"
+        incomplete.mkdir(exist_ok=True)
         (file_id,) = (file_id for file_id, _, listed in Listing.file_list if listed == name)
         try:
-            download_file_from_google_drive(file_id, str(part), name, self.digests[name])
+            download_file_from_google_drive(file_id, str(incomplete), name, self.digests[name])
         except Exception as error:
             if name not in _ATTRIBUTE_LISTS:
                 raise
-            print(f"{name}: not downloaded ({' '.join(str(error).split())[:200]}); no labels, then", flush=True)
+            print(f"{name}: not downloaded ({' '.join(str(error).split())[:200]}); there are no labels", flush=True)
         else:
-            (part / name).rename(folder / name)
+            (incomplete / name).rename(folder / name)
 
 
 class _Members(NamedTuple):
-    """Images in an archive by their bare names, wherever in it they are."""
+    """The images of an archive by their file names, in whichever folder of the archive they lie."""
 
     archive: ImageArchive
     members: Mapping[str, str]
@@ -231,14 +239,14 @@ class _Members(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """The words between blanks or commas of a line, and which line it is."""
+    """The number of a line, and its words, which blanks or commas separate."""
 
     number: int
     words: list[str]
 
 
 def _list_bytes(path: Path) -> bytes:
-    """A list without the byte-order mark that an editor may have put in front."""
+    """The bytes of a list, without the byte-order mark that an editor may have put at the start."""
     return read_bytes(path).removeprefix(BYTE_ORDER_MARK)
 
 
@@ -247,21 +255,28 @@ def _list_digest(path: Path) -> str:
 
 
 def _rows(path: Path) -> list[_Row]:
-    """The lines of a list that have any words."""
+    """The lines of a list that are not blank."""
     lines = _list_bytes(path).decode(errors="replace").replace(",", " ").splitlines()
     rows = [_Row(number, line.split()) for number, line in enumerate(lines, 1)]
     return [row for row in rows if row.words]
 
 
 def _check_rows(path: Path, rows: list[_Row], width: int, allowed: set[str], expected: str) -> None:
-    """Raise unless there are rows, each of a name and `width` values of those allowed."""
+    """Raise unless there is a row and each row has a name and `width` values, all of them in `allowed`."""
     wrong = next((n for n, (_, *values) in rows if len(values) != width or not allowed.issuperset(values)), None)
     if wrong is not None or not rows:
         raise UserError(f"{path}, line {wrong or 1}: expected the name of an image and {expected}; fetch it again")
 
 
-def _require(place: Path, names: list[str], present: set[str]) -> None:
+def _file_state(path: Path) -> str:
+    """Text that changes when the file changes."""
+    status = path.stat()
+    return f"{status.st_size} bytes of {status.st_mtime_ns}"
+
+
+def _require_all(place: Path, names: list[str], present: set[str]) -> None:
+    """Raise UserError if an image of the lists is not in `present`, the images of `place`."""
     missing = [name for name in names if name not in present]
     if missing:
-        shown = ", ".join(missing[:3])
-        raise UserError(f"{place}: {len(missing)} of {len(names)} images are not in it: {shown} ...; fetch it again")
+        first = ", ".join(missing[:3])
+        raise UserError(f"{place}: {len(missing)} of {len(names)} images are missing: {first} ...; fetch it again")

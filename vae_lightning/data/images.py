@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vae_lightning.data.base import SPLITS, CachedImages, Source, Split
-from vae_lightning.data.folders import Parts, Splits, classes_of, shown, split_folders
+from vae_lightning.data.folders import Parts, Splits, classes_of, printable, split_folders
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.cache import Contents, fill_from, read_header
@@ -31,29 +31,35 @@ _NO_IMAGES = frozenset({
     ".yaml", ".yml",
 })
 # fmt: on
-"""The endings of files that are no images: labels, notes, a file manager's own files."""
+"""Endings of files that are not images: labels, notes, files that a file manager writes."""
 
 
 class ImageFolder(CachedImages):
     """The images below `data_dir`, of any size and kind, as `channels` x `height` x `width`.
 
+    Use it to train on images of your own.
+
     Folders of `data_dir` named `train`, `val` and `test` (or `training`, `valid`, `testing`) are the splits. A hash of
-    the paths draws a missing split from `train`, or all splits from all images: the same draw for every seed and
-    machine. If all images lie in folders of classes, `label` is the number of the class, in the order of `class_names`.
+    the paths draws a missing split from `train`, or all splits from all images; the draw is the same for every seed and
+    machine. If all images lie in folders of classes, `label` is the index of the class in `class_names`.
 
     Args:
         data_dir: The folder of the images.
         height: Height of the images in the batch.
         width: Width of the images in the batch.
         channels: 1 (grey), 3 (RGB) or 4 (RGB with transparency).
-        fit: What happens to another aspect ratio: crop (keep the middle), pad (black borders) or stretch.
-        val_fraction: Share of the images for validation, if there is no folder for it.
-        test_fraction: Share of the images for testing, if there is no folder for it.
-        splits: auto refuses folder names with two meanings; folders takes folders of these names as splits and leaves
-            out images beside them; fractions takes no folder as a split.
-        grey_bits: The bits that 16-bit grey images use: 12 if white is 4,095.
-        skip_broken: Leave out images that cannot be read, which otherwise are named before training starts.
-        cache_dir: The folder of the decoded images.
+        fit: How an image of another aspect ratio is fitted: crop (keep the middle), pad (black borders) or stretch.
+        val_fraction: Share of the images for validation, if there is no folder of validation images.
+        test_fraction: Share of the images for testing, if there is no folder of test images.
+        splits: auto refuses folder names with two meanings; folders takes folders with names of splits as splits and
+            leaves out images beside them; fractions takes no folder as a split.
+        grey_bits: Number of bits that 16-bit grey images use, 9 to 16; 12 if white is 4,095.
+        skip_broken: Leave out images that cannot be read; otherwise they are an error before training starts.
+        cache_dir: The folder of the caches, which hold the decoded images.
+        kwargs: Arguments of `CachedImages`.
+
+    Raises:
+        UserError: if an argument is outside its range.
     """
 
     def __init__(
@@ -73,12 +79,16 @@ class ImageFolder(CachedImages):
     ) -> None:
         super().__init__(data_dir=data_dir, cache_dir=cache_dir, **kwargs)
         if channels not in (1, 3, 4) or height < 1 or width < 1:
-            raise UserError(f"ImageFolder: {channels} x {height} x {width}: channels are 1, 3 or 4, sizes at least 1")
+            raise UserError(
+                f"ImageFolder: channels x height x width is {channels} x {height} x {width}; channels must be 1, 3 or "
+                "4, height and width at least 1"
+            )
         if fit not in ("crop", "pad", "stretch"):
             raise UserError(f"ImageFolder: fit is {fit!r}; choose crop, pad or stretch")
         if not (0 < val_fraction < 1 and 0 < test_fraction < 1 and val_fraction + test_fraction < 1):
             raise UserError(
-                f"ImageFolder: fractions {val_fraction} and {test_fraction}: each above 0, below 1 together"
+                f"ImageFolder: val_fraction is {val_fraction} and test_fraction is {test_fraction}; each must be above "
+                "0, and their sum below 1"
             )
         if splits not in ("auto", "folders", "fractions"):
             raise UserError(f"ImageFolder: splits is {splits!r}; choose auto, folders or fractions")
@@ -108,72 +118,78 @@ class ImageFolder(CachedImages):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes that `label` counts, from the cache; none where the images have no labels."""
+        """Names of the classes, read from the cache; `label` holds indices into them. Empty if there are no labels."""
         header = read_header(self.cache_folder)
         return () if header is None else tuple(header.source.get("classes", ()))
 
     def prepare_data(self) -> None:
+        """Make the cache if it is missing or stale, and print a warning if the pixels look wrong."""
         super().prepare_data()
-        for doubt in _doubts(self.load("train")):
-            print(f"{self.data_dir}: {doubt}", flush=True)
+        for warning in _pixel_warnings(self.load("train")):
+            print(f"{self.data_dir}: {warning}", flush=True)
 
     def source(self) -> Source:
         folder = Path(self.data_dir)
         files, listing, others = list_folder(folder, IMAGE_SUFFIXES) if folder.is_dir() else Listing([], "", Counter())
-        self._tell_others(others)
+        self._print_unread(others)
         if not files:
             endings = " ".join(sorted(IMAGE_SUFFIXES))
             raise MissingFileError(
                 f"{folder}: no images there (files that end in {endings}); point --data.data_dir "
-                "(make train DATA_DIR=...) at a folder of them"
+                "(make train DATA_DIR=...) at a folder of images"
             )
         if self.skip_broken:
             files = self._without_broken(files, listing)
-        own = split_folders(self.data_dir, [self._relative(path) for path in files], self.splits)
-        parts = self._split(files, own)
-        empty = [split for split, part in zip(SPLITS, parts, strict=True) if not part]
+        folder_by_split = split_folders(self.data_dir, [self._relative(path) for path in files], self.splits)
+        files_by_split = self._split(files, folder_by_split)
+        empty = [split for split in SPLITS if not files_by_split[split]]
         if empty:
-            raise UserError(f"{folder}: {len(files)} images leave none for {', '.join(empty)}; it takes more of them")
-        files = [path for part in parts for path in part]
-        names, labels, note = classes_of([self._relative(path) for path in files], own)
+            raise UserError(f"{folder}: {len(files)} images leave none for {', '.join(empty)}; add images")
+        files = [path for split in SPLITS for path in files_by_split[split]]
+        names, labels, note = classes_of([self._relative(path) for path in files], folder_by_split)
         if note:
             print(f"{self.data_dir}: {note}", flush=True)
-        splits: dict[str, int] = {split: len(part) for split, part in zip(SPLITS, parts, strict=True)}
+        splits: dict[str, int] = {split: len(files_by_split[split]) for split in SPLITS}
         read = lambda: Contents(fill_from(files, self._decode), labels)  # noqa: E731
         return Source({"listing": listing, "classes": names}, splits, read, files)
 
     def _decode(self, path: Path) -> np.ndarray:
         return decode(read_file(path), str(path), self.image_shape, self.fit, self.grey_bits)
 
-    def _split(self, files: Sequence[Path], own: Mapping[Split, str]) -> list[list[Path]]:
-        """Train, val and test: the folders of `own`; what has none is taken from train, or else from all."""
-        parts = {split: [path for path in files if self._relative(path)[0] == own.get(split)] for split in SPLITS}
+    def _split(self, files: Sequence[Path], folder_by_split: Mapping[Split, str]) -> dict[Split, list[Path]]:
+        """The files of each split. A split without a folder gets a fraction of train's folder, or of all files."""
+        tops = [self._relative(path)[0] for path in files]
+        parts: dict[Split, list[Path]] = {
+            split: [path for path, top in zip(files, tops, strict=True) if top == folder_by_split.get(split)]
+            for split in SPLITS
+        }
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-        taken = {split: fraction for split, fraction in fractions.items() if split not in own}
-        self._tell(own, taken, len(files) - sum(map(len, parts.values())))
-        whole = parts["train"] if own else files
+        drawn = {split: fraction for split, fraction in fractions.items() if split not in folder_by_split}
+        self._print_split(folder_by_split, drawn, len(files) - sum(map(len, parts.values())))
+        whole = parts["train"] if folder_by_split else files
         rest = sorted(whole, key=lambda path: hashlib.sha256(os.fsencode(self._name(path))).digest())
-        for split, fraction in taken.items():
+        for split, fraction in drawn.items():
             count = max(1, round(len(whole) * fraction))
             parts[split], rest = sorted(rest[:count]), rest[count:]
-        return [sorted(rest), parts["val"], parts["test"]]
+        return {**parts, "train": sorted(rest)}
 
-    def _tell(self, own: Mapping[Split, str], taken: Mapping[Split, float], num_outside: int) -> None:
-        """Which split holds, in one line: nobody should have to guess what was trained on."""
-        origin = f"its folder {shown(own['train'])}" if own else "all images"
-        said = [f"{split} is the folder {shown(top)}" for split, top in own.items()]
-        said += [f"{split} {fraction:g} of {origin}" for split, fraction in taken.items()]
-        said += ["taken by a hash of the paths, whatever the seed"] if taken else []
-        said += [f"images outside of these folders, left out: {num_outside}"] if own and num_outside else []
-        print(f"{self.data_dir}: split: {'; '.join(said)}", flush=True)
+    def _print_split(self, folder_by_split: Mapping[Split, str], drawn: Mapping[Split, float], num_left: int) -> None:
+        """Print in one line which images each split has, so that nobody has to guess which images were trained on."""
+        origin = f"the folder {printable(folder_by_split['train'])}" if folder_by_split else "all images"
+        facts = [f"{split} is the folder {printable(top)}" for split, top in folder_by_split.items()]
+        facts += [f"{split} is {fraction:g} of {origin}" for split, fraction in drawn.items()]
+        facts += ["drawn by a hash of the paths, the same for every seed"] if drawn else []
+        facts += [f"images outside of these folders, left out: {num_left}"] if folder_by_split and num_left else []
+        print(f"{self.data_dir}: split: {'; '.join(facts)}", flush=True)
 
-    def _tell_others(self, others: Counter[str]) -> None:
-        """What may be images too, and is left out: a phone's .heic, say."""
+    def _print_unread(self, others: Counter[str]) -> None:
+        """Print the endings of files that may be images but are not read, such as a phone's .heic."""
         counts = {suffix or "none": count for suffix, count in others.items() if suffix not in _NO_IMAGES}
         if counts:
-            kinds = [f"{suffix} {counts[suffix]}" for suffix in sorted(counts, key=lambda one: (-counts[one], one))]
-            shown = ", ".join(kinds[:5] + ["..."] * (len(kinds) > 5))
-            print(f"{self.data_dir}: not read, by their endings: {sum(counts.values())} files ({shown})", flush=True)
+            order = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))
+            endings = ", ".join([f"{suffix} {counts[suffix]}" for suffix in order[:5]] + ["..."] * (len(order) > 5))
+            total = sum(counts.values())
+            print(f"{self.data_dir}: {total} files not read because of their endings ({endings})", flush=True)
 
     def _relative(self, path: Path) -> Parts:
         return path.relative_to(self.data_dir).parts
@@ -182,7 +198,7 @@ class ImageFolder(CachedImages):
         return "/".join(self._relative(path))
 
     def _without_broken(self, files: list[Path], listing: str) -> list[Path]:
-        """The files that can be decoded, found once for each state of the folder."""
+        """The files that can be decoded. A note beside the cache keeps the result while the folder does not change."""
         note = self.cache_folder.with_name(f"{self.cache_folder.name}.skipped.json")
         try:
             known = json.loads(note.read_text())
@@ -194,7 +210,7 @@ class ImageFolder(CachedImages):
             _write_note(note, json.dumps({"listing": listing, "broken": sorted(broken)}))
         if broken:
             print(
-                f"{self.data_dir}: {len(broken)} images that cannot be read are left out ({note} lists them)",
+                f"{self.data_dir}: {len(broken)} images that cannot be read are left out; {note} lists them",
                 flush=True,
             )
         return [path for path in files if self._name(path) not in broken]
@@ -208,30 +224,29 @@ class ImageFolder(CachedImages):
             return False
 
         with ThreadPoolExecutor(num_cores()) as pool, Progress("looking for broken images", len(files)) as progress:
-            found = set()
+            names = set()
             for path, broken in zip(files, pool.map(is_broken, files), strict=True):
                 progress.advance(1)
-                found |= {self._name(path)} if broken else set()
-            return found
+                names |= {self._name(path)} if broken else set()
+            return names
 
 
-def _doubts(images: Images, most: int = 256) -> list[str]:
-    """What of the pixels is probably not meant, by images that are spread over the set; a line for each."""
+def _pixel_warnings(images: Images, most: int = 256) -> list[str]:
+    """A line for each sign that the pixels are not as meant, in at most `most` images spread over the set."""
     index = torch.linspace(0, len(images.pixels) - 1, min(most, len(images.pixels))).long()
     pixels = images.pixels[index].flatten(1)
-    brightest, said = int(pixels.max()), []
-    looked = f"of {len(index)} images that were looked at"
+    brightest, warnings = int(pixels.max()), []
     if bool((pixels == pixels[:, :1]).all()):
-        said.append(
-            f"each {looked} has one value everywhere (the brightest: {brightest}), so there is nothing to learn; "
-            "transparent images are laid on black unless --data.channels=4"
+        warnings.append(
+            f"each of {len(index)} checked images has one value everywhere (the brightest: {brightest}), so there is "
+            "nothing to learn; transparent images are laid on black unless --data.channels=4"
         )
     elif brightest <= 64:
-        said.append(
-            f"the brightest pixel {looked} is {brightest} of 255; if the files hold 12 bits in 16 (white is "
-            "4,095), say --data.grey_bits=12 (10 and 14 likewise)"
+        warnings.append(
+            f"the brightest pixel of {len(index)} checked images is {brightest} of 255; if the files hold 12 bits in "
+            "16 (white is 4,095), pass --data.grey_bits=12 (similarly for 10 and 14 bits)"
         )
-    return said
+    return warnings
 
 
 def _write_note(path: Path, text: str) -> None:
@@ -239,5 +254,5 @@ def _write_note(path: Path, text: str) -> None:
         write_whole(path, text.encode())
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); choose another place by --data.cache_dir"
+            f"{path}: cannot be written ({error.strerror}); choose another folder with --data.cache_dir"
         ) from error

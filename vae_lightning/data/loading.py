@@ -14,25 +14,29 @@ from vae_lightning.types import UserError
 
 
 def build_data(spec: dict[str, Any]) -> ImageDataModule:
-    """The data set of a `{class_path, init_args}` that the user has written."""
+    """Build the data set that the user has written as `{class_path, init_args}`. The class may be any.
+
+    Args:
+        spec: The entry `data` of a config: `class_path` and, if needed, `init_args`.
+    """
     parser = _data_parser()
     data: ImageDataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
     return data
 
 
 def data_of(checkpoint: Path, trusted: list[str]) -> ImageDataModule:
-    """The data set that the checkpoint's run was trained on, prepared.
+    """Build the data set that the checkpoint's run was trained on, and call its `prepare_data`.
 
     Args:
-        checkpoint: a file in the `checkpoints` folder of a run; the run's config.yaml names the data set.
-        trusted: packages of the user's own, whose classes the config may name.
+        checkpoint: A file in the `checkpoints` folder of a run; the run's config.yaml names the data set.
+        trusted: Packages of the user, whose classes the config may name.
 
     Raises:
         UserError: if the config is missing, or names a class that is not trusted or cannot be built.
     """
     config = checkpoint.absolute().parent.parent / "config.yaml"
     if not config.is_file():
-        raise UserError(f"{config} not found: it names the data set; a checkpoint must stay in its run's folder")
+        raise UserError(f"{config}, which names the data set, is not found; keep the checkpoint in its run's folder")
     try:
         spec = yaml.safe_load(config.read_text())["data"]
         names = ("vae_lightning.data.", *(name for name in trust(trusted, checkpoint) if name not in TRUSTED))
@@ -43,7 +47,7 @@ def data_of(checkpoint: Path, trusted: list[str]) -> ImageDataModule:
     except UserError:
         raise
     except (yaml.YAMLError, *NOT_BUILT) as error:
-        raise UserError(f"{config}: names no data set that can be built: {' '.join(str(error).split())}") from error
+        raise UserError(f"{config}: its data set cannot be built: {' '.join(str(error).split())}") from error
     data.prepare_data()
     return data
 
@@ -55,7 +59,7 @@ def _data_parser() -> ArgumentParser:
 
 
 def _without_folders(spec: Any) -> Any:
-    """A data set's recipe without its folders, whose names may be anything."""
+    """Leave out the options that end in `_dir`: the name of a folder may look like the name of a class."""
     if isinstance(spec, dict):
         return {name: _without_folders(value) for name, value in spec.items() if not str(name).endswith("_dir")}
     return spec

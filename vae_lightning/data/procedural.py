@@ -1,4 +1,4 @@
-"""Drawn data sets: no download, every factor known; for tests, demonstrations and disentanglement."""
+"""Drawn data sets. No download, every factor known; meant for tests, demonstrations and disentanglement."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vae_lightning.types import UserError
 
 
 class _Drawn(CachedImages):
-    """`num_images` drawings, nine tenths of them `train`, and as many `val` as `test`."""
+    """`num_images` drawings: nine tenths are `train`, a twentieth each is `val` and `test`."""
 
     def __init__(self, data_dir: str = "data", *, num_images: int, **kwargs: Any) -> None:
         super().__init__(data_dir=data_dir, **kwargs)
@@ -42,28 +42,33 @@ class _Drawn(CachedImages):
         return Source({}, splits, self._contents_in_memory)
 
     def _contents_in_memory(self) -> Contents:
-        """All images are drawn at once: a number that somebody else's config.yaml asks for may be any."""
+        """All images are in memory at once. Check the memory first: a foreign config.yaml may ask for any number."""
         needed, free = self.num_images * math.prod(self.image_shape), available_memory()
         if free is not None and needed > free:
             raise UserError(
-                f"{type(self).__name__}: num_images {self.num_images:,} takes {needed / 2**30:,.1f} GiB, and "
-                f"{free / 2**30:,.1f} are free"
+                f"{type(self).__name__}: num_images {self.num_images:,} takes {needed / 2**30:,.1f} GiB, but only "
+                f"{free / 2**30:,.1f} GiB are free"
             )
         return self.contents()
 
     @abstractmethod
     def contents(self) -> Contents:
-        """All images, by number, and their labels."""
+        """The function that draws images start .. stop - 1, and the labels of all images."""
 
 
 class ProceduralFaces(_Drawn):
     """Cartoon faces of 3 x 64 x 64 pixels with CelebA's 40 attributes (`label`, uint8 [B, 40]): drawings, not CelebA.
 
-    Face i is a function of i alone. In CelebA's own layout of files: `vae_lightning.synthetic.write_celeba_layout`.
+    Use it to try a configuration for faces without a download. Face i depends on i alone.
+    `vae_lightning.synthetic.write_celeba_layout` writes the same faces as files in CelebA's layout.
 
     Args:
-        data_dir: The folder of the cache.
-        num_images: Number of faces, over all splits.
+        data_dir: The folder that the folder of caches lies in.
+        num_images: Number of faces in all splits together; at least 20.
+        kwargs: Arguments of `CachedImages`, except `binarisation`.
+
+    Raises:
+        UserError: if `num_images` is below 20.
     """
 
     image_shape = (3, 64, 64)
@@ -81,11 +86,16 @@ class ProceduralFaces(_Drawn):
 class ProceduralSprites(_Drawn):
     """White squares, ellipses and hearts on black, 1 x 64 x 64: like dSprites (Matthey et al. 2017), but other images.
 
-    `label`, int64 [B, 5]: shape (3), scale (6), orientation (40), x (32), y (32).
+    Use it to measure disentanglement, which needs the factors of each image. `label` is int64 [B, 5]: shape (3 values),
+    scale (6), orientation (40), x (32), y (32).
 
     Args:
-        data_dir: The folder of the cache.
-        num_images: How many of the 737,280 sprites are taken; the choice is random and the same for every run.
+        data_dir: The folder that the folder of caches lies in.
+        num_images: How many of the 737,280 sprites are used, 20 or more. The choice is random but the same in each run.
+        kwargs: Arguments of `CachedImages`, except `flip` and `dequantise`.
+
+    Raises:
+        UserError: if `num_images` is below 20 or above 737,280.
     """
 
     image_shape = (1, 64, 64)
@@ -97,7 +107,9 @@ class ProceduralSprites(_Drawn):
             raise UserError(f"ProceduralSprites: num_images is {num_images}; there are {NUM_SPRITES:,}")
 
     def contents(self) -> Contents:
-        chosen = np.random.RandomState(0).permutation(NUM_SPRITES)[: self.num_images]  # its stream is frozen
+        chosen = np.random.RandomState(0).permutation(NUM_SPRITES)[
+            : self.num_images
+        ]  # numpy never changes RandomState's stream
         factors = sprite_factors(torch.from_numpy(chosen))
 
         def fill(start: int, stop: int) -> np.ndarray:

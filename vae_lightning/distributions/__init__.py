@@ -15,7 +15,14 @@ from vae_lightning.distributions.families import (
 )
 from vae_lightning.distributions.flows import IAF, Flowed, LinearIAF, NeuralSplineFlow, RealNVP
 from vae_lightning.distributions.gaussians import FullNormal, LowRankNormal, RankOneNormal
-from vae_lightning.distributions.groups import Categorical, Dirichlet, RelaxedCategorical, VonMisesFisher, share_support
+from vae_lightning.distributions.groups import (
+    Categorical,
+    Dirichlet,
+    RelaxedCategorical,
+    VonMisesFisher,
+    is_straight_through,
+    share_support,
+)
 from vae_lightning.distributions.intervals import Beta, Gamma
 from vae_lightning.distributions.levels import (
     CategoricalLevels,
@@ -79,6 +86,7 @@ __all__ = [
     "bits_per_dimension",
     "given",
     "is_mass",
+    "is_straight_through",
     "known_pixels",
     "noise_scale",
     "normal_product",

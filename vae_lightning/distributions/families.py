@@ -103,6 +103,8 @@ class _LocationScale(Family):
     """mu + s eps in each dimension. The features hold mu, and also a raw s unless s is one fixed or learned number."""
 
     raw_sigma: Tensor
+    """The raw s, also of a Laplace or Student-t; checkpoints of a learned s have this name as a key, so it stays."""
+
     scale_name: ClassVar[str] = "scale"
 
     def __init__(self, event_shape: Shape, scale: float | None, learn_scale: bool, min_scale: float) -> None:
@@ -217,22 +219,22 @@ class Bernoulli(Family):
         event_shape: Shape of one x; the model sets it.
     """
 
-    def pointwise(self, *params: Tensor) -> pixels.Bernoulli:
-        return pixels.Bernoulli(logits=params[0], validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.BernoulliDistribution:
+        return pixels.BernoulliDistribution(logits=params[0], validate_args=self.validate_args)
 
 
 class ContinuousBernoulli(Family):
     """CB(x; logit), a density of grey values in [0, 1].
 
     Choose it where a Bernoulli's cross-entropy is used for grey pixels, which is not a likelihood. Loaiza-Ganem &
-    Cunningham 2019 (https://arxiv.org/abs/1907.06845); the formula is in `pixels.ContinuousBernoulli`.
+    Cunningham 2019 (https://arxiv.org/abs/1907.06845); the formula is in `pixels.ContinuousBernoulliDistribution`.
 
     Args:
         event_shape: Shape of one x; the model sets it.
     """
 
-    def pointwise(self, *params: Tensor) -> pixels.ContinuousBernoulli:
-        return pixels.ContinuousBernoulli(params[0], validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.ContinuousBernoulliDistribution:
+        return pixels.ContinuousBernoulliDistribution(params[0], validate_args=self.validate_args)
 
 
 class Binomial(Family):
@@ -249,8 +251,8 @@ class Binomial(Family):
             raise UserError(f"Binomial: num_steps is {num_steps}; pixels with L grey levels need L - 1, at least 1")
         self.num_steps = num_steps
 
-    def pointwise(self, *params: Tensor) -> pixels.Binomial:
-        return pixels.Binomial(self.num_steps, params[0], validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.BinomialDistribution:
+        return pixels.BinomialDistribution(self.num_steps, params[0], validate_args=self.validate_args)
 
 
 def noise_scale(p_x: Distribution) -> Tensor | None:

@@ -207,6 +207,16 @@ class OneHot(OneHotCategorical):
 class OneHotStraightThrough(OneHot, OneHotCategoricalStraightThrough): ...
 
 
+def is_straight_through(distribution: Distribution) -> bool:
+    """Whether samples have the gradient of the probabilities in place of their own, which biases the gradient."""
+    while not isinstance(distribution, OneHotCategoricalStraightThrough):
+        inner = getattr(distribution, "base_dist", getattr(distribution, "base", None))
+        if inner is None:
+            return False
+        distribution = inner
+    return True
+
+
 class RelaxedCategorical(_GroupFamily):
     """z = softmax((logits + Gumbel noise) / temperature): a point of the simplex, near a corner at a low temperature.
 
@@ -273,11 +283,12 @@ class VonMisesFisher(_GroupFamily):
     def param_shape(self) -> Shape:
         return (self.event_shape[0] + self.num_groups,)
 
-    def group(self, features: Tensor) -> sphere.VonMisesFisher:
+    def group(self, features: Tensor) -> sphere.VonMisesFisherDistribution:
         raw, raw_kappa = features[..., :-1], features[..., -1]
         north = torch.zeros_like(raw)
         north[..., 0] = 1
         length = raw.norm(dim=-1, keepdim=True)
         mu = torch.where(length > 0, raw, north)  # features of 0 have no direction
         mu = mu / mu.norm(dim=-1, keepdim=True)
-        return sphere.VonMisesFisher(mu, positive(raw_kappa, self.min_kappa), validate_args=self.validate_args)
+        kappa = positive(raw_kappa, self.min_kappa)
+        return sphere.VonMisesFisherDistribution(mu, kappa, validate_args=self.validate_args)

@@ -28,7 +28,7 @@ from vae_lightning.distributions.gaussians import (
     RankOneMultivariateNormal,
 )
 from vae_lightning.distributions.groups import Groups
-from vae_lightning.distributions.sphere import UniformOnSphere, VonMisesFisher
+from vae_lightning.distributions.sphere import UniformOnSphere, VonMisesFisherDistribution
 
 _Correlated: TypeAlias = MultivariateNormal | LowRankMultivariateNormal | RankOneMultivariateNormal
 _DENSE = (MultivariateNormal, LowRankMultivariateNormal)
@@ -113,8 +113,8 @@ def _kl_dense(q: _Correlated, p: _Correlated) -> Tensor:
     return 0.5 * trace - p.log_prob(q.loc) - q.entropy()
 
 
-@closed_form((VonMisesFisher, UniformOnSphere))
-def _kl_von_mises_fisher_uniform(q: VonMisesFisher, p: UniformOnSphere) -> Tensor:
+@closed_form((VonMisesFisherDistribution, UniformOnSphere))
+def _kl_von_mises_fisher_uniform(q: VonMisesFisherDistribution, p: UniformOnSphere) -> Tensor:
     """log area - H[q] = kappa A(kappa) + log C_D(kappa) + log area."""
     return q.kl_to_uniform().expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape))
 

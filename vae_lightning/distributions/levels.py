@@ -35,9 +35,9 @@ class _LogisticFamily(_LevelsFamily):
             raise UserError(f"{type(self).__name__}: min_scale is {min_scale}; it must be above 0, such as 0.001")
         self.min_scale = min_scale
 
-    def logistic(self, mu: Tensor, raw_scale: Tensor) -> pixels.DiscretizedLogistic:
+    def logistic(self, mu: Tensor, raw_scale: Tensor) -> pixels.DiscretizedLogisticDistribution:
         scale = self.min_scale + F.softplus(raw_scale)
-        return pixels.DiscretizedLogistic(self.num_levels - 1, mu, scale, validate_args=self.validate_args)
+        return pixels.DiscretizedLogisticDistribution(self.num_levels - 1, mu, scale, validate_args=self.validate_args)
 
 
 class DiscretizedLogistic(_LogisticFamily):
@@ -55,7 +55,7 @@ class DiscretizedLogistic(_LogisticFamily):
 
     num_params = 2
 
-    def pointwise(self, *params: Tensor) -> pixels.DiscretizedLogistic:
+    def pointwise(self, *params: Tensor) -> pixels.DiscretizedLogisticDistribution:
         mu, raw_scale = params
         return self.logistic(0.5 + mu, raw_scale)
 
@@ -105,8 +105,8 @@ class CategoricalLevels(_LevelsFamily):
         super().__init__(event_shape, num_levels)
         self.num_params = num_levels
 
-    def pointwise(self, *params: Tensor) -> pixels.CategoricalLevels:
-        return pixels.CategoricalLevels(torch.stack(params, dim=-1), validate_args=self.validate_args)
+    def pointwise(self, *params: Tensor) -> pixels.CategoricalLevelsDistribution:
+        return pixels.CategoricalLevelsDistribution(torch.stack(params, dim=-1), validate_args=self.validate_args)
 
 
 def is_mass(p_x: Distribution) -> bool:

@@ -1,6 +1,6 @@
 """Distributions, most of them of pixels in [0, 1], that torch lacks or has in a form that loses digits or time.
 
-The families of the same names (`families.py`, `levels.py`) make them from features.
+`families.py` and `levels.py` make them from features: the family `Binomial` makes a `BinomialDistribution`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.distributions import Normal as TorchNormal
 from torch.nn import functional as F
 
 
-class Bernoulli(TorchBernoulli):
+class BernoulliDistribution(TorchBernoulli):
     """torch's Bernoulli from a logit eta, with log p(x) = log sigmoid((2x - 1) eta) for x in {0, 1} only.
 
     torch's own log_prob reads and writes all pixels three times more often, which is a twentieth of a small network's
@@ -70,7 +70,7 @@ class _LogitPixels(Distribution):
         """The same distribution with other logits."""
 
 
-class ContinuousBernoulli(_LogitPixels):
+class ContinuousBernoulliDistribution(_LogitPixels):
     """p(x) = eta e^(eta x) / (e^eta - 1) on [0, 1]: the Bernoulli's shape, normalised for grey values.
 
     Loaiza-Ganem & Cunningham 2019 (https://arxiv.org/abs/1907.06845), who write lambda = sigmoid(eta). In the form with
@@ -84,8 +84,8 @@ class ContinuousBernoulli(_LogitPixels):
     support = constraints.unit_interval
     has_rsample = True
 
-    def _like(self, logits: Tensor) -> ContinuousBernoulli:
-        return ContinuousBernoulli(logits, validate_args=self._validate_args)
+    def _like(self, logits: Tensor) -> ContinuousBernoulliDistribution:
+        return ContinuousBernoulliDistribution(logits, validate_args=self._validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -127,7 +127,7 @@ class ContinuousBernoulli(_LogitPixels):
         return torch.where(self.logits > 0, 1 - x, x).clamp(0, 1)
 
 
-class Binomial(_LogitPixels):
+class BinomialDistribution(_LogitPixels):
     """p(x) = C(n, nx) p^(nx) (1-p)^(n-nx) for x in {0, 1/n, ..., 1}: a pixel with n + 1 grey levels.
 
     This is a probability mass, so its nats can be compared with those of every other mass over the same levels.
@@ -144,8 +144,8 @@ class Binomial(_LogitPixels):
         self.num_steps = num_steps
         super().__init__(logits, validate_args)
 
-    def _like(self, logits: Tensor) -> Binomial:
-        return Binomial(self.num_steps, logits, validate_args=self._validate_args)
+    def _like(self, logits: Tensor) -> BinomialDistribution:
+        return BinomialDistribution(self.num_steps, logits, validate_args=self._validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
@@ -169,7 +169,7 @@ class Binomial(_LogitPixels):
             return torch.binomial(n, torch.sigmoid(self.logits).expand(shape)) / self.num_steps
 
 
-class DiscretizedLogistic(Distribution):
+class DiscretizedLogisticDistribution(Distribution):
     """P(x) = F(x + 1/2n) - F(x - 1/2n) for x in {0, 1/n, ..., 1}, F the distribution function of a logistic(mu, s).
 
     The first bin starts at -infinity and the last ends at infinity, so the masses of all n + 1 levels have sum 1.
@@ -191,9 +191,9 @@ class DiscretizedLogistic(Distribution):
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogisticDistribution:
         parts = (self.loc.expand(batch_shape), self.scale.expand(batch_shape))
-        return DiscretizedLogistic(self.num_steps, *parts, validate_args=self._validate_args)
+        return DiscretizedLogisticDistribution(self.num_steps, *parts, validate_args=self._validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
@@ -226,7 +226,7 @@ class DiscretizedLogistic(Distribution):
             return torch.round(x * self.num_steps).clamp(0, self.num_steps) / self.num_steps
 
 
-class CategoricalLevels(Distribution):
+class CategoricalLevelsDistribution(Distribution):
     """P(x = k/n) = softmax(logits)_k, k = 0 .. n: any distribution over n + 1 grey levels.
 
     Args:
@@ -242,8 +242,8 @@ class CategoricalLevels(Distribution):
         self.num_steps = logits.shape[-1] - 1
         super().__init__(logits.shape[:-1], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalLevels:
-        return CategoricalLevels(self.logits.expand(*batch_shape, self.num_steps + 1), self._validate_args)
+    def expand(self, batch_shape: Any, _instance: Any = None) -> CategoricalLevelsDistribution:
+        return CategoricalLevelsDistribution(self.logits.expand(*batch_shape, self.num_steps + 1), self._validate_args)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:

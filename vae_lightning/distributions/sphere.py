@@ -76,7 +76,7 @@ class UniformOnSphere(Distribution):
         return torch.full_like(self.zeros[..., 0], log_area(self.event_shape[0]))
 
 
-class VonMisesFisher(Distribution):
+class VonMisesFisherDistribution(Distribution):
     """p(x) = C_D(kappa) e^(kappa mu^T x), |mu| = 1, kappa >= 0, C_D = kappa^v / ((2 pi)^(D/2) I_v(kappa)), v = D/2 - 1.
 
     Args:
@@ -94,9 +94,9 @@ class VonMisesFisher(Distribution):
         self.mu, self.kappa = mu.expand(*batch_shape, mu.shape[-1]), kappa.expand(batch_shape)
         super().__init__(batch_shape, mu.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> VonMisesFisher:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> VonMisesFisherDistribution:
         mu, kappa = self.mu.expand(*batch_shape, *self.event_shape), self.kappa.expand(batch_shape)
-        return VonMisesFisher(mu, kappa, self._validate_args)
+        return VonMisesFisherDistribution(mu, kappa, self._validate_args)
 
     @property
     def size(self) -> int:

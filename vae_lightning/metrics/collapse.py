@@ -125,14 +125,14 @@ def use_of_latents(trace: Trace) -> dict[str, Tensor]:
     """
     other = trace.x.roll(-1, 0)
     p_x = given(trace.p_x, known_pixels(trace.p_x), other)
-    neighbour = p_x.log_prob(other).roll(1, -1)  # [K, B]: log p(x_b|z_b-1)
-    use = {"swap_cost": (trace.log_likelihood() - neighbour).mean(0)}
+    neighbour = trace.mean(p_x.log_prob(other)).roll(1, -1)  # [B]: log p(x_b|z_b-1)
+    use = {"swap_cost": trace.mean(trace.log_likelihoods()["x"]) - neighbour}
     use |= {f"kl/{name}": kl for name, kl in trace.kl().items()}
     use |= {f"kl_by_dimension/{name}": kl.flatten(1) for name, kl in trace.kl_by_dimension().items()}
-    for name, latent in trace.latents.items():
+    for name, latent in trace.continuous().items():
         shape = latent.z.shape  # [K, B, *event]
         for moment_name, moment in _moments(latent):
-            use[f"{moment_name}/{name}"] = moment.expand(shape).mean(0).flatten(1)
+            use[f"{moment_name}/{name}"] = trace.mean(moment.expand(shape)).flatten(1)
     return use
 
 

@@ -208,14 +208,14 @@ class Disentanglement(Evaluator):
             return f"the factors of {name} are not known (those of ProceduralSprites are)"
         if len(data.images("test").pixels) < self.min_images:
             return f"there are {len(data.images('test').pixels)} test images; the scores need {self.min_images}"
-        return None if trace.latents else "the model has no latents"
+        return None if trace.continuous() else "the model has no latents"
 
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
         self._codes: list[torch.Tensor] = []
         self._factors: list[torch.Tensor] = []
 
     def update(self, trace: Trace, batch: Batch) -> None:
-        self._codes.append(torch.cat([mean_draws(latent).mean(0) for latent in trace.latents.values()], 1))
+        self._codes.append(torch.cat([mean_draws(trace, latent).mean(0) for latent in trace.continuous().values()], 1))
         self._factors.append(batch["label"])
 
     def compute(self) -> dict[str, Finding]:

@@ -110,11 +110,15 @@ def closed_form_mean(q: Distribution) -> Tensor | None:
         return None
 
 
-def mean_draws(latent: Latent) -> Tensor:
+def mean_draws(trace: Trace, latent: Latent) -> Tensor:
     """Values [S, B, D] whose mean over S is an unbiased estimate of E_q[z|x], with z flattened.
 
     S is 1 if q has a closed-form mean that depends on x alone. A q that depends on an earlier latent has one mean for
-    each of the trace's K samples. A q without a closed-form mean is sampled 64 times.
+    each of the trace's samples. A q without a closed-form mean is sampled 64 times.
+
+    Args:
+        trace: the trace.
+        latent: one of the trace's latents, which is not enumerated.
     """
     mean, conditional = closed_form_mean(latent.q), len(latent.q.batch_shape) > 1
     if mean is None:
@@ -123,4 +127,4 @@ def mean_draws(latent: Latent) -> Tensor:
         )  # a copy, because some distributions keep their last sample
     else:
         draws = mean if conditional else mean[None]
-    return draws.flatten(2)
+    return (trace.sampled_rows(draws) if conditional else draws).flatten(2)

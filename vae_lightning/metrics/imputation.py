@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vae_lightning.distributions import known_pixels
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.objectives.elbo import check_not_enumerated
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
 
@@ -59,8 +60,8 @@ def impute(
     z, p_x = _samples(trace), trace.p_x
     sum_of_means, shares = torch.zeros_like(x), []
     for step in range(num_steps):
-        draw = torch.where(missing, p_x.sample()[0], x)  # [1, B, C, H, W] -> [B, C, H, W]
-        sum_of_means += p_x.mean[0] if step >= num_steps // 2 else 0
+        draw = torch.where(missing, trace.sampled_rows(p_x.sample())[0], x)  # [K, B, C, H, W] -> [B, C, H, W]
+        sum_of_means += trace.mean(p_x.mean) if step >= num_steps // 2 else 0
         trace = model.trace({**batch, "x": draw})
         if corrected and step >= num_steps // 4:
             z, share = _accept_or_stay(model, trace, z)
@@ -76,6 +77,8 @@ def _refuse_impossible_chain(model: LatentVariableModel, trace: Trace, missing: 
     known = known_pixels(trace.p_x)
     if known is not None and bool((known & missing).any()):
         raise UserError(f"{type(model).__name__}: pixels that the model is conditioned on cannot be missing")
+    if corrected:
+        check_not_enumerated("impute --corrected", trace)
     for name, latent in trace.latents.items():
         if corrected and len(latent.q.batch_shape) > 1:
             raise UserError(

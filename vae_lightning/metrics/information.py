@@ -49,12 +49,16 @@ class Information(Evaluator):
         self.num_points = num_points
 
     def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
+        if trace.log_shares is not None:
+            return "the model enumerates a variable, so that q(z) is no mixture over images alone"
         reasons = [f"of {name} {self._why_not_measurable(latent)}" for name, latent in trace.latents.items()]
         measurable = [latent for latent in trace.latents.values() if self._why_not_measurable(latent) is None]
         return None if measurable else "; ".join(reasons) or "the model has no latents"
 
     @staticmethod
     def _why_not_measurable(latent: Latent) -> str | None:
+        if latent.exists is not None:
+            return "z does not exist for every image"
         if len(latent.q.batch_shape) != 1:
             return "q depends on another latent, so that q(z) is no mixture over images alone"
         if isinstance(latent.q, (Flowed, TransformedDistribution)):

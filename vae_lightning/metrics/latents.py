@@ -31,7 +31,7 @@ class RateDistortion(Evaluator):
         self._rate, self._distortion = MeanAndError().to(model.device), MeanAndError().to(model.device)
 
     def update(self, trace: Trace, batch: Batch) -> None:
-        self._distortion.update(-trace.log_likelihood().mean(0))
+        self._distortion.update(-trace.mean(trace.log_likelihood()))
         self._rate.update(torch.stack(list(trace.kl().values())).sum(0))
 
     def compute(self) -> dict[str, Finding]:
@@ -58,20 +58,22 @@ class LatentUnits(Evaluator):
     threshold = 0.01
 
     def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
-        return None if trace.latents else "the model has no latents"
+        return None if trace.continuous() else "the model has no latent with dimensions in every row"
 
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
         self._means: dict[str, MeanAndError] = {}
         self._kls: dict[str, MeanAndError] = {}
 
     def update(self, trace: Trace, batch: Batch) -> None:
-        for name, latent in trace.latents.items():
-            draws = mean_draws(latent).double()  # [S, B, D]
+        for name, latent in trace.continuous().items():
+            draws = mean_draws(trace, latent).double()  # [S, B, D]
             mean = draws.mean(0)
             # the squared mean of S draws is too large, on average by their variance / S
             square = mean.square() - (draws.var(0) / len(draws) if len(draws) > 1 else 0)
             update_mean(self._means, name, torch.stack((mean, square), 1))  # [B, 2, D]
         for name, kl in trace.kl_by_dimension().items():
+            if name not in self._means:
+                continue
             update_mean(self._kls, name, kl.flatten(1))
 
     def compute(self) -> dict[str, Finding]:

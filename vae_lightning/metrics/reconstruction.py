@@ -28,14 +28,17 @@ class Reconstruction(Evaluator):
     units: ClassVar[Mapping[str, str]] = {"psnr": "dB", "ssim": "1 at best"}
 
     def why_not_applicable(self, trace: Trace, data: ImageDataModule | None) -> str | None:
-        return None if trace.x.dim() == 4 else f"x is not an image [C, H, W]: its shape is {list(trace.x.shape[1:])}"
+        if trace.x.dim() != 4 or not trace.x.is_floating_point():
+            return f"x is not an image [C, H, W]: its shape is {list(trace.x.shape[1:])}"
+        return None if trace.reconstruction() is not None else "p(x|z) does not know its mean"
 
     def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
         self._psnr, self._ssim = MeanAndError().to(model.device), MeanAndError().to(model.device)
         self._has_ssim = False
 
     def update(self, trace: Trace, batch: Batch) -> None:
-        mean = trace.p_x.mean[0]  # [B, C, H, W]
+        mean = trace.reconstruction()  # [B, C, H, W]
+        assert mean is not None  # see why_not_applicable
         self._psnr.update(peak_signal_noise_ratio(mean, trace.x, 1.0, reduction="none", dim=(1, 2, 3)))
         self._has_ssim = min(trace.x.shape[2:]) >= 11
         if self._has_ssim:

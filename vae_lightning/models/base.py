@@ -21,7 +21,7 @@ from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.restoring import check_restored
-from vae_lightning.models.trace_checks import check_trace
+from vae_lightning.models.trace_checks import check_trace, describe_bound
 from vae_lightning.noise import reseed
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.recipes import arguments, defaults, to_plain
@@ -69,8 +69,15 @@ class LatentVariableModel(Optimized):
     """Whether `predict` returns one sample of q(z|x) beside the mean and the scale."""
 
     @abstractmethod
-    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
-        """Return the model's distributions at `batch["x"]`, with K = `num_samples` samples of the latents."""
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        """Return the model's distributions at `batch["x"]`.
+
+        Args:
+            batch: The batch.
+            num_samples: The number of samples of each latent that is not enumerated.
+            step: The optimizer step, for schedules inside the model; None in evaluation, where a schedule has its end
+                value.
+        """
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
@@ -158,7 +165,7 @@ class LatentVariableModel(Optimized):
             batch: The batch, on the model's device.
             step: The step that the objective's schedules see.
         """
-        trace = self.trace(batch, self.objective.num_samples)
+        trace = self.trace(batch, self.objective.num_samples, step if self.training else None)
         if not torch.compiler.is_compiling():
             self._check_once(trace)
         with torch.autocast(batch["x"].device.type, enabled=False):
@@ -195,7 +202,7 @@ class LatentVariableModel(Optimized):
             return
         training = [module for module in self.modules() if module.training]
         self.eval()
-        self._check_once(self.trace(batch, self.objective.num_samples))
+        self._check_once(self.trace(batch, self.objective.num_samples, self.objective_step))
         for module in training:
             module.training = True
 
@@ -219,8 +226,7 @@ class LatentVariableModel(Optimized):
         check_trace(type(self).__name__, self.state_dict(), trace)
         self.likelihood_name = distribution_name(trace.p_x)
         if len(self._stages_checked) == 1:
-            kinds = ", ".join(f"{name} {latent.kl_estimator}" for name, latent in trace.latents.items())
-            rank_zero_info(f"likelihood {self.likelihood_name}; KL by latent: {kinds}")
+            rank_zero_info(describe_bound(self.likelihood_name, trace))
 
     # -- logging ----------------------------------------------------------------------------------------------------
 

@@ -32,12 +32,12 @@ def posterior_codes(
     """
     found: dict[str, Tensor] = {}
     traces: list[Trace] = []
-    for name, latent in trace.latents.items():
+    for name, latent in trace.continuous().items():
         mean, scale = _closed_forms(latent.q)
         if mean is None or scale is None:
             if _is_conditional(latent.q):
                 traces = traces or [trace_of(batch, _AT_ONCE) for _ in range(DRAWS // _AT_ONCE)]
-                draws = torch.cat([drawn.latents[name].z for drawn in traces])  # [64, B, *event]
+                draws = torch.cat([drawn.sampled_rows(drawn.latents[name].z) for drawn in traces])  # [64, B, *event]
             else:
                 # of a copy, because some distributions store their last sample
                 draws = copy(latent.q).sample(torch.Size((DRAWS,)))
@@ -45,13 +45,13 @@ def posterior_codes(
             scale = draws.std(0) if scale is None else scale
         found |= {f"{name}_mean": mean, f"{name}_scale": scale}
         if with_sample:
-            found[f"{name}_sample"] = latent.z[0]
+            found[f"{name}_sample"] = trace.sampled_rows(latent.z)[0]
     return found
 
 
 def estimated(trace: Trace) -> list[str]:
     """Return the names of the latents whose mean or scale is estimated from draws."""
-    forms = {name: _closed_forms(latent.q) for name, latent in trace.latents.items()}
+    forms = {name: _closed_forms(latent.q) for name, latent in trace.continuous().items()}
     return [name for name, (mean, scale) in forms.items() if mean is None or scale is None]
 
 

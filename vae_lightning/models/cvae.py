@@ -180,7 +180,7 @@ class CVAE(LatentVariableModel):
                 self.prior_family = DiagonalNormal(latent_shape)
                 self.prior_network = prior_network(self.condition.shape, self.prior_family.param_shape)
 
-    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x, c = batch["x"], self.condition(batch)  # [B, C, H, W], [B, *c]
         if not self.latent_size:
             return Trace(x, self._p_x(x.new_zeros(num_samples, len(x), 0), c))

@@ -61,7 +61,7 @@ class DLGM(LatentVariableModel):
         self.transitions = nn.ModuleList(transition((above,), (size,)) for size, above in pairwise(sizes))  # T_1, ...
         self.decoder = decoder((sizes[0],), self.likelihood.param_shape)  # T_0
 
-    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x = batch["x"]  # [B, C, H, W]
         features = self.encoder(x).split(self.feature_sizes, dim=-1)
         latents = {}

@@ -184,7 +184,7 @@ class HVAE(LatentVariableModel):
         )
         self.decoder = decoder((sizes[0],), self.likelihood.param_shape)  # theta
 
-    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         latents = self.inference(batch["x"], self.p_z, num_samples)
         return Trace(batch["x"], self.decode({name: latent.z for name, latent in latents.items()}), latents)
 

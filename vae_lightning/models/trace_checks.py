@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vae_lightning.distributions import share_support
+from vae_lightning.distributions import is_straight_through, share_support
 from vae_lightning.models.weights import check_finite
-from vae_lightning.trace import Trace, distribution_name, has_mean
+from vae_lightning.trace import Latent, Trace, distribution_name, has_mean
 from vae_lightning.types import UserError
 
 
@@ -22,13 +22,17 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
         trace: The model's trace of a batch.
 
     Raises:
-        UserError: if a weight or a sample is not finite, if p(x|z) has no mean or gives x no probability, or if a
-            posterior and its prior are not over the same space.
+        UserError: if a weight or a sample is not finite, if p(x|z) has no mean or gives x no probability, if a
+            posterior and its prior are not over the same space, if a sample has no pathwise gradient, or if the shares
+            of an enumerated variable do not sum to 1.
     """
     check_finite(owner, state)
+    _check_shares(owner, trace)
     _check_likelihood(trace)
     for name, latent in trace.latents.items():
         posterior, prior = distribution_name(latent.q), distribution_name(latent.p)
+        _check_exists(name, latent)
+        _check_gradient(name, latent)
         if not torch.isfinite(latent.z).all():
             raise UserError(
                 f"latent {name}: a sample of its posterior {posterior} is not finite, with weights that are; "
@@ -41,6 +45,72 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
                 "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size; a "
                 "latent whose prior has no such flag takes DiagonalNormal, or another posterior over R^D"
             )
+
+
+def describe_bound(likelihood: str, trace: Trace) -> str:
+    """Return one line on what the bound of a run is made of: likelihood, what is observed, how each KL is computed."""
+    kinds = ", ".join(
+        f"{name} {latent.kl_estimator}{', enumerated' if latent.enumerated else ''}"
+        + (", straight-through (biased gradient)" if is_straight_through(latent.q) else "")
+        for name, latent in trace.latents.items()
+    )
+    seen = f"; elbo and nll are of {', '.join(('x', *trace.observed))}" if trace.observed else ""
+    costs = f"; costs in the loss alone: {', '.join(trace.costs)}" if trace.costs else ""
+    return f"likelihood {likelihood}; KL by latent: {kinds}{seen}{costs}"
+
+
+def _check_shares(owner: str, trace: Trace) -> None:
+    rows = trace.p_x.batch_shape[0]
+    enumerated = [name for name, latent in trace.latents.items() if latent.enumerated]
+    if trace.log_shares is None:
+        if enumerated or trace.num_values != 1:
+            raise UserError(
+                f"{owner}: its trace enumerates {', '.join(enumerated) or f'{trace.num_values} values'} but has no "
+                "log_shares; give log_shares = log q(c|x) - log S, [K, B]"
+            )
+        return
+    if rows % trace.num_values:
+        raise UserError(
+            f"{owner}: its trace has {rows} rows for num_values={trace.num_values}; K = S C rows hold the C values of "
+            "each of S samples"
+        )
+    totals = trace.log_shares.detach().double().exp().sum(0)  # [B]
+    wrong = totals[(totals - 1).abs() > 1e-3]
+    if len(wrong):
+        raise UserError(
+            f"{owner}: the shares of an example sum to {wrong[0].item():.4g}; exp(log_shares) must sum to 1 over the "
+            f"{rows} rows: log_shares = log q(c|x) - log S with S = {trace.num_samples} samples"
+        )
+
+
+def _check_exists(name: str, latent: Latent) -> None:
+    """Refuse a probability: the ELBO would be right, but the importance estimate would exceed log p(x)."""
+    exists = latent.exists
+    if exists is not None and bool(((exists != 0) & (exists != 1)).any()):
+        raise UserError(
+            f"latent {name}: exists has a value between 0 and 1; it says whether the variable exists in this row, and "
+            "must be 0 or 1, never a probability"
+        )
+
+
+def _check_gradient(name: str, latent: Latent) -> None:
+    """Refuse a sample without a pathwise gradient: its encoder would not be trained, or wrongly, without a word."""
+    if latent.enumerated:
+        return
+    remedy = (
+        "enumerate the variable (Latent(..., enumerated=True) and Trace.log_shares), or choose RelaxedCategorical, or "
+        "Categorical with straight_through=true (biased)"
+    )
+    if not latent.q.has_rsample:
+        raise UserError(
+            f"latent {name}: samples of its posterior {distribution_name(latent.q)} have no pathwise gradient, so they "
+            f"cannot train an encoder; {remedy}"
+        )
+    if torch.is_grad_enabled() and not latent.z.requires_grad and latent.q.log_prob(latent.z).requires_grad:
+        raise UserError(
+            f"latent {name}: its sample has no gradient, although its posterior {distribution_name(latent.q)} is "
+            "trained; draw it by rsample, or by vae_lightning.trace.draw"
+        )
 
 
 def _check_likelihood(trace: Trace) -> None:

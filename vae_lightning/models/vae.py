@@ -66,7 +66,7 @@ class VAE(LatentVariableModel):
         """Return q(z|x): batch [B], event [D], or event [c, h, w] if the latent is a set of feature maps."""
         return self.posterior(self.encoder(x))
 
-    def trace(self, batch: Batch, num_samples: int = 1) -> Trace:
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x = batch["x"]  # [B, C, H, W]
         q_z = self.encode(x)  # batch [B], event [D]
         z = draw(q_z, num_samples)  # [K, B, D]

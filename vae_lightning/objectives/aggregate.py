@@ -9,11 +9,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vae_lightning.objectives.elbo import Objective, check_latents, elbo_terms
+from vae_lightning.objectives.elbo import Objective, check_latents, check_not_enumerated, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
 from vae_lightning.trace import Latent, Trace, distribution_name, factors
 from vae_lightning.types import UserError
@@ -39,6 +40,7 @@ class BetaTC(Objective):
         alpha: The weight of the mutual information, at least 0.
         gamma: The weight of the KL of single dimensions, at least 0.
         num_samples: K, the samples of z for each image.
+        kwargs: Arguments of `Objective`.
 
     Raises:
         UserError: for a q with dependent dimensions or one that depends on another latent, or a batch larger than N.
@@ -51,17 +53,20 @@ class BetaTC(Objective):
         alpha: float = 1.0,
         gamma: float = 1.0,
         num_samples: int = 1,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        at_least("BetaTC", 2, dataset_size=dataset_size)
+        super().__init__(**kwargs)
         at_least("BetaTC", 1, num_samples=num_samples)
+        self.num_samples = num_samples
+        at_least("BetaTC", 2, dataset_size=dataset_size)
         at_least("BetaTC", 0, alpha=alpha, gamma=gamma)
-        self.dataset_size, self.alpha, self.gamma, self.num_samples = dataset_size, alpha, gamma, num_samples
+        self.dataset_size, self.alpha, self.gamma = dataset_size, alpha, gamma
         self.beta = as_schedule(beta)
         at_least("BetaTC", 0, beta=self.beta.lowest)
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         check_latents(self, trace)
+        check_not_enumerated("BetaTC", trace)
         mi, tc, dimensionwise = (part.mean(0) for part in self.parts(trace))  # [K, B] -> [B]
         kl = self.alpha * mi + self.beta(step) * tc + self.gamma * dimensionwise
         terms = elbo_terms(trace)
@@ -76,7 +81,7 @@ class BetaTC(Objective):
         log_q_z = torch.logsumexp(own + log_weight, 2)  # [K, B]
         log_product = torch.logsumexp(pairs + log_weight[..., None], 2).sum(-1)  # [K, B, B, D] -> [K, B]
         log_q = own.diagonal(dim1=1, dim2=2)
-        log_p = torch.stack([latent.p.log_prob(latent.z) for latent in trace.latents.values()]).sum(0)
+        log_p = torch.stack([latent.log_p() for latent in trace.latents.values()]).sum(0)
         return log_q - log_q_z, log_q_z - log_product, log_product - log_p
 
     @staticmethod
@@ -170,6 +175,7 @@ class InfoVAE(Objective):
         kl_weight: The weight of the KL, at least 0.
         kernel: The kernel of the MMD: `IMQ` or `RBF`.
         num_samples: K, the samples of z for each image.
+        kwargs: Arguments of `Objective`.
 
     Raises:
         UserError: if a prior depends on another latent's sample.
@@ -181,15 +187,18 @@ class InfoVAE(Objective):
         kl_weight: float = 0.0,
         kernel: Callable[[], Kernel] = IMQ,
         num_samples: int = 1,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        at_least("InfoVAE", 0, mmd_weight=mmd_weight, kl_weight=kl_weight)
+        super().__init__(**kwargs)
         at_least("InfoVAE", 1, num_samples=num_samples)
-        self.mmd_weight, self.kl_weight, self.num_samples = mmd_weight, kl_weight, num_samples
+        self.num_samples = num_samples
+        at_least("InfoVAE", 0, mmd_weight=mmd_weight, kl_weight=kl_weight)
+        self.mmd_weight, self.kl_weight = mmd_weight, kl_weight
         self.kernel = kernel()
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         check_latents(self, trace)
+        check_not_enumerated("InfoVAE", trace)
         terms = elbo_terms(trace)
         parts = [self._mmd(name, latent) for name, latent in trace.latents.items()]
         mmd = torch.stack(parts).sum(0)

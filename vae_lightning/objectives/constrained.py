@@ -6,6 +6,8 @@ the mean over all ranks.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,18 +28,20 @@ class FreeBits(Objective):
         floor: The free nats of each group, at least 0.
         per_dimension: Whether each dimension of each latent is a group; otherwise each latent is one.
         num_samples: K, the samples of z for each image.
+        kwargs: Arguments of `Objective`.
 
     Raises:
         UserError: if `per_dimension` is set and the dimensions of a posterior or prior depend on each other.
     """
 
-    def __init__(self, floor: float = 0.5, per_dimension: bool = False, num_samples: int = 1) -> None:
-        super().__init__()
-        at_least("FreeBits", 0, floor=floor)
+    def __init__(self, floor: float = 0.5, per_dimension: bool = False, num_samples: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         at_least("FreeBits", 1, num_samples=num_samples)
-        self.floor, self.per_dimension, self.num_samples = floor, per_dimension, num_samples
+        self.num_samples = num_samples
+        at_least("FreeBits", 0, floor=floor)
+        self.floor, self.per_dimension = floor, per_dimension
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         check_latents(self, trace)
         terms = elbo_terms(trace)
         charged = torch.stack([self._charge(kl) for kl in self._groups(trace).values()]).sum(0)
@@ -74,16 +78,20 @@ class Capacity(Objective):
         capacity: C in nats, at least 0: a number or a schedule, such as LinearWarmup(num_steps=100_000, end=25).
         gamma: The weight of the distance from the capacity, at least 0.
         num_samples: K, the samples of z for each image.
+        kwargs: Arguments of `Objective`.
     """
 
-    def __init__(self, capacity: float | Schedule = 25.0, gamma: float = 1000.0, num_samples: int = 1) -> None:
-        super().__init__()
+    def __init__(
+        self, capacity: float | Schedule = 25.0, gamma: float = 1000.0, num_samples: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        at_least("Capacity", 1, num_samples=num_samples)
+        self.num_samples = num_samples
         self.capacity = as_schedule(capacity)
         at_least("Capacity", 0, gamma=gamma, capacity=self.capacity.lowest)
-        at_least("Capacity", 1, num_samples=num_samples)
-        self.gamma, self.num_samples = gamma, num_samples
+        self.gamma = gamma
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         check_latents(self, trace)
         terms = elbo_terms(trace)
         excess = terms["kl"] - self.capacity(step)
@@ -110,23 +118,27 @@ class GECO(Objective):
         rate: The step size of the logarithm of the multiplier, at least 0.
         smoothing: The weight of the past in the running mean of C, from 0 to below 1.
         num_samples: K, the samples of z for each image.
+        kwargs: Arguments of `Objective`.
     """
 
     in_one_graph = False
     multiplier: Tensor
     average: Tensor
 
-    def __init__(self, goal: float, rate: float = 0.1, smoothing: float = 0.99, num_samples: int = 1) -> None:
-        super().__init__()
-        at_least("GECO", 0, rate=rate)
+    def __init__(
+        self, goal: float, rate: float = 0.1, smoothing: float = 0.99, num_samples: int = 1, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
         at_least("GECO", 1, num_samples=num_samples)
+        self.num_samples = num_samples
+        at_least("GECO", 0, rate=rate)
         if not 0 <= smoothing < 1:
             raise UserError(f"GECO: smoothing is {smoothing}; it is the weight of the past, from 0 to below 1")
-        self.goal, self.rate, self.smoothing, self.num_samples = goal, rate, smoothing, num_samples
+        self.goal, self.rate, self.smoothing = goal, rate, smoothing
         self.register_buffer("multiplier", torch.tensor(1.0))
         self.register_buffer("average", torch.tensor(0.0))
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         terms = elbo_terms(trace)
         shortfall = self.goal - terms["log_likelihood"]
         loss = terms["kl"] + self.multiplier.clone() * shortfall

@@ -9,11 +9,12 @@ autoregressive flow needs one pass for each dimension for that density.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vae_lightning.objectives.elbo import Objective, elbo_terms, log_mean_exp
+from vae_lightning.objectives.elbo import Objective, check_not_enumerated, elbo_terms, log_mean_exp
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
 from vae_lightning.trace import Trace
 from vae_lightning.types import UserError
@@ -27,14 +28,15 @@ class IWAE(Objective):
 
     Args:
         num_samples: K, the samples of z for each image.
+        kwargs: Arguments of `Objective`.
     """
 
-    def __init__(self, num_samples: int = 5) -> None:
-        super().__init__()
+    def __init__(self, num_samples: int = 5, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         at_least(type(self).__name__, 1, num_samples=num_samples)
         self.num_samples = num_samples
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         iwae = log_mean_exp(trace.log_weight())
         return {"loss": -iwae, "iwae": iwae, **elbo_terms(trace)}
 
@@ -53,7 +55,8 @@ class DReG(IWAE):
 
     in_one_graph = False
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        check_not_enumerated("DReG", trace)
         log_p, log_q = log_joint(trace), log_posterior(trace)  # [K, B] each
         log_w = log_p - log_q
         v = torch.softmax(log_w.detach(), 0)
@@ -76,23 +79,23 @@ class STL(Objective):
     Args:
         beta: The weight of the KL, at least 0: a number or a schedule.
         num_samples: K, the samples of z for each image.
+        kwargs: Arguments of `Objective`.
     """
 
     in_one_graph = False
 
-    def __init__(self, beta: float | Schedule = 1.0, num_samples: int = 1) -> None:
-        super().__init__()
+    def __init__(self, beta: float | Schedule = 1.0, num_samples: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         at_least("STL", 1, num_samples=num_samples)
-        self.beta = as_schedule(beta)
+        self.num_samples, self.beta = num_samples, as_schedule(beta)
         at_least("STL", 0, beta=self.beta.lowest)
-        self.num_samples = num_samples
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         log_q = log_posterior(trace)
         log_q = with_gradient(log_q, through_samples(log_q, trace))
         log_likelihood = trace.log_likelihood()
         kl = log_q - log_prior(trace)  # [K, B], sampled
-        return {"loss": (self.beta(step) * kl - log_likelihood).mean(0), **elbo_terms(trace)}
+        return {"loss": trace.mean(self.beta(step) * kl - log_likelihood), **elbo_terms(trace)}
 
     def coefficients(self, step: int) -> dict[str, float]:
         return {"beta": self.beta(step)}
@@ -107,10 +110,11 @@ class MIWAE(Objective):
     Args:
         num_bounds: M, at least 1.
         samples_per_bound: K, at least 1; each image has M K samples of z.
+        kwargs: Arguments of `Objective`.
     """
 
-    def __init__(self, num_bounds: int = 8, samples_per_bound: int = 8) -> None:
-        super().__init__()
+    def __init__(self, num_bounds: int = 8, samples_per_bound: int = 8, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         at_least(type(self).__name__, 1, num_bounds=num_bounds, samples_per_bound=samples_per_bound)
         self.num_bounds, self.samples_per_bound = num_bounds, samples_per_bound
         self.num_samples = num_bounds * samples_per_bound
@@ -119,7 +123,7 @@ class MIWAE(Objective):
         """[M K, B] -> [M, K, B]."""
         return log_w.unflatten(0, (self.num_bounds, self.samples_per_bound))
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         miwae = log_mean_exp(self.groups(trace.log_weight()), dim=1).mean(0)  # [M, K, B] -> [B]
         return {"loss": -miwae, "miwae": miwae, **elbo_terms(trace)}
 
@@ -138,7 +142,8 @@ class PIWAE(MIWAE):
 
     in_one_graph = False
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        check_not_enumerated("PIWAE", trace)
         log_w, log_p = trace.log_weight(), log_joint(trace)  # [M K, B] each
         v_theta = torch.softmax(log_w.detach(), 0)
         v_phi = torch.softmax(self.groups(log_w.detach()), 1).flatten(0, 1) / self.num_bounds
@@ -159,16 +164,17 @@ class CIWAE(IWAE):
     Args:
         beta: The share of the ELBO, from 0 to 1.
         num_samples: K, the samples of z for each image.
+        kwargs: Arguments of `Objective`.
     """
 
-    def __init__(self, beta: float = 0.5, num_samples: int = 5) -> None:
-        super().__init__(num_samples)
+    def __init__(self, beta: float = 0.5, num_samples: int = 5, **kwargs: Any) -> None:
+        super().__init__(num_samples, **kwargs)
         if not 0 <= beta <= 1:
             raise UserError(f"CIWAE: beta is {beta}; it is the ELBO's share of the bound, and must be from 0 to 1")
         self.beta = beta
 
-    def forward(self, trace: Trace, step: int) -> dict[str, Tensor]:
-        terms = super().forward(trace, step)
+    def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
+        terms = super().terms(trace, step)
         return {**terms, "loss": -self.beta * terms["elbo"] - (1 - self.beta) * terms["iwae"]}
 
     def coefficients(self, step: int) -> dict[str, float]:
@@ -176,14 +182,14 @@ class CIWAE(IWAE):
 
 
 def log_joint(trace: Trace) -> Tensor:
-    """log p(x, z) = log p(x|z) + log p(z): [K, B] nats."""
+    """log p(x, z) = log p(x|z) + log p(z): [K, B] nats, of everything observed."""
     return trace.log_likelihood() + log_prior(trace)
 
 
 def log_prior(trace: Trace) -> Tensor:
     """log p(z) of all latents together: [K, B] nats."""
     zero = torch.zeros(trace.p_x.batch_shape, device=trace.x.device)
-    return sum((latent.p.log_prob(latent.z) for latent in trace.latents.values()), zero)
+    return sum((latent.log_p() for latent in trace.latents.values()), zero)
 
 
 def log_posterior(trace: Trace) -> Tensor:
@@ -193,7 +199,7 @@ def log_posterior(trace: Trace) -> Tensor:
     through z.
     """
     zero = torch.zeros(trace.p_x.batch_shape, device=trace.x.device)
-    return sum((latent.q.log_prob(latent.z.clone()) for latent in trace.latents.values()), zero)
+    return sum((latent.log_q(latent.z.clone()) for latent in trace.latents.values()), zero)
 
 
 def through_samples(value: Tensor, trace: Trace, weight: Tensor | float = 1.0) -> Tensor:

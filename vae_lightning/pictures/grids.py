@@ -1,4 +1,4 @@
-"""Grids of images: originals above their reconstructions, prior samples, and their PNG files."""
+"""Grids of images: originals above their reconstructions, and prior samples, as PNG files."""
 
 from __future__ import annotations
 
@@ -17,19 +17,29 @@ from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.types import Batch
 
 _COLUMNS = 10
-_MIN_HEIGHT = 56  # pixels of one image on the screen
-_GAP = 6  # below a row of reconstructions
+_MIN_HEIGHT = 56  # pixels of one image; smaller images are enlarged
+_GAP = 6  # pixels below a row of reconstructions
 
 
 def reconstruction_grid(model: LatentVariableModel, batch: Batch, seed: int) -> Tensor:
-    """Rows of originals, each above a row of their reconstructions: uint8 [3, H, W]."""
-    with _quiet(model, seed):
+    """Rows of originals, each above a row of their reconstructions E[x|z]: uint8 [3, H, W].
+
+    Args:
+        model: The model; its mode and the random state are restored afterwards.
+        batch: The originals, `x` [N, C, H, W] in [0, 1].
+        seed: The seed of the noise of z.
+    """
+    with _evaluating(model, seed):
         mean = model.trace(batch).p_x.mean[0]
     return stack(batch["x"], mean)
 
 
 def stack(*rows: Tensor) -> Tensor:
-    """The n-th image of each of `rows`, one below the other, ten beside each other: uint8 [3, H, W]."""
+    """Put the n-th images of all rows below each other, ten of them side by side: uint8 [3, H, W].
+
+    Args:
+        rows: Images [N, C, H, W] in [0, 1], as many in each row.
+    """
     parts = zip(*(row.split(_COLUMNS) for row in rows), strict=True)
     strips = [torch.cat([to_grid(row) for row in part], dim=1) for part in parts]
     width = strips[0].shape[-1]  # the last strip may be shorter
@@ -37,13 +47,23 @@ def stack(*rows: Tensor) -> Tensor:
 
 
 def sample_grid(model: LatentVariableModel, n: int, seed: int) -> Tensor:
-    """n prior samples: uint8 [3, H, W]."""
-    with _quiet(model, seed):
+    """A grid of samples of the prior: uint8 [3, H, W].
+
+    Args:
+        model: The model; its mode and the random state are restored afterwards.
+        n: The number of samples.
+        seed: The seed of the samples.
+    """
+    with _evaluating(model, seed):
         return to_grid(model.sample(n))
 
 
 def to_grid(images: Tensor) -> Tensor:
-    """[N, C, H, W] in [0, 1] -> one picture, uint8 [3, H', W']; small images are enlarged so that one can see them."""
+    """Lay images in one picture, ten in a row, small ones enlarged: uint8 [3, H', W'].
+
+    Args:
+        images: [N, C, H, W] in [0, 1]. Of two channels the first is shown, of more than three the first three.
+    """
     from torchvision.utils import make_grid
 
     images = images.detach().float().cpu().clamp(0, 1)
@@ -55,7 +75,12 @@ def to_grid(images: Tensor) -> Tensor:
 
 
 def save_png(grid: Tensor, path: Path) -> None:
-    """Write uint8 [3, H, W] as a PNG: whole, or not at all."""
+    """Write a picture as a PNG file, whole or not at all.
+
+    Args:
+        grid: uint8 [3, H, W].
+        path: The file.
+    """
     from PIL import Image
 
     png = io.BytesIO()
@@ -64,8 +89,8 @@ def save_png(grid: Tensor, path: Path) -> None:
 
 
 @contextmanager
-def _quiet(model: LatentVariableModel, seed: int) -> Iterator[None]:
-    """Evaluation mode, no gradient, and noise of its own: training goes on as if nothing had been drawn."""
+def _evaluating(model: LatentVariableModel, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, noise from `seed`; restore the mode and the random state at the end."""
     training = model.training
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():

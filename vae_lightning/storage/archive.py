@@ -1,4 +1,4 @@
-"""A zip of images, read in place: no member touches the disk, and none is trusted before it is checked."""
+"""Read a zip of images in place: no member is written to the disk, and each is checked before it is used."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from vae_lightning.types import UserError
 
 MAX_MEMBERS = 1_000_000
 MAX_MEMBER_BYTES = 100_000_000
-_MAX_DIRECTORY_BYTES = 256_000_000  # of a million members with long names
-_ENTRY = b"PK\x01\x02"  # with which each entry of the directory begins
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of the extra field behind it
-_SLACK = 512  # bytes fetched along with a member for its name and extra field, so that one read is enough
+_MAX_DIRECTORY_BYTES = 256_000_000  # a million members with long names
+_ENTRY = b"PK\x01\x02"  # the first bytes of each entry of the directory
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of the extra field that follow
+_SLACK = 512  # bytes read beyond a member, for its name and extra field, so that one read is enough
 _ENCRYPTED_OR_PATCHED = 0x01 | 0x20 | 0x40
 
 
 class _Member(NamedTuple):
-    offset: int  # of its local header
+    offset: int  # where its local header begins
     compressed_size: int
     size: int
     crc: int
@@ -35,7 +35,7 @@ class _Member(NamedTuple):
 
 
 class ImageArchive:
-    """The members of a zip file by name, in memory; safe to read from several threads, and in forked processes.
+    """The members of a zip file, read by name. Several threads and forked processes may read one archive.
 
     zipfile reads the directory. This class reads the members at their offsets, without a lock and in less Python than
     zipfile. The file is closed with the last reference to the archive.
@@ -44,9 +44,8 @@ class ImageArchive:
         path: The zip file.
 
     Raises:
-        UserError: if a member lies outside of the folder (`..`, absolute) or is a link, or if there are more than
-            `MAX_MEMBERS`. Reading a member raises UserError if the member is larger than `MAX_MEMBER_BYTES` or than the
-            directory says, broken, encrypted, or compressed by another method than deflate.
+        UserError: if the file is no zip file, if a member lies outside of the folder (`..`, absolute) or is a link, or
+            if there are more than `MAX_MEMBERS` members.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,14 +58,22 @@ class ImageArchive:
         try:
             self._members = _members(self._file, path)
         finally:
-            weakref.finalize(self, self._file.close)  # with the last reference to the archive, broken ones at once
+            weakref.finalize(self, self._file.close)  # a broken archive is closed at once
 
     def names(self) -> list[str]:
-        """The members that are files, in the archive's order."""
+        """The names of the members that are files, in the archive's order."""
         return list(self._members)
 
     def read(self, name: str) -> bytes:
-        """The contents of a member, checked against its size and its CRC-32."""
+        """Read a member and check its size and its CRC-32.
+
+        Args:
+            name: The member's name in the archive.
+
+        Raises:
+            UserError: if there is no such member, or if the member is larger than `MAX_MEMBER_BYTES` or than the
+                directory says, broken, encrypted, or compressed by another method than deflate.
+        """
         member = self._members.get(name)
         if member is None:
             raise UserError(f"{self.path}: has no member {name}")
@@ -77,7 +84,7 @@ class ImageArchive:
         return contents
 
     def _raw(self, member: _Member) -> bytes:
-        """The bytes of a member as they are stored."""
+        """Read the bytes of a member as they are stored, compressed or not."""
         if member.flags & _ENCRYPTED_OR_PATCHED:
             raise ValueError("encrypted, expected a plain one")
         if max(member.size, member.compressed_size) > MAX_MEMBER_BYTES:
@@ -95,32 +102,32 @@ class ImageArchive:
         return record[start:end]
 
     def _read_at(self, offset: int, size: int) -> bytes:
-        return os.pread(self._file.fileno(), size, offset)  # moves no position that threads would share
+        return os.pread(self._file.fileno(), size, offset)  # no seek: threads would share the position
 
 
 class _Directory(io.FileIO):
-    """The file as zipfile reads it: a directory of too many entries is refused before it is parsed into memory."""
+    """A file for zipfile that refuses a directory of too many entries before zipfile parses it into memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY_BYTES:
             raise ValueError(f"a directory of {size:,} bytes, expected at most {_MAX_DIRECTORY_BYTES:,}")
         contents = super().read(size) or b""
-        if (found := contents.count(_ENTRY)) > MAX_MEMBERS:
-            raise ValueError(f"{found:,} members, expected at most {MAX_MEMBERS:,}")
+        if (count := contents.count(_ENTRY)) > MAX_MEMBERS:
+            raise ValueError(f"{count:,} members, expected at most {MAX_MEMBERS:,}")
         return contents
 
 
 def _members(file: _Directory, path: Path) -> dict[str, _Member]:
-    """The members that are files, by name, from the directory at the end of the file."""
+    """Read the directory at the end of the file: the members that are files, by name."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    except Exception as error:  # zipfile ends a broken directory in whatever it trips over
+    except Exception as error:  # a broken directory can raise any exception in zipfile
         raise UserError(f"{path}: {_reason(file, error)}; fetch it again") from error
     members = {}
     for entry in entries:
         if fault := _fault(entry):
-            raise UserError(f"{path}: member {entry.filename!r} is {fault}; this archive is not to be trusted")
+            raise UserError(f"{path}: member {entry.filename!r} is {fault}; do not trust this archive")
         if not entry.is_dir():
             members[entry.filename] = _Member(
                 entry.header_offset,
@@ -134,7 +141,7 @@ def _members(file: _Directory, path: Path) -> dict[str, _Member]:
 
 
 def _fault(entry: zipfile.ZipInfo) -> str | None:
-    """Why a member must not be in an archive of images; None where it may."""
+    """Why a member must not be in an archive of images; None if it may."""
     parts = entry.filename.replace("\\", "/").split("/")
     if ".." in parts:
         return "outside of the archive's folder (`..`)"
@@ -146,7 +153,7 @@ def _fault(entry: zipfile.ZipInfo) -> str | None:
 
 
 def _reason(file: _Directory, error: Exception) -> str:
-    """Why a file is no zip file, by what it begins with."""
+    """Why a file is no zip file, judged by its first bytes."""
     size = os.fstat(file.fileno()).st_size
     start = os.pread(file.fileno(), 1024, 0)
     if not size:
@@ -160,7 +167,7 @@ def _reason(file: _Directory, error: Exception) -> str:
 
 
 def _inflated(raw: bytes, member: _Member) -> bytes:
-    """The contents of a member; never more than a byte beyond the size it states."""
+    """Decompress a member; stop one byte after the size that the directory states."""
     if member.method == zipfile.ZIP_STORED:
         contents = raw
     elif member.method == zipfile.ZIP_DEFLATED:

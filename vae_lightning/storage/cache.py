@@ -1,13 +1,13 @@
 """The pixel cache: images decoded once into one file of bytes that can be memory-mapped, with a small header beside it.
 
-`<folder>/pixels.u8` is uint8 [N, C, H, W], split after split; `header.json` says what the pixels are a function of;
-`labels.npy` is there where the set has labels. A cache is made in `<folder>.part`, chunk by chunk, by the threads of
-one process, and takes its name by one rename. A process that is killed leaves a journal of finished chunks with their
-checksums, and the next one goes on from there.
+`<folder>/pixels.u8` is uint8 [N, C, H, W], split after split. `header.json` lists all that the pixels depend on.
+`labels.npy` exists if the set has labels. The threads of one process make a cache in `<folder>.part`, chunk by chunk,
+and one rename gives the folder its name. A killed process leaves a journal of the finished chunks with their checksums;
+the next process makes the other chunks only.
 
-Each process compares the CRC-32 of a chunk with the header's before it uses the chunk's first image: all chunks at once
-where the pixels are copied to memory or to a device, else chunk by chunk as a memory map is read. A checksum finds
-accidents, such as a flipped bit. It does not find a change by somebody who also writes the new checksum.
+Each process compares the CRC-32 of a chunk with the header before it uses the chunk: all at once if the pixels are
+copied to memory or to a device, else when the memory map is first read there. A checksum detects accidents, such as a
+flipped bit. It does not detect a person who also writes the new checksum.
 """
 
 from __future__ import annotations
@@ -40,29 +40,32 @@ from vae_lightning.types import Shape, UserError
 
 T = TypeVar("T")
 Fill: TypeAlias = Callable[[int, int], np.ndarray]
-"""`fill(start, stop)`: images start .. stop - 1 as uint8 [stop - start, C, H, W]. Called from several threads."""
+"""`fill(start, stop)` returns images start .. stop - 1 as uint8 [stop - start, C, H, W]. Several threads call it."""
 
 
 class Contents(NamedTuple):
-    """What goes into a cache: images by number, and their labels [N, ...] where they have any.
-
-    `num_threads`: 1 where `fill` is torch's work, which takes all cores by itself.
-    """
+    """The images and labels that go into a cache."""
 
     fill: Fill
     labels: np.ndarray | None = None
+    """[N, ...], or None if the set has no labels."""
     num_threads: int | None = None
+    """The number of threads that call `fill`, None for one per core. Take 1 if `fill` uses all cores, as torch does."""
 
 
 _UNREADABLE = (OSError, UserError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
-"""What an edited or broken header ends in, by where its parsing trips."""
+"""What the parser of an edited or broken header may raise."""
 _CHUNK_BYTES = 8 * 2**20
 _CHUNK_IMAGES = 64
-"""A unit of work at most: a thousand large photographs keep sixteen cores busy, and the bar moves."""
+"""The limit of a chunk, so that even a thousand large photographs keep sixteen cores busy, and the bar moves."""
 
 
 class BrokenImagesError(UserError):
-    """Images that cannot be read, a line for each in `problems`."""
+    """Images that cannot be read.
+
+    Args:
+        problems: A line for each image.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -73,10 +76,17 @@ class BrokenImagesError(UserError):
 
 @dataclass(frozen=True)
 class Header:
-    """What the pixels are a function of. `source`: a fingerprint of the files; `settings`: crop, filter and so on.
+    """All that the pixels of a cache depend on, and their checksums. Equal headers have equal pixels.
 
-    `checksums`: CRC-32 of every `chunk_size` images, as they were written; `labels`: that of `labels.npy`, in which
-    their shape and kind stand too, or None where the set has none.
+    Args:
+        image_shape: (C, H, W).
+        splits: The number of images of each split, in the order of the file.
+        settings: Crop, filter and so on.
+        source: A fingerprint of the image files.
+        version: The version of the cache's form.
+        chunk_size: Images in a chunk.
+        checksums: The CRC-32 of each chunk when it was written.
+        labels: The CRC-32 of `labels.npy`, which also holds the labels' shape and type; None without labels.
     """
 
     image_shape: Shape
@@ -93,26 +103,31 @@ class Header:
 
     @property
     def image_bytes(self) -> int:
+        """The size of one image in bytes."""
         return math.prod(self.image_shape)
 
     @property
     def num_chunks(self) -> int:
+        """The number of chunks; the last one may be smaller."""
         return -(-len(self) // self.chunk_size)
 
     def chunk(self, number: int) -> range:
+        """The images of a chunk."""
         start = number * self.chunk_size
         return range(start, min(start + self.chunk_size, len(self)))
 
     @property
     def chunks(self) -> list[range]:
+        """The images of each chunk."""
         return [self.chunk(number) for number in range(self.num_chunks)]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))  # in order: that of the splits is the order of the file
+        """The header as a line of JSON, in which the splits keep their order."""
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Header:
-        """Raises one of `_UNREADABLE` where the text is no header."""
+        """Parse what `to_json` wrote. Raises one of `_UNREADABLE` if the text is no header."""
         fields = json.loads(text)
         header = cls(**{**fields, "image_shape": tuple(fields["image_shape"])})
         numbers = (*header.image_shape, *header.splits.values(), header.version, header.chunk_size, *header.checksums)
@@ -122,20 +137,32 @@ class Header:
 
 
 def read_header(folder: Path) -> Header | None:
-    """The header of the cache in `folder`; None unless it is one whose pixels, checksums and labels are all there."""
+    """Read the header of a cache; None unless its pixels, checksums and labels are complete.
+
+    Args:
+        folder: The folder of the cache.
+    """
     labels = folder / "labels.npy"
     try:
         header = Header.from_json(read_file(folder / "header.json"))
-        whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes > 0
-        whole = whole and header.num_chunks == len(header.checksums)
-        whole = whole and header.labels == (zlib.crc32(read_file(labels)) if labels.exists() else None)
+        is_whole = (folder / "pixels.u8").stat().st_size == len(header) * header.image_bytes > 0
+        is_whole = is_whole and header.num_chunks == len(header.checksums)
+        is_whole = is_whole and header.labels == (zlib.crc32(read_file(labels)) if labels.exists() else None)
     except _UNREADABLE:
         return None
-    return header if whole else None
+    return header if is_whole else None
 
 
 def open_cache(folder: Path, split: str) -> Images:
-    """The images of a split, mapped from the file: nothing is read until it is used, and then its checksum first."""
+    """Map the images of a split from the file. Pixels are read when they are used, after the check of their chunk.
+
+    Args:
+        folder: The folder of the cache.
+        split: The name of the split.
+
+    Raises:
+        UserError: if there is no complete cache with this split.
+    """
     header = read_header(folder)
     if header is None or split not in header.splits:
         raise UserError(f"{folder}: no whole cache of images there; prepare_data makes it")
@@ -143,7 +170,7 @@ def open_cache(folder: Path, split: str) -> Images:
     start = sum(header.splits[name] for name in names[: names.index(split)])
     rows = slice(start, start + header.splits[split])
     with (folder / "pixels.u8").open("rb") as file:
-        # a private copy on write, which nobody writes: torch warns of memory that it could not write to
+        # torch warns of memory that it cannot write to, so the map is copied on write; nothing writes to it
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     pixels = torch.frombuffer(mapping, dtype=torch.uint8).view(len(header), *header.image_shape)
     labels = None if header.labels is None else torch.from_numpy(np.load(folder / "labels.npy"))
@@ -152,17 +179,20 @@ def open_cache(folder: Path, split: str) -> Images:
 
 
 def broken_chunks(folder: Path) -> list[str]:
-    """What is wrong with a cache: a line for each chunk whose checksum is not the header's, or one for all."""
+    """Check all of a cache: one line for each chunk with another checksum than the header's, or one line for all.
+
+    Args:
+        folder: The folder of the cache.
+    """
     header = read_header(folder)
     if header is None:
-        return [f"{folder}: its header, pixels or labels are not whole; the next start makes it anew"]
+        return [f"{folder}: its header, pixels or labels are not whole; the next start makes the cache anew"]
     with (folder / "pixels.u8").open("rb") as file:
         return _damage(folder, file.fileno(), header, range(header.num_chunks))
 
 
 class _Verifier:
-    """Called with the numbers of a split's images before they are read. Raises UserError where a chunk with one of them
-    does not have the checksum that it was written with. Reads each chunk once."""
+    """Takes the numbers of images before they are read; raises UserError if a chunk has changed. Reads a chunk once."""
 
     def __init__(self, folder: Path, header: Header, start: int) -> None:
         self._folder, self._header, self._start = folder, header, start
@@ -177,28 +207,33 @@ class _Verifier:
             return
         if problems := _damage(self._folder, self._file.fileno(), self._header, chunks.tolist()):
             more = f" (and {len(problems) - 1} more places)" if problems[1:] else ""
-            remedy = "delete that folder, and the next start makes it anew from the image files"
+            remedy = "delete that folder, and the next start makes the cache anew from the image files"
             raise UserError(f"{problems[0]}{more}; {remedy}")
         self._is_verified[chunks] = True
 
 
 def _damage(folder: Path, file: int, header: Header, numbers: Sequence[int]) -> list[str]:
-    """A line for each of the chunks with these numbers that does not have its checksum."""
+    """Compare chunks with their checksums: one line for each that differs."""
     chunks = [header.chunk(number) for number in numbers]
     try:
         with ThreadPoolExecutor(num_cores()) as pool:
-            found = list(pool.map(partial(_checksum, file, header), chunks))
+            checksums = list(pool.map(partial(_checksum, file, header), chunks))
     except OSError as error:
         return [f"{folder}: pixels.u8 cannot be read ({error.strerror})"]
     return [
         f"{folder}: images {chunk.start} .. {chunk.stop - 1} were damaged after they were written"
-        for chunk, number, checksum in zip(chunks, numbers, found, strict=True)
+        for chunk, number, checksum in zip(chunks, numbers, checksums, strict=True)
         if checksum != header.checksums[number]
     ]
 
 
 def fill_from(items: Sequence[T], decode: Callable[[T], np.ndarray]) -> Fill:
-    """A `Fill` that decodes one item after the other, and names all that cannot be decoded."""
+    """A `Fill` that decodes one item after the other.
+
+    Args:
+        items: Where each image comes from: a path, a name, a number.
+        decode: An item to uint8 [C, H, W]. The `Fill` collects its UserErrors and raises them as BrokenImagesError.
+    """
 
     def fill(start: int, stop: int) -> np.ndarray:
         images, problems = [], []
@@ -215,10 +250,18 @@ def fill_from(items: Sequence[T], decode: Callable[[T], np.ndarray]) -> Fill:
 
 
 def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) -> None:
-    """Make the cache in `folder`, unless it is there and of this header; `read` is called only if it has to be made.
+    """Make a cache unless the folder holds a complete one with this header.
 
-    Of several processes that prepare one folder, one does it and the others wait. Raises UserError where the folder
-    cannot be written or the disk is too small, BrokenImagesError with all images that `fill` could not read.
+    If several processes prepare one folder, one of them makes the cache and the others wait.
+
+    Args:
+        folder: The folder of the cache.
+        header: What the pixels depend on; without chunks and checksums, which this function adds.
+        read: Returns the images; called only if the cache has to be made.
+
+    Raises:
+        UserError: if the folder cannot be written, or the disk is too small.
+        BrokenImagesError: with all images that `fill` could not read.
     """
     if read_header(folder) == header:
         return
@@ -226,32 +269,32 @@ def prepare_cache(folder: Path, header: Header, read: Callable[[], Contents]) ->
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(folder.with_name(f"{folder.name}.lock")):
-            found = read_header(folder)
-            if found == header:
-                return  # another process has made it meanwhile
+            old_header = read_header(folder)
+            if old_header == header:
+                return  # another process made the cache while this one waited
             if folder.exists():
-                print(f"{folder}: {_why_stale(found, header)}; making it anew", flush=True)
+                print(f"{folder}: {_why_stale(old_header, header)}; making the cache anew", flush=True)
             _make(folder, header, _read(folder, read))
     except OSError as error:
         raise UserError(
-            f"{folder}: the cache of pixels cannot be written ({error.strerror}; it takes "
-            f"{len(header) * header.image_bytes / 2**30:.2f} GiB); choose another place by --data.cache_dir"
+            f"{folder}: the cache of pixels cannot be written ({error.strerror}; the cache takes "
+            f"{len(header) * header.image_bytes / 2**30:.2f} GiB); choose another folder by --data.cache_dir"
         ) from error
 
 
 def _read(folder: Path, read: Callable[[], Contents]) -> Contents:
     try:
         return read()
-    except OSError as error:  # reading an image failed; elsewhere an OSError means that the cache cannot be written
+    except OSError as error:  # otherwise `prepare_cache` would blame the cache's folder
         raise UserError(f"{error.filename or folder.name}: cannot be read ({error.strerror or error})") from error
 
 
-def _why_stale(found: Header | None, wanted: Header) -> str:
-    if found is None:
+def _why_stale(old: Header | None, wanted: Header) -> str:
+    if old is None:
         return "damaged, or not whole"
     names = ("version", "image_shape", "splits", "settings", "source")
-    changed = [name for name in names if getattr(found, name) != getattr(wanted, name)]
-    return f"stale: {', '.join(changed)} changed since it was made"
+    changed = [name for name in names if getattr(old, name) != getattr(wanted, name)]
+    return f"stale: {', '.join(changed)} changed since the cache was made"
 
 
 def _make(folder: Path, header: Header, contents: Contents) -> None:
@@ -264,15 +307,15 @@ def _make(folder: Path, header: Header, contents: Contents) -> None:
     _reserve(part / "pixels.u8", len(header) * header.image_bytes)
     done |= _fill_chunks(part, header, contents, done)
     labels = None if contents.labels is None else _write_labels(part / "labels.npy", contents.labels)
-    whole = replace(header, checksums=[done[chunk.start] for chunk in header.chunks], labels=labels)
-    write_whole(part / "header.json", whole.to_json().encode())
+    full_header = replace(header, checksums=[done[chunk.start] for chunk in header.chunks], labels=labels)
+    write_whole(part / "header.json", full_header.to_json().encode())
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     (folder / "journal").unlink()
 
 
 def _write_labels(path: Path, labels: np.ndarray) -> int:
-    """The checksum of the file."""
+    """Write `labels.npy` and return its CRC-32."""
     buffer = io.BytesIO()
     np.save(buffer, labels, allow_pickle=False)
     write_whole(path, buffer.getvalue())
@@ -280,19 +323,20 @@ def _write_labels(path: Path, labels: np.ndarray) -> int:
 
 
 def _read_journal(part: Path, header: Header) -> dict[int, int]:
-    """Checksums, by first image, of the chunks that an earlier process has finished and that are as it left them."""
+    """The chunks that an earlier process finished and that are unchanged: their checksums by first image."""
     try:
         first, *lines = (part / "journal").read_text().splitlines()
-        noted_header = Header.from_json(first)
-        if noted_header != header or noted_header.chunk_size != header.chunk_size:
+        old_header = Header.from_json(first)
+        if old_header != header or old_header.chunk_size != header.chunk_size:
             return {}
-        words = [line.split() for line in lines]
-        noted = {int(pair[0]): int(pair[1]) for pair in words if len(pair) == 2}  # the last line may be half a line
+        pairs = [line.split() for line in lines]
+        noted_checksums = {int(pair[0]): int(pair[1]) for pair in pairs if len(pair) == 2}  # the last may be cut
         with (part / "pixels.u8").open("rb") as file:
-            found = {c.start: _checksum(file.fileno(), header, c) for c in header.chunks if c.start in noted}
+            chunks = [chunk for chunk in header.chunks if chunk.start in noted_checksums]
+            checksums = {chunk.start: _checksum(file.fileno(), header, chunk) for chunk in chunks}
     except _UNREADABLE:
         return {}
-    return {start: value for start, value in found.items() if value == noted[start]}
+    return {start: value for start, value in checksums.items() if value == noted_checksums[start]}
 
 
 def _checksum(file: int, header: Header, chunk: range) -> int:
@@ -301,16 +345,16 @@ def _checksum(file: int, header: Header, chunk: range) -> int:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Take the space at once: a disk that is too small is found now, not after half of the images."""
+    """Reserve the space, so that a disk that is too small is found now and not after half of the images."""
     with path.open("ab") as file:
-        if hasattr(os, "posix_fallocate"):  # not on a Mac
+        if hasattr(os, "posix_fallocate"):  # absent on macOS
             os.posix_fallocate(file.fileno(), 0, size)
         else:
             file.truncate(size)
 
 
 def _fill_chunks(part: Path, header: Header, contents: Contents, done: Mapping[int, int]) -> dict[int, int]:
-    """Checksums of the chunks that were not done, by first image. Stops at the first error but for broken images."""
+    """Write the missing chunks and return their checksums by first image. Broken images are collected, then raised."""
     todo = [chunk for chunk in header.chunks if chunk.start not in done]
     finished, problems = {}, []
     with (part / "pixels.u8").open("r+b") as pixels, (part / "journal").open("a") as journal:
@@ -345,11 +389,8 @@ def _write_chunk(file: int, header: Header, fill: Fill, chunk: range) -> int:
 
 
 def _in_parallel(items: Sequence[T], work: Callable[[T], int], num_threads: int) -> Iterator[tuple[T, Future[int]]]:
-    """Each item with its finished future, as they finish.
-
-    Threads, not processes: PIL decodes without the interpreter's lock, and nothing has to be imported anew.
-    """
-    pool = ThreadPoolExecutor(num_threads)
+    """Yield each item with its future, in the order in which they finish."""
+    pool = ThreadPoolExecutor(num_threads)  # PIL decodes without the GIL, and a new process would import torch again
     try:
         futures = {pool.submit(work, item): item for item in items}
         for future in as_completed(futures):

@@ -1,6 +1,8 @@
-"""Image files of any kind as pixels of one shape, or refused in one line that begins with the file's name.
+"""Decode image files of any kind to pixels of one shape, or refuse a file in one line that begins with its name.
 
-Decoding is PIL's, which releases the GIL in its C code: the functions are pure and may run on a pool of threads.
+PIL decodes. Its C code releases the GIL, and the functions here are pure, so that they may run on a pool of threads.
+Sizes are not fitted by `ImageOps.fit` and `pad`, nor decoded by `Image.draft`: these give other pixels, and caches and
+recorded numbers rest on the pixels.
 """
 
 from __future__ import annotations
@@ -16,19 +18,19 @@ from typing import Literal, TypeAlias
 import numpy as np
 import simplejpeg
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
 from vae_lightning.types import Shape, UserError
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch"]
-"""Where the aspect differs: cut the long side evenly, lay black beside the short side evenly, or distort."""
+"""If the aspects differ: cut both ends of the long side evenly, add black beside the short side evenly, or distort."""
 
 FILTER = "bilinear, antialiased (PIL)"
-"""How `decode` resizes. It goes into the headers of caches: another filter makes other pixels, and other FIDs."""
+"""How `decode` resizes. Headers of caches hold this text, because another filter makes other pixels and other FIDs."""
 CROP_FILTER = "bilinear, antialiased (torch)"
-"""How `decode_crop` does."""
+"""How `decode_crop` resizes."""
 MAX_PIXELS = 100_000_000
 # fmt: off
 IMAGE_SUFFIXES: frozenset[str] = frozenset({
@@ -36,58 +38,66 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset({
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k",
 })
 # fmt: on
-"""The endings, in lower case, of the files that are taken for images; what they hold is told by their first bytes."""
+"""The endings, in lower case, of files that are read as images. The first bytes of a file decide its format."""
 
-# Named, because PIL would try all it knows, and hand PostScript in a .jpg to Ghostscript
+# PIL would otherwise try all formats that it knows, and pass PostScript in a .jpg file to Ghostscript
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000")
 _MODES: Mapping[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
-_TURNS: Mapping[object, Image.Transpose] = {  # by EXIF's orientation
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # where a file may state it
+_ORIENTED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # keys of `Image.info`
 _PIL = r"PIL\."
-_SILENCE = ("ignore", None, Warning, re.compile(_PIL), 0)  # the entry that `filterwarnings` makes of it
+_SILENCE = ("ignore", None, Warning, re.compile(_PIL), 0)  # what `filterwarnings` inserts for `_PIL`
 _silencing = threading.Lock()
 
 
 class _ImageError(Exception):
-    """What is wrong with a file, and what was expected; the file's name is put before it."""
+    """The fault of a file and what was expected. The caller puts the file's name before the text."""
 
 
 def decode(contents: bytes, name: str, shape: Shape, fit: Fit = "crop", grey_bits: int = 16) -> np.ndarray:
-    """An image file of any size and mode as uint8 [C, H, W] of `shape`.
+    """Decode an image file of any size and mode to uint8 [C, H, W] of `shape`.
 
-    C is 1 (grey: ITU-R 601 luma), 3 (RGB) or 4 (RGBA). EXIF's orientation is applied; of several frames the first is
-    taken; 16-bit grey is scaled to 8 bits, from 0 .. 2^grey_bits - 1. What is transparent is laid on black; with C = 4
-    it stays transparent and is black beneath, as are the borders of `pad`. Raises a `UserError` that begins with `name`
-    where the file is no whole image, has more than `MAX_PIXELS`, or pixels without a range. Flipped bits that a format
-    has no checksum against (JPEG's) pass for an image. PIL's warnings are ignored, in the whole process (see
-    `_silence`).
+    The orientation of EXIF is applied. If a file has several frames, the first is taken. Transparent pixels are laid on
+    black; with C = 4 they stay transparent and are black beneath, like the borders of `pad`. A flipped bit is not
+    noticed if the format has no checksum (JPEG). PIL's warnings are ignored in the whole process (see `_silence`).
+
+    Args:
+        contents: The bytes of the file.
+        name: The file's name, for messages.
+        shape: (C, H, W) with C = 1 (grey: ITU-R 601 luma), 3 (RGB) or 4 (RGBA).
+        fit: Crop, pad or stretch if the file has another aspect than `shape`.
+        grey_bits: 16-bit grey is scaled to 8 bits from 0 .. 2^grey_bits - 1.
+
+    Raises:
+        UserError: if the file is no whole image, has more than `MAX_PIXELS` pixels, or pixels without a fixed range.
+            The message begins with `name`.
     """
     channels, height, width = shape
     mode = _MODES[channels]
     try:
         image = _in_mode(_upright(_open(contents)), mode, grey_bits)
         return _pixels(_fitted(image, (width, height), fit), shape)
-    except Exception as error:  # PIL's parsers end a broken file in whatever they trip over
+    except Exception as error:  # a broken file can raise any exception in PIL's parsers
         raise UserError(f"{name}: {_reason(error, contents)}") from error
 
 
 def decode_crop(
     contents: bytes, name: str, box: tuple[int, int, int, int], shape: Shape, source_size: tuple[int, int]
 ) -> np.ndarray:
-    """The part `box` (left, upper, right, lower) of an image of `source_size` (W, H) as uint8 [C, H, W] of `shape`.
+    """Decode the part `box` of an image to uint8 [C, H, W] of `shape`; for sets of aligned images of one size.
 
-    For aligned sets. Crop first, then resize, so that nothing outside the box has a part in it. EXIF's orientation is
-    not applied: a box is one of pixels as they are stored. Refuses what `decode` refuses, and other sizes. JPEGs
-    are decoded by simplejpeg, to PIL's pixels, and resized by torch, to PIL's within one grey level: in half the time.
-    Torch takes twice as long for a part that is a view of the whole, so the part is copied.
+    The image is cropped before it is resized, so that no pixel outside the box contributes. The orientation of EXIF is
+    not applied, because a box counts pixels as they are stored. simplejpeg decodes JPEGs to PIL's pixels, and torch
+    resizes to PIL's pixels within one grey level; both together take half of PIL's time.
+
+    Args:
+        contents: The bytes of the file.
+        name: The file's name, for messages.
+        box: (left, upper, right, lower) in pixels of the file.
+        shape: (C, H, W) with C = 1 (grey), 3 (RGB) or 4 (RGBA).
+        source_size: (W, H) that the file must have.
+
+    Raises:
+        UserError: if `decode` would refuse the file, or if the file has another size than `source_size`.
     """
     channels, height, width = shape
     left, upper, right, lower = box
@@ -95,8 +105,9 @@ def decode_crop(
         image = _jpeg(contents, source_size) if channels == 3 else None
         if image is None:
             image = _aligned(contents, _MODES[channels], source_size)
-        part = np.ascontiguousarray(image[upper:lower, left:right])  # not by torch, which would wake OpenMP's threads
-        resized = F.interpolate(_chw(part)[None], (height, width), mode="bilinear", antialias=True)
+        # Torch takes twice as long for a view. numpy copies, because torch would wake OpenMP's threads for the copy.
+        cropped = np.ascontiguousarray(image[upper:lower, left:right])
+        resized = F.interpolate(_chw(cropped)[None], (height, width), mode="bilinear", antialias=True)
         pixels = resized[0].numpy()
         return _without_hidden_colours(pixels)
     except Exception as error:
@@ -104,7 +115,14 @@ def decode_crop(
 
 
 def check_shape(shape: Shape) -> None:
-    """Raise unless `shape` is a (C, H, W) that images can be decoded to."""
+    """Check that images can be decoded to `shape`.
+
+    Args:
+        shape: (C, H, W).
+
+    Raises:
+        UserError: unless C is 1, 3 or 4 and H, W are positive.
+    """
     if len(shape) != 3 or shape[0] not in _MODES or min(shape) < 1:
         raise UserError(
             f"image shape {tuple(shape)}: expected (C, H, W) with C = 1 (grey), 3 (RGB) or 4 (RGBA) and positive H, W"
@@ -112,13 +130,17 @@ def check_shape(shape: Shape) -> None:
 
 
 def is_web_page(contents: bytes) -> bool:
-    """Whether a file is HTML, whatever its name: what a server sends in place of a file that it does not give out."""
+    """Whether a file is HTML, whatever its name. Servers send HTML in place of a file that they refuse to send.
+
+    Args:
+        contents: The bytes of the file; the first 1,024 are enough.
+    """
     start = contents[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return start.startswith((b"<!doctype html", b"<html", b"<head"))
 
 
 def _open(contents: bytes) -> Image.Image:
-    """The image with its header read; its pixels are read later."""
+    """Read the header of an image. The pixels are read later."""
     _silence()
     image = Image.open(io.BytesIO(contents), formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
@@ -127,60 +149,63 @@ def _open(contents: bytes) -> Image.Image:
 
 
 def _chw(pixels: np.ndarray) -> Tensor:
-    """A view of [H, W, C] as [C, H, W], without a copy."""
+    """View [H, W, C] as [C, H, W], without a copy."""
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _aligned(contents: bytes, mode: str, size: tuple[int, int]) -> np.ndarray:
-    """An image of one size (W, H), by PIL: uint8 [H, W, C]."""
+    """Decode an image by PIL and refuse another size (W, H) than `size`: uint8 [H, W, C]."""
     image = _open(contents)
     if image.size != size:
-        found = f"{image.width} x {image.height}"
-        raise _ImageError(f"{found} pixels, expected {size[0]} x {size[1]}, as the set has")
+        actual = f"{image.width} x {image.height}"
+        raise _ImageError(f"{actual} pixels, expected {size[0]} x {size[1]} like the rest of the set")
     return np.atleast_3d(np.array(_in_mode(image, mode)))
 
 
 def _jpeg(contents: bytes, size: tuple[int, int]) -> np.ndarray | None:
-    """A whole colour JPEG of this size (W, H): uint8 [H, W, 3]. None for all else, which PIL will judge."""
+    """Decode a whole colour JPEG of this size (W, H): uint8 [H, W, 3]. None for other files, which PIL decodes."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(contents)
         if (width, height) != size or colours not in ("YCbCr", "RGB"):
             return None
         return simplejpeg.decode_jpeg(contents, "RGB")
-    except ValueError:  # broken
+    except ValueError:  # a broken file
         return None
 
 
 def _silence() -> None:
-    """Put a filter in front that ignores PIL's warnings: on odd metadata, which says nothing of the pixels.
+    """Ignore PIL's warnings, which are about odd metadata and not about the pixels.
 
-    It stays, for the whole process: `warnings.catch_warnings` restores one list for all threads, and so would let the
-    warnings of a thread that still decodes through. It is put back where a test's `catch_warnings` has removed it.
+    The filter stays in front for the whole process. `warnings.catch_warnings` could not be used here, because it
+    restores one list for all threads, and the warnings of a thread that still decodes would appear. If a caller's
+    `catch_warnings` has removed the filter, the next call inserts it again.
     """
     if warnings.filters[:1] != [_SILENCE]:
-        with _silencing:  # to add a filter is to remove it first
+        with _silencing:  # `filterwarnings` removes an equal filter before it inserts one
             if warnings.filters[:1] != [_SILENCE]:
                 warnings.filterwarnings("ignore", module=_PIL)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says. Broken EXIF turns nothing: the picture is good all the same."""
-    image.load()  # a PNG may have its EXIF behind its pixels
-    if not _ORIENTED & image.info.keys():  # a TIFF neither: PIL turns it when it loads it
-        return image
-    turn = None
-    with contextlib.suppress(Exception):
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    return image if turn is None else image.transpose(turn)
+    """Load the pixels and turn them as EXIF says. Broken EXIF turns nothing, because the picture is good all the same.
+
+    Pillow turns the pixels and then rewrites the EXIF. A broken tag can make the rewriting fail. In place, the pixels
+    stay turned in this case.
+    """
+    image.load()  # a PNG may have its EXIF after its pixels
+    if _ORIENTED & image.info.keys():  # else Pillow would search for EXIF: 3 % of the time of a small file
+        with contextlib.suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _in_mode(image: Image.Image, mode: str, grey_bits: int = 16) -> Image.Image:
-    """The image in PIL's `mode` L, RGB or RGBA, laid on black where it is transparent and `mode` is not."""
+    """Convert the image to PIL's `mode` L, RGB or RGBA. For L and RGB, transparent pixels are laid on black."""
     if image.mode == "F":
         raise _ImageError("floating-point pixels, which have no fixed range; expected 8 or 16 bits a channel")
     if image.mode.startswith("I"):
         image = _eight_bits(image, grey_bits)
-    if image.mode == "LAB":  # of which PIL makes RGB alone
+    if image.mode == "LAB":  # PIL converts LAB to RGB only
         image = image.convert("RGB")
     if not image.has_transparency_data:
         return image if image.mode == mode else image.convert(mode)
@@ -193,8 +218,10 @@ def _in_mode(image: Image.Image, mode: str, grey_bits: int = 16) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, grey_bits: int) -> Image.Image:
-    """round(255 v / (2^grey_bits - 1)) of 16-bit grey v, where PIL's own conversion clips at 255. A transparent value
-    keeps its mask."""
+    """round(255 v / (2^grey_bits - 1)) for 16-bit grey v; PIL's own conversion clips at 255.
+
+    A value that the file calls transparent is compared before the scaling, which maps several values to one.
+    """
     values, white = np.asarray(image).astype(np.int32), 2**grey_bits - 1
     if values.min() < 0 or values.max() > white:
         raise _ImageError(f"grey values {values.min()} to {values.max()}, expected {grey_bits} bits: 0 to {white}")
@@ -206,7 +233,7 @@ def _eight_bits(image: Image.Image, grey_bits: int) -> Image.Image:
 
 
 def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """The image at `size` (W, H)."""
+    """Resize the image to `size` (W, H), cropped, padded or stretched."""
     if fit == "stretch":
         return _resize(image, size)
     ratios = size[0] / image.width, size[1] / image.height
@@ -215,7 +242,7 @@ def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
     if min(scaled) < 1:
         raise _ImageError(f"{image.width} x {image.height} pixels shrink to {scaled[0]} x {scaled[1]}; use `crop`")
     left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
-    if fit == "crop":  # the box of the whole pixels that a resize to `scaled` and a crop would keep, in one pass
+    if fit == "crop":  # in one pass: the box whose pixels a resize to `scaled` and a crop of whole pixels would keep
         across, down = image.width / scaled[0], image.height / scaled[1]
         right, lower = min(image.width, (left + size[0]) * across), min(image.height, (top + size[1]) * down)
         return _resize(image, size, (left * across, top * down, right, lower))
@@ -227,22 +254,23 @@ def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
 def _resize(
     image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
 ) -> Image.Image:
-    return image.resize(size, Image.Resampling.BILINEAR, box)  # the one place where `FILTER` is meant
+    return image.resize(size, Image.Resampling.BILINEAR, box)  # change `FILTER` with this line
 
 
 def _pixels(image: Image.Image, shape: Shape) -> np.ndarray:
-    """uint8 [C, H, W], its own memory."""
+    """The pixels as uint8 [C, H, W], in memory of their own."""
     channels, height, width = shape
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
     return _without_hidden_colours(pixels.transpose(2, 0, 1).copy())  # [C, H, W]
 
 
 def _without_hidden_colours(pixels: np.ndarray) -> np.ndarray:
+    """Set pixels of an RGBA image to black if they are fully transparent."""
     return pixels * (pixels[3:] > 0) if len(pixels) == 4 else pixels
 
 
 def _reason(error: Exception, contents: bytes) -> str:
-    """What is wrong with the file, in one line without its name."""
+    """The fault of a file in one line, without the file's name."""
     if isinstance(error, _ImageError):
         return str(error)
     expected = f"expected a whole image ({', '.join(_FORMATS)})"

@@ -1,4 +1,4 @@
-"""Reading and fetching the files of data sets: digests, whole files or none, errors in one line."""
+"""Read, list and download the files of data sets: whole files or none, and errors of one line that name the file."""
 
 from __future__ import annotations
 
@@ -22,17 +22,25 @@ from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.types import UserError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-"""With which some editors begin a text in UTF-8."""
+"""The bytes that some editors write at the start of a text in UTF-8."""
 _IDX_UINT8 = 0x08
-MAX_FILE_BYTES = 2**30  # of one file of a data set, unpacked; the largest that is read whole, of EMNIST, has 547 MB
+MAX_FILE_BYTES = 2**30
+"""The limit of one file, unpacked. The largest file that is read at once (EMNIST) has 547 MB."""
 
 
 class MissingFileError(UserError):
-    """A file of a data set that is in none of the places where it is looked for."""
+    """A file of a data set is in none of the folders where it was searched."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """The contents of a file, decompressed where its name ends in `.gz`; refused above `MAX_FILE_BYTES`."""
+    """Read a file; decompress it if its name ends in `.gz`.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: if the file cannot be read, or holds more than `MAX_FILE_BYTES` bytes after decompression.
+    """
     try:
         require_file(path)
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -45,13 +53,27 @@ def read_bytes(path: Path) -> bytes:
 
 
 def require_file(path: Path) -> None:
-    """Raise where `path` is a pipe, a socket or a device: to open a pipe that nobody writes to would wait for ever."""
+    """Refuse a pipe, a socket or a device, because opening a pipe without a writer would wait for ever.
+
+    Args:
+        path: The path to check. A folder or a missing file passes.
+
+    Raises:
+        UserError: if `path` is a pipe, a socket or a device.
+    """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path}: a pipe, a socket or a device, expected a file")
 
 
 def read_file(path: Path) -> bytes:
-    """The contents of a file as they are."""
+    """Read a file without decompression and without a limit of size.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
     try:
         require_file(path)
         return path.read_bytes()
@@ -60,7 +82,15 @@ def read_file(path: Path) -> bytes:
 
 
 def read_idx(path: Path, md5: str | None = None) -> Tensor:
-    """An IDX file (http://yann.lecun.com/exdb/mnist) of bytes as a uint8 tensor. `md5` is that of the raw contents."""
+    """Read an IDX file (http://yann.lecun.com/exdb/mnist) of bytes as a uint8 tensor.
+
+    Args:
+        path: The file; decompressed if its name ends in `.gz`.
+        md5: The expected MD5 of the decompressed contents; None to skip the check.
+
+    Raises:
+        UserError: if the file is no IDX file of bytes, is truncated or overlong, or has another digest.
+    """
     raw = read_bytes(path)
     if len(raw) < 4 or raw[:3] != bytes([0, 0, _IDX_UINT8]) or not raw[3]:
         expected = "00 00 08 and a number of dimensions"
@@ -77,13 +107,31 @@ def read_idx(path: Path, md5: str | None = None) -> Tensor:
 
 
 def check_digest(path: Path, expected: str | None, found: str) -> None:
-    """Raise where `found` is not what was `expected`; None expects nothing."""
+    """Compare two digests.
+
+    Args:
+        path: The file, for the message.
+        expected: The expected digest; None to skip the check.
+        found: The digest of the file.
+
+    Raises:
+        UserError: if the digests differ.
+    """
     if expected is not None and found != expected:
         raise UserError(f"{path}: wrong digest: expected {expected}, found {found}; delete it and fetch it again")
 
 
 def find(folders: Sequence[Path], names: Sequence[str], remedy: str) -> Path:
-    """The first of `names` that lies in one of `folders`; else an error that says where it was looked for."""
+    """Search the folders one after the other and return the first file with one of the names.
+
+    Args:
+        folders: Where to search.
+        names: The names of the file, the preferred one first.
+        remedy: What the user can do if there is no such file; the end of the message.
+
+    Raises:
+        MissingFileError: if no folder holds the file. The message lists the folders.
+    """
     for folder in folders:
         for name in names:
             if (folder / name).is_file():
@@ -99,9 +147,17 @@ def download(
     timeout: float = 30.0,
     check: Callable[[bytes], object] = len,
 ) -> None:
-    """Fetch `path` from the first of `urls` that answers with it.
+    """Download a file from the first address that sends the right contents, and write it whole.
 
-    `md5` is that of the file as it is sent; `check` raises UserError where the contents are not what they should be.
+    Args:
+        urls: Addresses of the same file, tried in this order.
+        path: Where the file is written.
+        md5: The expected MD5 of the file as it is sent; None to skip the check.
+        timeout: Seconds without an answer after which an address is given up.
+        check: Called with the contents; raises UserError if they are wrong.
+
+    Raises:
+        UserError: if no address sends the right contents, or if the file cannot be written.
     """
     failures = []
     for url in urls:
@@ -111,8 +167,8 @@ def download(
         except (OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {getattr(error, 'reason', error)}")
             continue
-        if md5 is not None and (found := hashlib.md5(contents, usedforsecurity=False).hexdigest()) != md5:
-            failures.append(f"{url}: wrong digest: expected {md5}, found {found} ({len(contents)} bytes)")
+        if md5 is not None and (digest := hashlib.md5(contents, usedforsecurity=False).hexdigest()) != md5:
+            failures.append(f"{url}: wrong digest: expected {md5}, found {digest} ({len(contents)} bytes)")
             continue
         try:
             check(contents)
@@ -131,51 +187,60 @@ def download(
 
 
 class Listing(NamedTuple):
-    """`files` in order of name; a digest of their names, sizes and times; how many others there are, by ending."""
+    """The files of a folder, as `list_folder` returns them."""
 
     files: list[Path]
+    """In the order of their names."""
     digest: str
+    """Changes if a name, a size or a time of change does."""
     others: Counter[str]
+    """The number of other files, by their ending."""
 
 
 def list_folder(folder: Path, suffixes: Collection[str]) -> Listing:
-    """The files below `folder` that end so, hidden ones left out.
+    """List the files below a folder that have one of the endings. Hidden files and folders are left out.
 
-    Links are followed, but not to a folder that they lie in, `folder`'s own parents included: that would list what lies
-    beside `folder` too. A link to nothing is listed: who reads it will say so. Raises UserError where a folder cannot
-    be listed.
+    Links are followed, except a link to a folder that contains the link. This includes the parents of `folder`: such a
+    link would add files from outside of `folder`. A link to nothing is listed; reading it will fail with its name.
+
+    Args:
+        folder: The folder, searched with all folders below it.
+        suffixes: The endings in lower case, with the dot.
+
+    Raises:
+        UserError: if a folder cannot be listed.
     """
-    found: list[tuple[str, int, int]] = []
+    listed: list[tuple[str, int, int]] = []  # path, size, time
     others = Counter[str]()
-    parents = frozenset((about.st_dev, about.st_ino) for about in map(Path.stat, folder.resolve().parents))
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(str(folder), parents)]
+    parents = frozenset((status.st_dev, status.st_ino) for status in map(Path.stat, folder.resolve().parents))
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(str(folder), parents)]  # each with the folders above it
     while waiting:
-        place, above = waiting.pop()
-        identity, entries = _scan(place)
+        subfolder, above = waiting.pop()
+        identity, entries = _scan(subfolder)
         if identity in above:
-            print(f"{place}: a link to a folder that it lies in; not followed", flush=True)
+            print(f"{subfolder}: a link to a folder that contains it; not followed", flush=True)
             continue
         for entry in entries:
             if _is_folder(entry):
                 waiting.append((entry.path, above | {identity}))
             elif (suffix := Path(entry.name).suffix.lower()) in suffixes:
-                found.append((entry.path, *_size_and_time(entry)))
+                listed.append((entry.path, *_size_and_time(entry)))
             else:
                 others[suffix] += 1
-    found.sort()
+    listed.sort()
     start = len(str(folder)) + 1
     digest = hashlib.sha256()
-    for path, size, mtime_ns in found:
+    for path, size, mtime_ns in listed:
         digest.update(f"{path[start:]}\0{size}\0{mtime_ns}\n".encode(errors="surrogateescape"))
-    return Listing([Path(path) for path, _, _ in found], digest.hexdigest(), others)
+    return Listing([Path(path) for path, _, _ in listed], digest.hexdigest(), others)
 
 
 def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
-    """Which folder it is, by whatever path, and what is in it that is not hidden."""
+    """The identity of a folder (device and inode, the same by every path), and its entries that are not hidden."""
     try:
-        about = os.stat(folder)  # noqa: PTH116 - a string, as scandir's are
+        status = os.stat(folder)  # noqa: PTH116 - the path is a string from scandir
         with os.scandir(folder) as entries:
-            return (about.st_dev, about.st_ino), [entry for entry in entries if not entry.name.startswith(".")]
+            return (status.st_dev, status.st_ino), [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror})") from error
 
@@ -183,13 +248,13 @@ def _scan(folder: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # of a link to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
     try:
-        about = entry.stat()
-    except OSError:  # of a link to nothing
+        status = entry.stat()
+    except OSError:  # a link to nothing
         return -1, 0
-    return about.st_size, about.st_mtime_ns
+    return status.st_size, status.st_mtime_ns

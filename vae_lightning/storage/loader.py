@@ -1,4 +1,4 @@
-"""Batches by index: where the bytes live, in which order they come, and who fetches them ahead of use."""
+"""Batches by index: the memory that holds the bytes, the order of an epoch, and a thread that gathers batches early."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ from vae_lightning.types import Batch, UserError
 
 T = TypeVar("T")
 
-_SHUFFLE = 0  # a stream of randomness; those of the transforms are beside it
+_SHUFFLE = 0  # the stream of randomness of the order; the transforms use streams 1 to 3
 _EVALUATION_SEED = 0
-"""The noise of val and test is drawn once, from this seed, whatever the run's own: one test set for all."""
-_KEEP_MAPPED = 512 * 2**20
-"""Bytes of files that a pass over a memory map may make resident before it gives their pages back."""
-_MAPPED_ROWS = 128
-"""Images that are read from a map between two looks at how much is resident: each may make 2 MiB so."""
+"""The seed of the noise of val and test, whatever the seed of the run, so that all runs have one test set."""
+_MAX_MAPPED_BYTES = 512 * 2**20
+"""The bytes of files that a pass over a memory map may make resident before it releases their pages."""
+_MAPPED_ROWS_AT_ONCE = 128
+"""Images read from a map between two checks of the resident memory. One image may make 2 MiB resident."""
 _EVALUATION_BATCHES = 8
-"""A set is evaluated in at least so many batches, so that each of up to as many ranks has one of the same batches."""
+"""The least number of batches of an evaluation, so that up to eight ranks can share the same batches."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """`pixels`: uint8 [N, C, H, W] with values 0 .. `max_value`; `labels` [N, ...] where the data set has them.
+    """The images of a split, as bytes, and their labels.
 
-    `mapping`: the memory map that the pixels lie in, where they are read from a file as they are needed. `check`:
-    raises UserError where that file was damaged at one of the images with these numbers.
+    Args:
+        pixels: uint8 [N, C, H, W] with values 0 .. `max_value`.
+        labels: [N, ...], or None if the data set has no labels.
+        max_value: The value of white.
+        mapping: The memory map that holds the pixels, if they are read from a file when they are used.
+        check: Takes the numbers of images. Raises UserError if the file was damaged at one of them.
     """
 
     pixels: Tensor
@@ -45,12 +49,23 @@ class Images:
     check: Callable[[Tensor], None] | None = None
 
     def verify(self, index: Tensor | None = None) -> None:
-        """Raise UserError where one of these images (None: of all) was damaged in its file. Call it before `pixels` are
-        read, unless `ImageLoader` reads them; what lives in memory or on a device was verified on its way there."""
+        """Check images before you read `pixels`. `ImageLoader`, `to` and `in_memory` call this themselves.
+
+        Args:
+            index: The numbers of the images; None for all.
+
+        Raises:
+            UserError: if one of the images was damaged in its file.
+        """
         if self.check is not None:
             self.check(torch.arange(len(self.pixels)) if index is None else index.cpu())
 
     def to(self, device: torch.device) -> Images:
+        """Check all images and copy them to a device; the images themselves if they are there already.
+
+        Args:
+            device: Where the copies live.
+        """
         if device == self.pixels.device:
             return self
         self.verify()
@@ -58,6 +73,7 @@ class Images:
         return Images(self.pixels.to(device), labels, self.max_value)
 
     def in_memory(self) -> Images:
+        """Check all images and copy them from their memory map, if they lie in one, to memory."""
         self.verify()
         return self if self.mapping is None else Images(self.pixels.clone(), self.labels, self.max_value)
 
@@ -65,26 +81,26 @@ class Images:
 class ImageLoader:
     """Batches `{x, label}` of `images` on `device`, made without a line of Python per image.
 
-    A training loader's order and noise are functions of (seed, epoch, index). The ranks take disjoint slices of the
-    order, all of one length, so that no rank waits for another. An evaluation loader covers each image once over all
-    ranks: rank r of W takes the batches r, r + W, r + 2 W, ... of those that one rank would take.
-    `evaluation_batch_size` makes sure that every rank has a batch. Lightning sets the epoch through
-    `sampler.set_epoch`, as for a `DataLoader`.
+    Order and noise of a training loader are functions of (seed, epoch, index). The ranks take disjoint slices of the
+    order, all of one length, so that no rank waits for another. An evaluation loader yields each image once over all
+    ranks: rank r of W takes the batches r, r + W, r + 2 W, ... that a single rank would take. `evaluation_batch_size`
+    makes sure that every rank has a batch. Lightning sets the epoch by `sampler.set_epoch`, as for a `DataLoader`.
 
     Args:
         images: The images of a split.
         batch_size: Images in a batch.
         train: Whether the order is shuffled and images may be flipped. The last batch may be short in both cases.
-        transform: From bytes to x; None for pixel / max.
+        transform: Makes x from bytes; None for x = pixel / max.
         seed: The seed of order and noise.
         rank: The number of this process.
         world_size: The number of processes.
         device: Where the batches go; None for the device of the images.
-        position: Returns the number of batches of the epoch that a resumed fit has seen already.
+        position: Returns the number of batches of the epoch that a resumed fit has seen already. Called when the first
+            batch of an epoch is taken.
     """
 
     batches_per_call = 1
-    """Above 1: yield lists of this many batches; the last list may be shorter."""
+    """If above 1, yield lists of this many batches; the last list may be shorter."""
     one_epoch = False
     """Repeat the order and the noise of the first pass, for `--trainer.overfit_batches`."""
 
@@ -108,11 +124,15 @@ class ImageLoader:
         self.device = device or images.pixels.device
         self.position = position
         self.epoch = 0
-        self.sampler, self.batch_sampler = self, None  # the face of a DataLoader that Lightning looks at
-        self._mapped_before = 0
+        self.sampler, self.batch_sampler = self, None  # the attributes of a DataLoader that Lightning reads
+        self._resident_before = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next pass; evaluation is the same in every epoch."""
+        """Set the epoch of the next pass. Evaluation is the same in every epoch.
+
+        Args:
+            epoch: The epoch, from 0.
+        """
         self.epoch = epoch if self.train and not self.one_epoch else 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -120,7 +140,11 @@ class ImageLoader:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `state_dict`."""
+        """Nothing to load; see `state_dict`.
+
+        Args:
+            state: Ignored.
+        """
 
     def __len__(self) -> int:
         if not self.train:
@@ -129,50 +153,52 @@ class ImageLoader:
 
     @property
     def num_batches(self) -> int:
-        """Of this rank, in an epoch of training, however many of them are yielded at once."""
+        """The number of batches of this rank in an epoch of training, whatever `batches_per_call` is."""
         return -(-self._num_images() // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        """Lazily: epoch and position are asked for at the first batch, when Lightning has settled both."""
-        home = self.images.pixels.device
-        if self.images.mapping is not None:  # of the pass before, which would count as there from the start
+        """The batches of an epoch. Epoch and position are read at the first batch, because Lightning sets both late."""
+        source_device = self.images.pixels.device
+        if self.images.mapping is not None:  # pages of the last pass would count as resident before this one
             self.images.mapping.madvise(mmap.MADV_DONTNEED)
-        self._mapped_before = _resident_file_bytes()
-        order = self._order()[self.position() * self.batch_size :].to(home, non_blocking=True)
+        self._resident_before = _resident_file_bytes()
+        order = self._order()[self.position() * self.batch_size :].to(source_device, non_blocking=True)
         gathered: Iterable[tuple[Tensor, Batch]] = map(
             self._gather, order.split(self.batch_size * self.batches_per_call)
         )
-        if home != self.device or self.images.mapping is not None:
-            gathered = ahead(gathered, depth=2)
+        if source_device != self.device or self.images.mapping is not None:
+            gathered = prefetch(gathered, depth=2)
         for index, batch in gathered:
             index, batch = self._on_device(index), {name: self._on_device(value) for name, value in batch.items()}
             if self.batches_per_call == 1:
                 yield self._transformed(index, batch)
-            else:  # one by one: what lies between bytes and x of one batch fits in a cache, of many it does not
-                yield [self._transformed(*part) for part in self._split(index, batch)]
+            else:  # one by one, because the intermediate tensors of one batch fit in the processor's cache
+                yield [self._transformed(*one) for one in self._split(index, batch)]
 
     def _transformed(self, index: Tensor, batch: Batch) -> Batch:
         total = len(self.images.pixels)
         return {**batch, "x": self.transform(batch["x"], index, self.seed, self.epoch, total)}
 
     def _split(self, index: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+        """Split what was gathered at once into batches of `batch_size`."""
         parts = [values.split(self.batch_size) for values in (index, *batch.values())]
         for first, *others in zip(*parts, strict=True):
             yield first, dict(zip(batch, others, strict=True))
 
     def _num_images(self) -> int:
-        """Of this rank, in an epoch of training."""
+        """The number of images of this rank in an epoch of training."""
         return len(self.images.pixels) // self.world_size
 
     def _order(self) -> Tensor:
+        """The numbers of the images of this rank, in the order of this epoch."""
         total = len(self.images.pixels)
-        if not self.train:  # only the set's last batch may be short, and it is some rank's last as well
+        if not self.train:  # only the last batch of the set may be short, and it is the last batch of its rank
             return torch.cat(evaluation_batches(total, self.batch_size, self.rank, self.world_size))
         generator = torch.Generator().manual_seed(derive_seed(self.seed, _SHUFFLE, self.epoch))
         return torch.randperm(total, generator=generator)[self.rank :: self.world_size][: self._num_images()]
 
     def _gather(self, index: Tensor) -> tuple[Tensor, Batch]:
-        """The bytes and labels of a batch, in pinned memory where they have to travel to a GPU."""
+        """Check and gather the bytes and labels of a batch; in pinned memory if they will be copied to a GPU."""
         self.images.verify(index)
         batch = {"x": self._select(self.images.pixels, index)}
         if self.images.labels is not None:
@@ -182,24 +208,24 @@ class ImageLoader:
     def _select(self, values: Tensor, index: Tensor) -> Tensor:
         if values.device == self.device and self.images.mapping is None:
             return values.index_select(0, index)
-        # by numpy: torch would wake a second team of OpenMP threads for the thread that gathers, to copy a megabyte
+        # numpy copies, because torch would wake a second team of OpenMP threads for the thread that gathers
         pin = self.device.type == "cuda"
         chosen = torch.empty((len(index), *values.shape[1:]), dtype=values.dtype, pin_memory=pin)
         source, target = values.numpy(), chosen.numpy()
-        step = max(1, len(index)) if self.images.mapping is None else _MAPPED_ROWS
+        step = max(1, len(index)) if self.images.mapping is None else _MAPPED_ROWS_AT_ONCE
         for start in range(0, len(index), step):
             rows = slice(start, start + step)
-            np.take(source, index[rows].numpy(), axis=0, out=target[rows], mode="clip")  # "raise" copies twice
-            self._give_back()
+            np.take(source, index[rows].numpy(), axis=0, out=target[rows], mode="clip")  # mode="raise" would copy twice
+            self._release_pages()
         return chosen
 
-    def _give_back(self) -> None:
-        """Keep resident memory small, which counts mapped pages: up to 2 MiB around each byte that was read.
+    def _release_pages(self) -> None:
+        """Release the pages of the map if too many are resident: up to 2 MiB around each byte that was read.
 
-        The kernel keeps their contents while it has room, so that reading them again is cheap.
+        Resident memory counts them. The kernel keeps their contents while it has room, so reading them again is cheap.
         """
         mapping = self.images.mapping
-        if mapping is not None and _resident_file_bytes() - self._mapped_before > _KEEP_MAPPED:
+        if mapping is not None and _resident_file_bytes() - self._resident_before > _MAX_MAPPED_BYTES:
             mapping.madvise(mmap.MADV_DONTNEED)
 
     def _on_device(self, value: Tensor) -> Tensor:
@@ -207,29 +233,49 @@ class ImageLoader:
 
 
 def evaluation_batch_size(total: int, batch_size: int, world_size: int) -> int:
-    """`batch_size`, or less where `total` images would give fewer than eight batches, or fewer than there are ranks.
+    """The batch size of an evaluation: at most `batch_size`, and small enough for eight batches and one per rank.
 
-    So it is the same for 1 to 8 ranks: they evaluate the same batches, each with that batch's own noise, and find the
-    same numbers. More ranks than that do so where there is a batch of `batch_size` for each of them; else their batches
-    are smaller, and what is sampled differs by its standard error.
+    The result is the same for 1 to 8 ranks. These evaluate the same batches with the same noise and get the same
+    numbers. More than 8 ranks also do so if there is a batch of `batch_size` for each of them. Otherwise their batches
+    are smaller, and sampled numbers differ by their standard error.
+
+    Args:
+        total: The number of images.
+        batch_size: The largest batch.
+        world_size: The number of ranks.
+
+    Raises:
+        UserError: if there is no image, or fewer images than ranks.
     """
     if total == 0:
         raise UserError("the split has no images: there is nothing to evaluate")
     if total < world_size:
         raise UserError(f"{total} images for {world_size} ranks: each needs one to evaluate; use fewer devices")
-    least = max(world_size, min(total, _EVALUATION_BATCHES))
-    size = -(-total // least)
-    size = size if (least - 1) * size < total else total // least  # rounded up, it may give fewer batches
+    min_batches = max(world_size, min(total, _EVALUATION_BATCHES))
+    size = -(-total // min_batches)
+    size = size if (min_batches - 1) * size < total else total // min_batches  # rounded up, it may give fewer batches
     return max(1, min(batch_size, size))
 
 
 def evaluation_batches(total: int, batch_size: int, rank: int, world_size: int) -> list[Tensor]:
-    """The images of each batch of a rank: every `world_size`-th batch of the whole order."""
+    """The numbers of the images of each batch of a rank: every `world_size`-th batch of the whole order.
+
+    Args:
+        total: The number of images.
+        batch_size: Images in a batch.
+        rank: The number of this process.
+        world_size: The number of processes.
+    """
     return list(torch.arange(total).split(batch_size)[rank::world_size])
 
 
 def first_images(batches: Iterable[Batch], n: int) -> Batch:
-    """The first n images, or as many as there are."""
+    """Join batches until there are n images; fewer if the batches hold fewer.
+
+    Args:
+        batches: Batches of a loader.
+        n: The number of images.
+    """
     parts, count = [], 0
     for batch in batches:
         parts.append(batch)
@@ -240,18 +286,22 @@ def first_images(batches: Iterable[Batch], n: int) -> Batch:
 
 
 def _resident_file_bytes() -> int:
-    """Of this process; 0 where the system does not tell."""
+    """The bytes of files that are resident in this process; 0 on a system without /proc."""
     try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - at each batch: ten microseconds, not thirty
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - Path.open takes three times as long
             return int(file.read().split()[2]) * mmap.PAGESIZE
     except OSError:
         return 0
 
 
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items in the same order, made by a thread that is at most `depth` items ahead.
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items in the same order, made early by a thread.
 
-    An exception comes through at its place. The thread ends when the items do, or when the iterator is closed.
+    An exception is raised at its place among the items. The thread ends with the items, or when the iterator is closed.
+
+    Args:
+        items: What the thread iterates over.
+        depth: The number of items that may wait.
     """
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
@@ -287,3 +337,7 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
     finally:
         stopped.set()
         thread.join()
+
+
+ahead = prefetch
+"""The name of `prefetch` in earlier releases."""

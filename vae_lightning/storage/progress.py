@@ -1,4 +1,4 @@
-"""How far something long has come: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of long work: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from rich.progress import Progress as Bar
 
 
 class Progress:
-    """`with Progress("preparing", 1000) as progress: progress.advance(10)`; silent where it takes a moment only."""
+    """Show the progress of a loop: `with Progress("preparing", 1000) as progress: progress.advance(10)`.
+
+    Args:
+        title: What is done.
+        total: The number of items.
+        done: Items that were done before.
+        min_seconds: Without a terminal, the time between two lines; shorter work prints none.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0, min_seconds: float = 5.0) -> None:
         self.title, self.total, self.done, self.min_seconds = title, total, done, min_seconds
@@ -30,6 +37,11 @@ class Progress:
         self._bar.stop()
 
     def advance(self, count: int) -> None:
+        """Count items as done.
+
+        Args:
+            count: Their number.
+        """
         self.done += count
         self._bar.update(self._task, completed=self.done)
         if self._bar.disable and time.monotonic() - self._last > self.min_seconds:

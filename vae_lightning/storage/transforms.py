@@ -1,4 +1,4 @@
-"""What happens to a batch of bytes on its way to x: flip, binarisation or dequantisation, scaling to [0, 1]."""
+"""From a batch of bytes to x: flip, binarisation or dequantisation, scaling to [0, 1]."""
 
 from __future__ import annotations
 
@@ -13,22 +13,29 @@ from vae_lightning.noise import uniform16
 from vae_lightning.types import UserError
 
 Binarisation: TypeAlias = Literal["none", "threshold", "dynamic"]
-"""What can be done to a batch. A data set that was binarised once and for all calls itself `static`."""
+"""How a batch is binarised. The fourth value, `static`, is for data sets whose files are binary."""
 
-_BINARISE, _FLIP, _DEQUANTISE = 1, 2, 3  # streams of randomness that never meet (0 is the order of an epoch)
+_BINARISE, _FLIP, _DEQUANTISE = 1, 2, 3  # streams of randomness; stream 0 is the order of an epoch
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Pixels uint8 [B, C, H, W] in 0 .. `max_value` to x float32 in [0, 1].
+    """x = f(pixels; seed, epoch, index): pixels uint8 [B, C, H, W] to float32 in [0, 1].
 
-    Runs on the pixels' device and may overwrite `pixels`; pass a batch, not the data set.
+    Runs on the pixels' device and may overwrite `pixels`; pass a batch, not the data set. All noise is a function of
+    (seed, epoch, index) alone. Called with `pixels`, the numbers `index` [B] of the images in their split, `seed`,
+    `epoch`, and the number `total` of images in the split.
 
-    `binarisation`: `none` (x = pixel / max), `threshold` (x = 1 where that is above a half), `dynamic`
-    (x ~ Bernoulli(pixel / max)). `dequantise`: x = (pixel + u) / (max + 1) with u ~ U[0, 1), the noise under which a
-    density of x bounds the probability of the pixels from below (Theis et al. 2016, https://arxiv.org/abs/1511.01844).
-    `flip`: mirror every second image, left to right. Each is a function of (seed, epoch, index) alone; `total` is how
-    many images there are, so that index < total.
+    Args:
+        max_value: The value of white; pixels are 0 .. `max_value`.
+        binarisation: `none` or `static` (x = pixel / max), `threshold` (x = 1 if pixel / max > 1/2, else 0) or
+            `dynamic` (x ~ Bernoulli(pixel / max)).
+        flip: Mirror each image left to right with probability 1/2.
+        dequantise: x = (pixel + u) / (max + 1) with u ~ U[0, 1). With this noise a log-density of x is on average a
+            lower bound of the log-probability of the pixels (Theis et al. 2016, https://arxiv.org/abs/1511.01844).
+
+    Raises:
+        UserError: if `dequantise` is combined with a binarisation.
     """
 
     max_value: int = 255
@@ -38,7 +45,7 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.dequantise and self.binarisation != "none":
-            raise UserError(f"data: dequantise is for grey levels, but binarisation is {self.binarisation}; choose one")
+            raise UserError(f"data: dequantise needs grey levels, but binarisation is {self.binarisation}; choose one")
 
     def __call__(self, pixels: Tensor, index: Tensor, seed: int, epoch: int, total: int) -> Tensor:
         if self.flip:
@@ -50,14 +57,17 @@ class Transform:
             return (u * self.max_value < pixels.to(torch.int32) * 65536).float()  # P(1) = pixel / max_value
         if self.dequantise:
             u = uniform16(index, pixels[0].numel(), seed, _DEQUANTISE, epoch).view_as(pixels)
-            # the middle of each of 65,536 steps; 255 + u is below 256 in float32 too
+            # u is the middle of one of 65,536 steps, so that 255 + u is below 256 in float32 too
             return (pixels + (u + 0.5) / 65536) / (self.max_value + 1)
-        return pixels.float().mul_(1 / self.max_value)  # to a rounding what a division gives, in half of its time
+        return pixels.float().mul_(1 / self.max_value)  # half the time of a division; equal up to rounding
 
 
 def _flip(pixels: Tensor, mask: Tensor) -> Tensor:
-    """Mirrored where `mask` is 255. On a GPU by exclusive or of bytes: nothing waits for a count. On a CPU in place, of
-    the mirrored images alone, by numpy: torch's own indexing of rows takes five times as long."""
+    """Mirror the images whose `mask` is 255.
+
+    On a GPU by exclusive or of bytes, because indexing by a mask would wait for the count. On a CPU in place by numpy,
+    because torch's indexing of rows takes five times as long.
+    """
     if not pixels.is_cpu:
         return pixels.flip(-1).bitwise_xor_(pixels).bitwise_and_(mask).bitwise_xor_(pixels)
     images, mirrored = pixels.numpy(), mask.flatten().numpy().nonzero()[0]
@@ -67,7 +77,7 @@ def _flip(pixels: Tensor, mask: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _mirrored(total: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-    """255 for each image of the epoch that is mirrored, else 0: uint8 [total, 1, 1, 1].
+    """The masks of all images of an epoch, 255 if mirrored, else 0: uint8 [total, 1, 1, 1].
 
     All images are drawn at once, because draws batch by batch would take half as long as the mirroring itself.
     """

@@ -1,6 +1,6 @@
-"""The 40 attributes of a drawn face: a = f(seed, index), with CelebA's names, in CelebA's order, never contradictory.
+"""The 40 attributes of a drawn face: a = f(seed, index), with the names and in the order of CelebA.
 
-`drawn_faces` draws what they say, so each is true of its picture.
+Attributes of one face do not contradict each other. `draw_faces` draws each attribute, so that labels fit the pictures.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ _NAMES = """
     Wearing_Necktie Young
 """
 FACE_ATTRIBUTES: tuple[str, ...] = tuple(_NAMES.split())
+"""The names of the columns of `face_attributes`."""
 
-_STREAM = 0x0FACE  # of randomness: not that of the style
+_STREAM = 0x0FACE  # the stream of randomness of the attributes; the style has another
 
-# P(attribute | not Male), P(attribute | Male), before `_EXCLUDES` takes some away. Attractive is fixed at 0: it is a
-# judgement, and a drawing has nothing that it would be true of.
+# P(attribute | not Male), P(attribute | Male), before `_EXCLUDES` switches some attributes off. Attractive is always 0,
+# because it is a judgement and nothing in a drawing corresponds to it.
 _ODDS: Mapping[str, tuple[float, float]] = {
     "5_o_Clock_Shadow": (0.0, 0.25),
     "Arched_Eyebrows": (0.5, 0.15),
@@ -69,8 +70,8 @@ _ODDS: Mapping[str, tuple[float, float]] = {
 }
 _MALE_ODDS = 0.47
 
-# Where the first is true the others are false. Applied from the top: a rule that switches off the subject of another
-# comes before it. A head that is not bald and has none of the four hair colours is drawn red.
+# If the key is true, the others are set to false. Rules apply from the top, so a rule that switches off the key of
+# another rule stands before that rule. A head that is not bald and has none of the four hair colours has red hair.
 _EXCLUDES: Mapping[str, tuple[str, ...]] = {
     "Wearing_Hat": ("Bald", "Bangs", "Receding_Hairline"),
     "Young": ("Gray_Hair", "Bags_Under_Eyes"),
@@ -92,7 +93,12 @@ _EXCLUDES: Mapping[str, tuple[str, ...]] = {
 
 
 def face_attributes(index: Tensor, seed: int = 0) -> Tensor:
-    """a[i, k] ~ Bernoulli(odds_k given a[i, Male]), less what excludes it: int64 [N] to uint8 [N, 40] in {0, 1}."""
+    """a[i, k] ~ Bernoulli(P(k | a[i, Male])), set to 0 if another attribute excludes k: uint8 [N, 40] in {0, 1}.
+
+    Args:
+        index: The numbers of the faces: int64 [N].
+        seed: The seed of the attributes.
+    """
     column = {name: k for k, name in enumerate(FACE_ATTRIBUTES)}
     uniform = uniform16(index, len(FACE_ATTRIBUTES), seed, _STREAM)  # int32 [N, 40]
     thresholds = torch.tensor([_ODDS[name] for name in FACE_ATTRIBUTES], device=index.device) * 65536  # [40, 2]

@@ -1,7 +1,10 @@
-"""Drawn faces: x = paint, layer upon layer, of 40 attributes and some fifty factors of style, all f(seed, index).
+"""Drawn faces: x = layers of paint that show 40 attributes and 46 factors of style, all f(seed, index).
 
-They stand in for CelebA (Liu et al. 2015, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html) where that is not at hand:
-the same sizes, the same names of attributes, the face in the same place. They are drawings, NOT CelebA.
+The faces stand in for CelebA (Liu et al. 2015, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html) if CelebA is not at
+hand. They have its sizes and names of attributes, and the face lies in the same place. They are drawings, NOT CelebA.
+
+A simpler face would lose labels: each of 39 attributes has its own mark in the picture, without which a conditional
+model or a classifier could not learn it. Recorded numbers and published results also rest on these exact pixels.
 """
 
 from __future__ import annotations
@@ -20,15 +23,18 @@ from vae_lightning.synthetic.attributes import FACE_ATTRIBUTES, face_attributes
 from vae_lightning.synthetic.layers import LAYERS
 from vae_lightning.synthetic.scene import STYLE, make_scene
 
-_ALIGNED = (218, 178)  # CelebA's height and width
-_STREAM = 0x57713  # of randomness: not that of the attributes
-_CHUNK_PIXELS = 2**18  # drawn at once: planes of a MiB, some thirty of them at a time
+_ALIGNED = (218, 178)  # height and width of CelebA's images
+_STREAM = 0x57713  # the stream of randomness of the style; the attributes have another
+_CHUNK_PIXELS = 2**18  # pixels drawn at once: some thirty planes of one MiB
 
 
 def draw_faces(index: Tensor, seed: int = 0, size: tuple[int, int] = (64, 64)) -> tuple[Tensor, Tensor]:
     """(x, a) = f(seed, index[i]): images uint8 [N, 3, H, W] and their attributes uint8 [N, 40] in {0, 1}.
 
-    index: int64 [N]; size: (height, width). A square shows what the centre crop of (218, 178), shrunk, would show.
+    Args:
+        index: The numbers of the faces: int64 [N].
+        seed: The seed of attributes and style.
+        size: (height, width). A square shows the centre crop of the face of (218, 178), shrunk.
     """
     style = uniform16(index, len(STYLE), seed, _STREAM) / 65536
     attributes = face_attributes(index, seed)
@@ -36,7 +42,13 @@ def draw_faces(index: Tensor, seed: int = 0, size: tuple[int, int] = (64, 64)) -
 
 
 def render_faces(attributes: Tensor, style: Tensor, size: tuple[int, int] = (64, 64)) -> Tensor:
-    """x = f(attributes, style): uint8 [N, 40] and float32 [N, len(STYLE)] in [0, 1) to uint8 [N, 3, H, W]."""
+    """x = f(attributes, style): uint8 [N, 3, H, W]. Use this to choose the factors of a face.
+
+    Args:
+        attributes: uint8 [N, 40] in {0, 1}, columns as in `FACE_ATTRIBUTES`.
+        style: float32 [N, len(STYLE)] in [0, 1), columns as in `STYLE`.
+        size: (height, width).
+    """
     height, width = size
     pixels = torch.empty(len(style), 3, height, width, dtype=torch.uint8, device=style.device)
     chunk = max(1, _CHUNK_PIXELS // (height * width))
@@ -52,11 +64,18 @@ def render_faces(attributes: Tensor, style: Tensor, size: tuple[int, int] = (64,
 def write_celeba_layout(
     folder: Path, num_images: int, *, archive: bool = False, seed: int = 0, quality: int = 95
 ) -> None:
-    """Faces 0 .. num_images - 1 as JPEG files, their split and their attributes, where CelebA's would lie.
+    """Write faces 0 .. num_images - 1 in CelebA's layout of files, for tests and demonstrations of `CelebA`.
 
-    `folder/celeba` gets `img_align_celeba/000001.jpg` and on, or with `archive` the file `img_align_celeba.zip` of the
-    same; `list_eval_partition.txt`, the first 80 % train (0), 10 % val (1), 10 % test (2); `list_attr_celeba.txt`.
-    These are drawings, NOT CelebA, as `NOT_CELEBA.txt` says: stand-ins for tests and demonstrations.
+    `folder/celeba` gets the images `img_align_celeba/000001.jpg`, ...; `list_eval_partition.txt` with the first 80 % as
+    train (0), then 10 % val (1) and 10 % test (2); and `list_attr_celeba.txt`. The images are drawings, NOT CelebA; the
+    file `NOT_CELEBA.txt` says so.
+
+    Args:
+        folder: The `data_dir` of `CelebA`.
+        num_images: The number of faces.
+        archive: Write the images into `img_align_celeba.zip` instead of a folder.
+        seed: The seed of the faces.
+        quality: The quality of the JPEG files, 1 to 95.
     """
     root = folder / "celeba"
     root.mkdir(parents=True, exist_ok=True)
@@ -72,7 +91,7 @@ def write_celeba_layout(
         for name, contents in _jpegs(num_images, seed, quality):
             (root / "img_align_celeba" / name).write_bytes(contents)
     attributes = face_attributes(torch.arange(num_images), seed).tolist()
-    # Last: where the lists are, the images are whole.
+    # The lists are written last, so that their images are complete whenever they exist.
     (root / "list_attr_celeba.txt").write_text(_attribute_list(attributes))
     (root / "list_eval_partition.txt").write_text(_partition(num_images))
 

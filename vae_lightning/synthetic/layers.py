@@ -1,7 +1,7 @@
-"""The layers of a drawn face, from the backdrop to the hat: each paints one thing on a `Scene`.
+"""The layers of a drawn face, from the backdrop to the hat. Each paints one thing on a `Scene`.
 
-Lengths are in half widths of a square picture; the head's middle is the origin, the eyes are at v = -0.1, the mouth is
-at 0.34, the chin at 0.6.
+The unit of length is half the width of a square picture. The origin is the middle of the head. The eyes are at
+v = -0.1, the mouth is at v = 0.34 and the chin at v = 0.6.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _necktie(s: Scene) -> None:
 
 
 def _ear_frame(s: Scene) -> tuple[Tensor, Tensor]:
-    """(out, down) from the middle of the nearer ear; the one that the head turns away hides behind it."""
+    """(out, down) from the middle of the nearer ear. If the head turns, one ear is hidden behind the head."""
     return (s.map("a") + 0.12 * turn(s)).abs() - face_width(s) - 0.01, s.map("b") - 0.03
 
 
@@ -117,7 +117,7 @@ def _cheekbones(s: Scene) -> None:
 
 
 def _wrinkles(s: Scene) -> None:
-    """What tells the old from the young: lines on the forehead, beside the mouth and beside the eyes."""
+    """Lines on the forehead, beside the mouth and beside the eyes: the marks of a face that is not Young."""
     u, v = s.map("u"), s.map("v")
     side = u.abs()
     forehead = (wave(9 * (0.15 * u * u + v) + 0.2) - 0.55).clamp_(min=0) * glow(u, v + 0.36, 0.3, 0.13)
@@ -126,14 +126,14 @@ def _wrinkles(s: Scene) -> None:
     s.darken(1.4 * forehead + 0.5 * fold + 0.45 * crow)
 
 
-# -- Its features -----------------------------------------------------------------------------------------------------
+# -- The features -----------------------------------------------------------------------------------------------------
 
 
 def _nose(s: Scene) -> None:
     big, pointy, light = s.on("Big_Nose"), s.on("Pointy_Nose"), s.between("light", -1, 1)
     half = s.between("nose_width", 0.07, 0.09) * (1 + 0.5 * big - 0.35 * pointy)
     v = s.map("v") - s.between("nose_length", 0.12, 0.16) - 0.02 * big - 0.03 * pointy
-    u = s.map("u") - 0.13 * turn(s) * (1 + v).clamp_(0, 1)  # it stands out of the face, towards the turn
+    u = s.map("u") - 0.13 * turn(s) * (1 + v).clamp_(0, 1)  # the nose stands out of the face, towards the turn
     bridge = (0.1 + 0.18 * pointy) * light.abs() * glow(u + 0.055 * light, v + 0.12, 0.06, 0.2)
     under = 0.42 * glow(u, v - 0.035, half * 1.25, 0.05 - 0.01 * pointy)
     s.darken(bridge + under + 0.25 * big * glow(u.abs() - half, v, 0.04, 0.06))
@@ -144,7 +144,7 @@ def _nose(s: Scene) -> None:
 
 
 def _mouth_frame(s: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """(t, u, opening): t is downwards from the line of the lips, whose corners are at u = -1 and 1."""
+    """(t, u, opening): t counts downwards from the line between the lips, and the corners are at u = -1 and u = 1."""
     smiling = s.on("Smiling")
     smile = smiling * s.between("smile", 0.35, 1.0) + (1 - smiling) * s.between("smile", -0.6, 0.05)
     u = (s.map("u") - 0.03 * turn(s)) / (s.between("mouth_width", 0.125, 0.155) + 0.04 * smile.clamp(min=0))
@@ -171,14 +171,14 @@ def _mouth(s: Scene) -> None:
 
 
 def _eye_frame(s: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """(x, out, y) from the middle of the nearer eye: x to the right, out away from the nose."""
+    """(x, out, y) from the middle of the nearer eye: x to the right, `out` away from the nose, y downwards."""
     u = s.map("u")
     out = u.abs() - s.between("eye_spacing", 0.205, 0.235)
     return torch.where(u < 0, -out, out), out, s.map("v") + 0.1
 
 
 def _lids(s: Scene) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, p, high): an eye is open where -high p < y < 0.8 high p, and p runs from 1 to 0 at its corners."""
+    """(y, p, high): the open eye is -high p < y < 0.8 high p. p is 1 in the middle of the eye and 0 at its corners."""
     _, out, y = _eye_frame(s)
     ratio = out / s.between("eye_size", 0.115, 0.135)
     high = s.between("eye_size", 0.075, 0.095) * (1 - 0.5 * s.on("Narrow_Eyes"))
@@ -220,11 +220,11 @@ def _brows(s: Scene) -> None:
     s.fill(torch.maximum(y.abs() - thick, 0.15 * x.abs() - 0.15), 0.6 * s.colour("hair"), 0.92, soft=1.2)
 
 
-# -- Hair and what is worn --------------------------------------------------------------------------------------------
+# -- Hair, glasses, jewels and hats -----------------------------------------------------------------------------------
 
 
 def _hairline(s: Scene) -> Tensor:
-    """The height v at which hair ends: over the forehead, and down to the ears."""
+    """The height v at which the hair ends, over the forehead and down to the ears."""
     u, bangs = s.map("u"), s.on("Bangs")
     fringe = 0.22 + 0.018 * wave(4.5 * u + s.between("wave"))
     temples = 0.06 + 0.14 * glow(u.abs() - 0.24, torch.zeros_like(u), 0.17, 1.0)
@@ -237,11 +237,11 @@ def _hairline(s: Scene) -> Tensor:
 def _front_hair(s: Scene) -> None:
     a, b = s.map("a"), s.map("b")
     volume = s.between("hair_volume", 0.02, 0.12) * (1 - 0.8 * s.on("Wearing_Hat"))
-    low = (b + 0.25).clamp_(min=0)  # short hair lies close to the head beside the ears
+    low = (b + 0.25).clamp_(min=0)  # beside the ears, short hair lies close to the head
     half = face_width(s) + 0.025 + 0.4 * volume - (1 - s.on("Long_Hair")) * 0.9 * low * low
     bumps = 0.025 * s.on("Wavy_Hair") * wave(3.5 * (a.abs() + b) + s.between("wave"))
     shell = ellipse(a, b + 0.08, half, 0.64 + volume) - bumps
-    beside = torch.maximum(-0.015 - s.map("head"), s.map("v"))  # what hair stands out is seen beside the forehead
+    beside = torch.maximum(-0.015 - s.map("head"), s.map("v"))  # hair that stands out shows beside the forehead
     cap = torch.maximum(shell, torch.minimum(s.map("v") - _hairline(s), beside))
     s.darken(0.3 * s.on("Hair") * s.inside(cap - 0.02, 2.5) * s.inside(shell))
     s.fill(cap, s.hair(), s.on("Hair"))
@@ -249,7 +249,7 @@ def _front_hair(s: Scene) -> None:
 
 def _locks(s: Scene) -> None:
     a, b = s.map("a"), s.map("b")
-    middle = face_width(s) + s.between("hair_volume", -0.008, 0.032) + 0.12 * b  # flush with the cap where they begin
+    middle = face_width(s) + s.between("hair_volume", -0.008, 0.032) + 0.12 * b  # flush with the cap at the top
     across = (a - 0.2 * turn(s)).abs() + 0.025 * s.on("Wavy_Hair") * wave(2.3 * b + s.between("wave"))
     ends = torch.maximum(b - s.between("hair_length", 0.95, 0.45) - 0.3 * (across - middle), -0.15 - b)
     s.fill(torch.maximum((across - middle).abs() - 0.06, ends), s.hair())
@@ -304,7 +304,7 @@ def _earrings(s: Scene) -> None:
 
 
 def _hat(s: Scene) -> None:
-    """A woollen hat, a cap or a brimmed hat."""
+    """A woollen hat, a cap with a visor, or a hat with a brim."""
     a, b, half = s.map("a"), s.map("b"), face_width(s) + 0.075
     wool, brimmed = (s.between("hat_kind") < 0.4).float(), (s.between("hat_kind") > 0.72).float()
     bottom = b + 0.31 - 0.25 * a * a * (1 - brimmed)
@@ -321,7 +321,7 @@ def _hat(s: Scene) -> None:
 
 
 def _blur(s: Scene) -> None:
-    """Five binomial filters each way; their steps grow with the picture, so that every size is as soft."""
+    """Five binomial filters in each direction. Their step grows with the picture, so that all sizes are as soft."""
     step = max(1, round(1 / (32 * s.edge)))
     for _ in range(5):
         for dim in (2, 3):
@@ -331,7 +331,7 @@ def _blur(s: Scene) -> None:
             s.rgb.mul_(2).add_(before).add_(after).mul_(0.25)
 
 
-LAYERS = (
+LAYERS = (  # painted in this order
     Layer(_backdrop),
     Layer(_back_hair, -1.0, FAR, 1.1, only=("Long_Hair",)),
     Layer(_body, top=0.3),
