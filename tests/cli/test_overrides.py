@@ -24,9 +24,9 @@ def test_an_objective_has_its_own_defaults_and_not_those_of_the_one_before(cls: 
     required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
     flags = [f"--model.objective.{name}={WANTED[name]}" for name in required]
     settings = DataCLI(["fit", "-c", DIGITS, f"--model.objective={cls.__name__}", *flags]).config.fit
-    arguments = settings.model.init_args.objective.init_args
+    init_args = settings.model.init_args.objective.init_args
     plain = {p.name: p.default for p in parameters if isinstance(p.default, (bool, int, float, str, type(None)))}
-    assert {name: arguments[name] for name in plain} == plain
+    assert {name: init_args[name] for name in plain} == plain
 
 
 def test_what_a_file_or_a_flag_says_stays(tmp_path: Path) -> None:
