@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -57,7 +57,7 @@ def _classes_in(hint: Any) -> Iterator[type]:
     """Yield the classes of a value of this type, or the classes that the value returns if it is a function."""
     if isinstance(hint, type) and get_origin(hint) is None:
         yield hint
-    elif get_origin(hint) is not None:
+    elif get_origin(hint) not in (None, Mapping, dict):  # the values of a mapping have names of the user's
         returned = get_args(hint)[-1:] if get_origin(hint) is Callable else get_args(hint)
         for one in returned:
             yield from _classes_in(one)
