@@ -154,7 +154,7 @@ def test_a_loader_is_looked_at_once_in_each_call_of_the_trainer(
 
 
 def test_several_steps_a_call_want_a_data_module(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"speed\.steps_per_call needs an ImageDataModule"):
+    with pytest.raises(UserError, match=r"speed\.steps_per_call needs a DataModule"):
         trainer(tmp_path, callbacks=[FastNetworks(steps_per_call=2)]).fit(vae(), GOOD)
 
 

@@ -345,8 +345,10 @@ class LatentVariableModel(Optimized):
         Lightning does not find the defaults behind `**kwargs`; the defaults of this class are added here.
         """
         cls = type(self)
-        known = arguments(cls).keys() - hp.keys()
-        passed_on = {name: value for name, value in defaults(LatentVariableModel).items() if name in known}
-        hparams = to_plain({**hp, **passed_on}, "model")
+        known = arguments(cls).keys()
+        # Lightning adds None for each link of the command line whose target this model does not have
+        own = {name: value for name, value in hp.items() if name in known or value is not None}
+        passed_on = {name: value for name, value in defaults(LatentVariableModel).items() if name in known - hp.keys()}
+        hparams = to_plain({**own, **passed_on}, "model")
         kept = {"_class_path": f"{cls.__module__}.{cls.__qualname__}", **hparams}
         super()._set_hparams({**kept, "_instantiator": "lightning.pytorch.cli.instantiate_module"})

@@ -26,21 +26,22 @@ def check_batch(batch: Any, images: Shape | None, shape: Shape | None, dtype: to
     """
     x: Any = batch.get("x") if isinstance(batch, Mapping) else None
     wanted = images or shape
-    remedy = _remedy(x, images, wanted, dtype) or _field_remedy(batch)
+    remedy = _remedy(x, images, wanted, dtype) or _field_remedy(batch, "image" if images else "example")
     if remedy is None:
         return
     sizes = ", ".join(map(str, ["B", *(("...",) if wanted is None else wanted)]))
-    kind = f"x: {_name(dtype)} [{sizes}], its values in [0, 1]" if images else f"x: a tensor [{sizes}]"
+    kind = f"x: {_name(dtype)} [{sizes}], its values in [0, 1]," if images else f"x: a tensor [{sizes}],"
+    others = "label: int64 [B]" if images else "other tensors [B, ...], such as label: int64 [B]"
     raise UserError(
-        f"the {stage} loader's first batch is {describe(batch)}; a batch is a dict with {kind}, and optionally other "
-        f"tensors [B, ...], such as label: int64 [B]; {remedy}"
+        f"the {stage} loader's first batch is {describe(batch)}; a batch is a dict with {kind} and optionally "
+        f"{others}; {remedy}"
     )
 
 
-def _field_remedy(batch: Mapping[str, Any]) -> str | None:
+def _field_remedy(batch: Mapping[str, Any], unit: str) -> str | None:
     for name, values in batch.items():
         if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != len(batch["x"]):
-            return f"let {name} be a tensor with a number, or a row of them, for each example, or leave it out"
+            return f"let {name} be a tensor with a number, or a row of them, for each {unit}, or leave it out"
     return None
 
 
@@ -50,7 +51,7 @@ def _remedy(x: Any, images: Shape | None, shape: Shape | None, dtype: torch.dtyp
     if images and not x.is_floating_point():
         return "divide the bytes: image.float() / 255"
     if x.is_floating_point() and x.dtype != dtype:
-        return f"convert x: x.to({dtype})"
+        return f"convert {'the images: image' if images else 'x: x'}.to({dtype})"
     if shape is not None and x.shape[1:] != shape:
         name, kind = ("image_shape", "resize the images") if images else ("x_shape", "change the data")
         return f"{kind}, or build the model with {name}={tuple(x.shape[1:])}"
