@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vae_lightning.distributions import is_straight_through, share_support
+from vae_lightning.distributions import is_straight_through, seen_positions, share_support
 from vae_lightning.models.weights import check_finite
 from vae_lightning.trace import Latent, Trace, distribution_name, has_mean
 from vae_lightning.types import UserError
@@ -32,6 +32,7 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
     for name, latent in trace.latents.items():
         posterior, prior = distribution_name(latent.q), distribution_name(latent.p)
         _check_exists(name, latent)
+        _check_masks(name, latent)
         _check_gradient(name, latent)
         if not torch.isfinite(latent.z).all():
             raise UserError(
@@ -90,6 +91,18 @@ def _check_exists(name: str, latent: Latent) -> None:
         raise UserError(
             f"latent {name}: exists has a value between 0 and 1; it says whether the variable exists in this row, and "
             "must be 0 or 1, never a probability"
+        )
+
+
+def _check_masks(name: str, latent: Latent) -> None:
+    """Refuse a mask of q or of p alone: log q(z) - log p(z) would count the hidden positions of the other."""
+    q, p = seen_positions(latent.q), seen_positions(latent.p)
+    if q is None and p is None:
+        return
+    if q is None or p is None or not torch.equal(*torch.broadcast_tensors(q, p)):
+        raise UserError(
+            f"latent {name}: its posterior and its prior do not hide the same positions; give both one mask: "
+            "Masked(q, mask), Masked(p, mask)"
         )
 
 
