@@ -22,11 +22,12 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
         trace: The model's trace of a batch.
 
     Raises:
-        UserError: if a weight or a sample is not finite, if p(x|z) has no mean or gives x no probability, if a
-            posterior and its prior are not over the same space, if a sample has no pathwise gradient, or if the shares
-            of an enumerated variable do not sum to 1.
+        UserError: if a weight or a sample is not finite, if p(x|z) has another shape than x, has no mean or gives x no
+            probability, if a posterior and its prior are not over the same space or hide different positions, if a
+            sample has no pathwise gradient, or if the shares of an enumerated variable do not sum to 1.
     """
     check_finite(owner, state)
+    _check_event(owner, trace)
     _check_shares(owner, trace)
     _check_likelihood(trace)
     for name, latent in trace.latents.items():
@@ -58,6 +59,16 @@ def describe_bound(likelihood: str, trace: Trace) -> str:
     seen = f"; elbo and nll are of {', '.join(('x', *trace.observed))}" if trace.observed else ""
     costs = f"; costs in the loss alone: {', '.join(trace.costs)}" if trace.costs else ""
     return f"likelihood {likelihood}; KL by latent: {kinds}{seen}{costs}"
+
+
+def _check_event(owner: str, trace: Trace) -> None:
+    event, batch = list(trace.p_x.event_shape), list(trace.p_x.batch_shape)
+    if event != list(trace.x.shape[1:]) or len(batch) != 2:
+        raise UserError(
+            f"{owner}: its p(x|z), {distribution_name(trace.p_x)}, has the batch shape {batch} and the event shape "
+            f"{event}; x is {list(trace.x.shape)}, so they must be [K, {len(trace.x)}] and {list(trace.x.shape[1:])} "
+            "(Repeated is for models whose features have an axis of steps)"
+        )
 
 
 def _check_shares(owner: str, trace: Trace) -> None:
