@@ -23,7 +23,8 @@ class Objective(nn.Module, ABC):
     The costs of the trace are added to the loss of every objective, and its `example_weight` multiplies the loss.
     `num_samples` is K, the number of samples of each latent that the model draws for the trace. `in_one_graph` says
     whether torch.compile may compile trace and objective as one function. It must be False if the objective asks
-    autograd for a slope, or changes a buffer that its loss depends on: the gradient would be wrong.
+    autograd for a slope, or changes a buffer that its loss depends on: the gradient would be wrong. A network that the
+    loss looks through and does not train is wrapped in `Frozen`.
 
     Args:
         costs: The weight of each cost of the trace by its name, at least 0: a number or a schedule; 1 unless named.
