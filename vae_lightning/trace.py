@@ -313,9 +313,16 @@ def has_mean(distribution: Distribution) -> bool:
     return type(_base(distribution)).mean is not Distribution.mean
 
 
+def is_masked(distribution: Distribution) -> bool:
+    """Whether a `Masked` hides positions of the distribution, so that its examples may lie in different spaces."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return hasattr(distribution, "seen")
+
+
 def _base(distribution: Distribution) -> Distribution:
     base: Any = distribution
-    while isinstance(base, Independent) or hasattr(base, "seen"):  # the latter: positions under a mask
+    while isinstance(base, Independent) or hasattr(base, "seen"):
         base = base.base_dist
     return cast(Distribution, base)
 

@@ -32,7 +32,7 @@ from vae_lightning.distributions.levels import (
     is_mass,
 )
 from vae_lightning.distributions.map_flows import ConvIAF
-from vae_lightning.distributions.masks import Masked, seen_positions
+from vae_lightning.distributions.masks import Masked, seen_in_neighbour, seen_positions
 from vae_lightning.distributions.priors import (
     FamilyPrior,
     FlowPrior,
@@ -96,6 +96,7 @@ __all__ = [
     "noise_scale",
     "normal_product",
     "num_unknown",
+    "seen_in_neighbour",
     "seen_positions",
     "share_support",
 ]

@@ -186,3 +186,21 @@ def seen_positions(p: Distribution) -> Tensor | None:
     """
     base = p.base_dist if isinstance(p, Independent) else p
     return base.seen_values() if isinstance(base, MaskedPositions) else None
+
+
+def seen_in_neighbour(p: Distribution, shift: int) -> Distribution:
+    """p with those positions alone that the example `shift` places on in the batch has, too; p itself without a mask.
+
+    So the density of an example's value can be taken under the distribution of another example.
+
+    Args:
+        p: For example p(x|z).
+        shift: 1 for the next example, -1 for the one before; the batch is a ring.
+    """
+    if not isinstance(p, Independent) or not isinstance(p.base_dist, MaskedPositions):
+        return p
+    base, num_dims = p.base_dist, p.reinterpreted_batch_ndims
+    if base.seen.dim() == num_dims:  # one mask for all examples
+        return p
+    seen = base.seen & base.seen.roll(-shift, -num_dims - 1)
+    return Independent(MaskedPositions(base.base_dist, seen), num_dims, validate_args=False)
