@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -134,6 +135,8 @@ def test_padded_sequences_train_and_are_tested(tmp_path: Any) -> None:
     trainer.test(model, loader, verbose=False)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     assert metrics["test/nll"] > 0
+    numbers = 3 * rows["length"].double().mean().item()  # of a sequence, over the whole set
+    assert metrics["test/nll_bpd"] == pytest.approx(metrics["test/nll"] / numbers / math.log(2), rel=1e-5)
     assert metrics["test/nll"] < -metrics["test/elbo"] + 0.1
     assert metrics["test/rate"] == pytest.approx(metrics["test/kl"], rel=1e-3)
     assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())

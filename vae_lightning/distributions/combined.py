@@ -93,16 +93,15 @@ def known_pixels(p_x: Distribution) -> Tensor | None:
     return p_x.known if isinstance(p_x, Given) else None
 
 
-def num_unknown(p_x: Distribution) -> float:
-    """How many numbers of x are neither given nor hidden by a mask, on average over the examples of a batch."""
+def num_unknown(p_x: Distribution) -> Tensor:
+    """How many numbers of x are neither given nor hidden by a mask: float64, broadcasts against the batch shape."""
     known, seen = known_pixels(p_x), seen_positions(p_x)
     if known is None and seen is None:
-        return math.prod(p_x.event_shape)
-    counted = torch.ones((), dtype=torch.bool) if seen is None else seen
-    if known is not None:
-        counted = ~known & counted.to(known.device)
+        return torch.tensor(math.prod(p_x.event_shape), dtype=torch.float64)
+    counted = seen if known is None else ~known if seen is None else ~known & seen
+    assert counted is not None
     shape = torch.broadcast_shapes(counted.shape, p_x.event_shape)
-    return counted.expand(shape).flatten(-len(p_x.event_shape)).double().sum(-1).mean().item()
+    return counted.expand(shape).flatten(-len(p_x.event_shape)).double().sum(-1)
 
 
 def normal_product(a: Distribution, b: Distribution) -> Independent:
