@@ -122,6 +122,11 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
         1,
         "likelihood is a density.*DiscretizedLogistic.*--data.dequantise=true",
     ),
+    "steps": (
+        ["--model.likelihood=Repeated", "--model.likelihood.family=Binomial", "--model.likelihood.family.num_steps=16"],
+        1,
+        r"VAE: its p\(x\|z\), Binomial, has .* event shape \[64, 1, 8, 8\]; x is \[64, 1, 8, 8\]",
+    ),
     "class": (["--model.posterior=Normal"], 2, r"Normal is no Family.*there are Bernoulli, Beta.*VonMisesFisher"),
 }
 

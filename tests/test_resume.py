@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from tests.helpers import read_csv
+from tests.objectives.test_frozen import Perceptual
 from vae_lightning.callbacks import EMA, BestAndLast, ExactResume, FiniteSteps, Pictures, pictures
 from vae_lightning.data import Digits
 from vae_lightning.distributions import ContinuousBernoulli
@@ -50,6 +51,7 @@ VARIANTS = {
     "bf16": Variant(trainer={"precision": "bf16-mixed"}),
     "plateau": Variant({"scheduler": plateau}),
     "plateau, validated last": Variant({"scheduler": plateau}, {"val_check_interval": BATCHES}),
+    "a frozen network": Variant({"objective": Perceptual}),
     "ema": Variant(callbacks=(partial(EMA, decay=0.7),)),  # type: ignore[arg-type]
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -260,7 +261,8 @@ class Trace:
         """
         constraint, pointwise = self.p_x.support, factors(self.p_x)
         assert constraint is not None
-        bad = ~getattr(constraint, "base_constraint", constraint).check(self.x).expand(self.x.shape)
+        inside = getattr(constraint, "base_constraint", constraint).check(self.x)
+        bad = ~inside.view(*inside.shape, *[1] * (self.x.dim() - inside.dim())).expand(self.x.shape)
         if pointwise is not None and not bad.any():  # outside the support log_prob may raise
             infinite = pointwise.log_prob(self.x).isinf()  # [K, B, *event]
             if self.log_shares is not None:
@@ -311,10 +313,18 @@ def has_mean(distribution: Distribution) -> bool:
     return type(_base(distribution)).mean is not Distribution.mean
 
 
-def _base(distribution: Distribution) -> Distribution:
+def is_masked(distribution: Distribution) -> bool:
+    """Whether a `Masked` hides positions of the distribution, so that its examples may lie in different spaces."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
-    return distribution
+    return hasattr(distribution, "seen")
+
+
+def _base(distribution: Distribution) -> Distribution:
+    base: Any = distribution
+    while isinstance(base, Independent) or hasattr(base, "seen"):
+        base = base.base_dist
+    return cast(Distribution, base)
 
 
 def distribution_name(distribution: Distribution) -> str:

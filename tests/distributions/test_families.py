@@ -19,6 +19,7 @@ from vae_lightning.distributions import (
     Beta,
     Binomial,
     CategoricalLevels,
+    Classes,
     ContinuousBernoulli,
     DiagonalNormal,
     DiscretizedLogistic,
@@ -59,6 +60,7 @@ FAMILIES: dict[str, tuple[Callable[[Shape], Family], Tensor, bool]] = {
     "discretised logistic": (DiscretizedLogistic, levels(256), False),
     "discretised logistic, two levels": (partial(DiscretizedLogistic, num_levels=2), levels(2), False),
     "mixture of discretised logistics": (partial(MixtureOfDiscretizedLogistics, num_levels=17), levels(17), False),
+    "classes": (partial(Classes, num_classes=5), torch.arange(5, dtype=torch.float64), False),
     "categorical over levels": (partial(CategoricalLevels, num_levels=17), levels(17), False),
 }
 ROWS = pytest.mark.parametrize("name", FAMILIES)
@@ -84,7 +86,7 @@ def test_normalised(name: str, scale: float) -> None:
     torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=2e-4)
 
 
-@ROWS
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "classes"])  # which have no mean
 def test_mean_and_samples_agree_with_the_density(name: str) -> None:
     """E[x] by the density = `mean` = the average of samples, for every batch entry."""
     _, points, is_density = FAMILIES[name]
@@ -100,7 +102,7 @@ def test_mean_and_samples_agree_with_the_density(name: str) -> None:
 
 
 @ROWS
-@pytest.mark.parametrize("event_shape", [(3,), (1, 4, 4), (3, 5, 2)])
+@pytest.mark.parametrize("event_shape", [(), (3,), (1, 4, 4), (3, 5, 2)])
 def test_shapes(name: str, event_shape: Shape) -> None:
     """log_prob has shape [*sample, *batch] for any event shape."""
     family = make(name, event_shape)
@@ -268,6 +270,7 @@ def test_a_fixed_sigma_is_no_parameter_and_a_learned_one_is() -> None:
         partial(DiscretizedLogistic, min_scale=0.0),
         partial(MixtureOfDiscretizedLogistics, num_components=0),
         partial(CategoricalLevels, num_levels=0),
+        partial(Classes, num_classes=1),
     ],
 )
 def test_impossible_settings_are_refused(recipe: Callable[[Shape], Family]) -> None:

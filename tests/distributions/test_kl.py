@@ -24,6 +24,7 @@ from torch.distributions import (
 from vae_lightning.distributions import (
     Beta,
     Categorical,
+    DiagonalNormal,
     Dirichlet,
     Family,
     FamilyPrior,
@@ -31,7 +32,9 @@ from vae_lightning.distributions import (
     Gamma,
     Laplace,
     LowRankNormal,
+    Masked,
     RankOneNormal,
+    Repeated,
     StandardNormal,
     UniformSphere,
     VonMisesFisher,
@@ -60,6 +63,16 @@ def bernoulli(*batch_shape: int) -> Independent:
 
 def prior(family: Callable[[Shape], Family]) -> Distribution:
     return FamilyPrior((D,), family).double()()
+
+
+def steps(recipe: Callable[[Shape], Family], *batch_shape: int) -> Distribution:
+    """Two steps of half the size, [2, D / 2]."""
+    family = Repeated((D // 2,), recipe)
+    return family(0.7 * torch.randn(*batch_shape, 2, *family.param_shape, dtype=torch.float64))
+
+
+def one_step_hidden(p: Distribution) -> Distribution:
+    return Masked(p, torch.tensor([True, False]), event_dims=1)
 
 
 LOW_RANK = partial(LowRankNormal, rank=2)
@@ -94,6 +107,14 @@ PAIRS: dict[str, tuple[Callable[[], Distribution], Callable[[], Distribution]]] 
     "von Mises-Fisher | uniform, two circles": (
         partial(member, partial(VonMisesFisher, group_size=2), 3),
         UniformSphere((D,), group_size=2).double(),
+    ),
+    "steps | standard normal": (partial(steps, DiagonalNormal, 3), StandardNormal((2, D // 2)).double()),
+    "steps of full normals | standard normal": (partial(steps, FullNormal, 3), StandardNormal((2, D // 2)).double()),
+    "steps of full normals | steps of rank one": (partial(steps, FullNormal, 3), partial(steps, RankOneNormal)),
+    "steps of categoricals | the same": (partial(steps, Categorical, 3), partial(steps, Categorical)),
+    "masked | masked": (
+        lambda: one_step_hidden(steps(FullNormal, 3)),
+        lambda: one_step_hidden(StandardNormal((2, D // 2)).double()()),
     ),
     "Bernoulli | Bernoulli": (partial(bernoulli, 3), bernoulli),
 }
@@ -137,7 +158,11 @@ def dense(p: Distribution) -> MultivariateNormal:
     return MultivariateNormal(p.mean, torch.diag_embed(p.variance))
 
 
-GAUSSIANS = [name for name in PAIRS if not any(word in name for word in ("La", "ga", "be", "Di", "ca", "von", "Be"))]
+GAUSSIANS = [
+    name
+    for name in PAIRS
+    if not any(word in name for word in ("La", "ga", "be", "Di", "ca", "von", "Be", "steps", "masked"))
+]
 
 
 @pytest.mark.parametrize("name", GAUSSIANS)

@@ -27,6 +27,7 @@ from vae_lightning.metrics import (
     Disentanglement,
     Evaluation,
     Evaluator,
+    FoundAccuracy,
     Information,
     LatentUnits,
     RateDistortion,
@@ -405,7 +406,8 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
     mean = torch.randn(41, 2, generator=generator, dtype=torch.float64)
     z = mean + 0.5 * torch.randn(1, 41, 2, generator=generator, dtype=torch.float64)
     factors = torch.stack([torch.arange(41) % 3, torch.arange(41) % 4], 1)
-    metrics = [RateDistortion(), LatentUnits(), Information(20), Reconstruction(), Disentanglement()]
+    guesses = torch.where(torch.rand(41, 2, generator=generator) < 0.3, 0, factors)
+    metrics = [RateDistortion(), LatentUnits(), Information(20), Reconstruction(), Disentanglement(), FoundAccuracy()]
     for metric in metrics:
         metric.begin(MODEL, None)
     rows = SpreadRows(20)
@@ -414,7 +416,8 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
         p_x = Independent(Normal((0.9 * x[index] + 0.01 * z[:, index].sum(-1)[..., None, None, None]), 1.0), 3)
         latent = Latent(z[:, index], normal(mean[index], 0.5), standard(2))
         for metric in metrics:
-            metric.update(Trace(x[index], p_x, {"z": latent}), {"x": x[index], "label": factors[index]})
+            trace = Trace(x[index], p_x, {"z": latent}, found={"label": guesses[index]})
+            metric.update(trace, {"x": x[index], "label": factors[index]})
     frechet = InFirstPixels()
     frechet.begin(Still((1, 8, 8), latent_size=2), Fixed((255 * x[:, :, :8, :8]).byte()))
     spread = {f"rows/{name}": values.flatten().tolist() for name, values in rows.from_all_ranks().items()}

@@ -32,6 +32,7 @@ from vae_lightning.distributions.levels import (
     is_mass,
 )
 from vae_lightning.distributions.map_flows import ConvIAF
+from vae_lightning.distributions.masks import Masked, seen_in_neighbour, seen_positions
 from vae_lightning.distributions.priors import (
     FamilyPrior,
     FlowPrior,
@@ -44,6 +45,7 @@ from vae_lightning.distributions.priors import (
     UniformSphere,
     VampPrior,
 )
+from vae_lightning.distributions.sequences import Classes, Repeated
 
 __all__ = [
     "IAF",
@@ -52,6 +54,7 @@ __all__ = [
     "Binomial",
     "Categorical",
     "CategoricalLevels",
+    "Classes",
     "ContinuousBernoulli",
     "ConvIAF",
     "DiagonalNormal",
@@ -69,6 +72,7 @@ __all__ = [
     "LearnedNormal",
     "LinearIAF",
     "LowRankNormal",
+    "Masked",
     "MixtureOfDiscretizedLogistics",
     "MixtureOfFullNormals",
     "MixtureOfNormals",
@@ -78,6 +82,7 @@ __all__ = [
     "RankOneNormal",
     "RealNVP",
     "RelaxedCategorical",
+    "Repeated",
     "StandardNormal",
     "StudentT",
     "UniformSphere",
@@ -91,5 +96,7 @@ __all__ = [
     "noise_scale",
     "normal_product",
     "num_unknown",
+    "seen_in_neighbour",
+    "seen_positions",
     "share_support",
 ]

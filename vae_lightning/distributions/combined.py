@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from vae_lightning.distributions.masks import seen_positions
 from vae_lightning.types import UserError
 
 
@@ -92,13 +93,15 @@ def known_pixels(p_x: Distribution) -> Tensor | None:
     return p_x.known if isinstance(p_x, Given) else None
 
 
-def num_unknown(p_x: Distribution) -> float:
-    """How many numbers of x are not given, on average over the images of a batch."""
-    known, size = known_pixels(p_x), math.prod(p_x.event_shape)
-    if known is None:
-        return size
-    shape = torch.broadcast_shapes(known.shape, p_x.event_shape)
-    return (~known).expand(shape).flatten(-len(p_x.event_shape)).double().sum(-1).mean().item()
+def num_unknown(p_x: Distribution) -> Tensor:
+    """How many numbers of x are neither given nor hidden by a mask: float64, broadcasts against the batch shape."""
+    known, seen = known_pixels(p_x), seen_positions(p_x)
+    if known is None and seen is None:
+        return torch.tensor(math.prod(p_x.event_shape), dtype=torch.float64)
+    counted = seen if known is None else ~known if seen is None else ~known & seen
+    assert counted is not None
+    shape = torch.broadcast_shapes(counted.shape, p_x.event_shape)
+    return counted.expand(shape).flatten(-len(p_x.event_shape)).double().sum(-1)
 
 
 def normal_product(a: Distribution, b: Distribution) -> Independent:

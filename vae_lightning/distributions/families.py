@@ -24,15 +24,16 @@ from torch.distributions import StudentT as TorchStudentT
 from torch.nn import functional as F
 
 from vae_lightning.distributions import pixels
+from vae_lightning.distributions.masks import MaskedPositions
 from vae_lightning.types import Shape, UserError
 
 
 class Family(nn.Module):
     """features [..., *param_shape] -> a distribution with batch shape [...] and event shape `event_shape`.
 
-    `param_shape` is `event_shape` with its first dimension (features or channels) repeated `num_params` times. Features
-    are cast to float32 with autocast off, so no density is computed in half precision (float64 stays float64).
-    `log_prob` is in nats, summed over the event.
+    `param_shape` is `event_shape` with its first dimension (features or channels) repeated `num_params` times; of one
+    number, whose event shape is (), it is [num_params]. Features are cast to float32 with autocast off, so no density
+    is computed in half precision (float64 stays float64). `log_prob` is in nats, summed over the event.
 
     Args:
         event_shape: Shape of one variable (of z for a posterior, of x for a likelihood); the model sets it.
@@ -49,7 +50,8 @@ class Family(nn.Module):
     @property
     def param_shape(self) -> Shape:
         """The shape of the features of one distribution."""
-        return (self.num_params * self.event_shape[0], *self.event_shape[1:])
+        first, *others = self.event_shape or (1,)
+        return (self.num_params * first, *others)
 
     def forward(self, features: Tensor) -> Distribution:
         with torch.autocast(features.device.type, enabled=False):
@@ -61,7 +63,10 @@ class Family(nn.Module):
 
         Here the dimensions are independent, each from `pointwise`.
         """
-        params = features.chunk(self.num_params, dim=-len(self.event_shape))  # num_params x [..., *event_shape]
+        if self.event_shape:
+            params = features.chunk(self.num_params, dim=-len(self.event_shape))  # num_params x [..., *event_shape]
+        else:
+            params = features.unbind(-1)
         return Independent(self.pointwise(*params), len(self.event_shape), validate_args=self.validate_args)
 
     @abstractmethod
@@ -258,8 +263,17 @@ class Binomial(Family):
 def noise_scale(p_x: Distribution) -> Tensor | None:
     """The standard deviation of a Gaussian p(x|z), averaged over pixels and examples; None for any other likelihood.
 
-    Logged as `sigma`, because the likelihood in nats depends on the sigma: a weighted squared error is a Gaussian with
-    some sigma.
+    Positions that a mask hides are left out. Logged as `sigma`, because the likelihood in nats depends on
+    the sigma: a weighted squared error is a Gaussian with some sigma.
     """
-    base = p_x.base_dist if isinstance(p_x, Independent) else p_x
-    return pixels.without_repeats(base.scale).mean() if isinstance(base, TorchNormal) else None
+    base: Distribution = p_x.base_dist if isinstance(p_x, Independent) else p_x
+    seen: Tensor | None = None
+    if isinstance(base, MaskedPositions):
+        seen = base.seen
+        base = base.base_dist
+    if not isinstance(base, TorchNormal):
+        return None
+    if seen is None:
+        return pixels.without_repeats(base.scale).mean()
+    counted = seen.expand(base.scale.shape)
+    return torch.where(counted, base.scale, 0.0).sum() / counted.sum()

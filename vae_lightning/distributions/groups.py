@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Dirichlet as TorchDirichlet
 from torch.distributions import (
     Distribution,
+    Independent,
     MixtureSameFamily,
     OneHotCategorical,
     OneHotCategoricalStraightThrough,
@@ -24,6 +25,7 @@ from torch.distributions import (
 from vae_lightning.distributions import sphere
 from vae_lightning.distributions.families import Family, positive
 from vae_lightning.distributions.intervals import checked_floor
+from vae_lightning.distributions.masks import MaskedPositions
 from vae_lightning.types import Shape, UserError
 
 
@@ -59,6 +61,14 @@ class GroupSupport(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         return self.base.check(value.unflatten(-1, (-1, self.group_size))).all(-1)
+
+    def element(self, like: Tensor) -> Tensor:
+        """One vector of the support, [D], at which densities are finite: the centre of a simplex, or first axes."""
+        groups = like.new_zeros(like.shape[-1] // self.group_size, self.group_size)
+        if self.base is constraints.simplex:
+            return groups.flatten() + 1 / self.group_size
+        groups[:, 0] = 1
+        return groups.flatten()
 
     def __repr__(self) -> str:
         return f"groups of {self.group_size} in {self.base!r}"
@@ -127,8 +137,10 @@ def share_support(q: Distribution, p: Distribution, z: Tensor) -> bool:
 
 
 def _group_support(p: Distribution) -> str | None:
-    """The name of the space that the groups of z lie in, for `Groups` and mixtures of them; None for others."""
+    """The name of the space that the groups of z lie in, for `Groups`, steps and mixtures of them; None for others."""
     component = p.component_distribution if isinstance(p, MixtureSameFamily) else p
+    while isinstance(component, (Independent, MaskedPositions)):
+        component = component.base_dist
     return repr(component.support) if isinstance(component, Groups) else None
 
 

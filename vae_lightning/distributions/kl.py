@@ -28,6 +28,7 @@ from vae_lightning.distributions.gaussians import (
     RankOneMultivariateNormal,
 )
 from vae_lightning.distributions.groups import Groups
+from vae_lightning.distributions.masks import MaskedPositions
 from vae_lightning.distributions.sphere import UniformOnSphere, VonMisesFisherDistribution
 
 _Correlated: TypeAlias = MultivariateNormal | LowRankMultivariateNormal | RankOneMultivariateNormal
@@ -125,6 +126,45 @@ def _kl_groups(q: Groups, p: Groups) -> Tensor:
     if q.group_size != p.group_size:
         raise NotImplementedError
     return kl_divergence(q.base, p.base).sum(-1)
+
+
+@closed_form((Independent, Independent))
+def _kl_independent(q: Independent, p: Independent) -> Tensor:
+    """The sum over the leading dimensions in which both are independent. torch's KL needs an equal number of them.
+
+    So normals with a covariance at each step have a closed form against normals that are independent throughout.
+    """
+    if q.event_shape != p.event_shape:
+        raise NotImplementedError
+    shared = min(q.reinterpreted_batch_ndims, p.reinterpreted_batch_ndims)
+    kl = kl_divergence(_leading_apart(q, shared), _leading_apart(p, shared))
+    return kl.flatten(-shared).sum(-1) if shared else kl
+
+
+def _leading_apart(p: Independent, num_dims: int) -> Distribution:
+    """p with the first dimensions of its event in the batch.
+
+    Raises:
+        NotImplementedError: if p hides only a part of what is left of its event.
+    """
+    rest, base = p.reinterpreted_batch_ndims - num_dims, p.base_dist
+    if not rest:
+        return base
+    if not isinstance(base, MaskedPositions):
+        return Independent(base, rest, validate_args=False)
+    if base.seen.shape[-rest:].numel() > 1:
+        raise NotImplementedError
+    return MaskedPositions(Independent(base.base_dist, rest, validate_args=False), base.seen.flatten(-rest).squeeze(-1))
+
+
+@closed_form((MaskedPositions, MaskedPositions), (MaskedPositions, Distribution), (Distribution, MaskedPositions))
+def _kl_masked(q: Distribution, p: Distribution) -> Tensor:
+    """The KL of every position that is seen under both; 0 of the others."""
+    bases = [one.base_dist if isinstance(one, MaskedPositions) else one for one in (q, p)]
+    kl = kl_divergence(*bases)
+    for one in (q, p):
+        kl = one.only_seen(kl) if isinstance(one, MaskedPositions) else kl
+    return kl
 
 
 @closed_form((Bernoulli, Bernoulli))

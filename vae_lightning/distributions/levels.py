@@ -114,7 +114,9 @@ def is_mass(p_x: Distribution) -> bool:
     return p_x.support is not None and p_x.support.is_discrete
 
 
-def bits_per_dimension(nats: Tensor, p_x: Distribution, dequantised_levels: int | None = None) -> Tensor:
+def bits_per_dimension(
+    nats: Tensor, p_x: Distribution, dequantised_levels: int | None = None, num_dimensions: float | None = None
+) -> Tensor:
     """-log P(x) / (D log 2), with D the number of unknown numbers of x.
 
     If x was dequantised, x = (k + u) / L with L = `dequantised_levels`, a density bounds the mass of the level k:
@@ -122,13 +124,15 @@ def bits_per_dimension(nats: Tensor, p_x: Distribution, dequantised_levels: int 
 
     Args:
         nats: -log p(x), any shape.
-        p_x: The likelihood; pixels that it was given are not counted.
+        p_x: The likelihood; pixels that it was given are not counted, nor positions that a mask hides.
         dequantised_levels: L, if the data were dequantised.
+        num_dimensions: D, if p_x is not of all the examples that the nats are of; None for the mean over those of p_x.
 
     Raises:
         UserError: for a density without dequantised data, because its nats bound no mass of grey levels.
     """
-    per_dimension = nats / num_unknown(p_x) / math.log(2)
+    dimensions = num_unknown(p_x).mean().item() if num_dimensions is None else num_dimensions
+    per_dimension = nats / dimensions / math.log(2)
     if is_mass(p_x):
         return per_dimension
     if dequantised_levels is None:

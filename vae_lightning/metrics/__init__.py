@@ -4,6 +4,7 @@ from vae_lightning.metrics.collapse import CollapseReport
 from vae_lightning.metrics.disentanglement import Disentanglement
 from vae_lightning.metrics.evaluation import Evaluation
 from vae_lightning.metrics.evaluator import Evaluator
+from vae_lightning.metrics.found import FoundAccuracy
 from vae_lightning.metrics.frechet import FID, FrechetDistance
 from vae_lightning.metrics.imputation import Imputation, draw_missing, impute, missing_error
 from vae_lightning.metrics.information import Information
@@ -18,6 +19,7 @@ __all__ = [
     "Disentanglement",
     "Evaluation",
     "Evaluator",
+    "FoundAccuracy",
     "FrechetDistance",
     "Imputation",
     "Information",

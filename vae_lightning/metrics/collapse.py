@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from vae_lightning.distributions import given, known_pixels
+from vae_lightning.distributions import given, known_pixels, seen_in_neighbour
 from vae_lightning.metrics.estimate import mean_and_error
 from vae_lightning.metrics.evaluation import Evaluation
 from vae_lightning.metrics.evaluator import log_numbers
@@ -18,7 +18,7 @@ from vae_lightning.metrics.rows import SpreadRows
 from vae_lightning.metrics.verdict import Verdict, by_latent, judge, num_dead
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.noise import reseed
-from vae_lightning.trace import Latent, Trace
+from vae_lightning.trace import Latent, Trace, is_masked
 from vae_lightning.types import Batch, UserError
 
 _SWAP = 4  # a noise stream of its own, apart from those of `frechet.py` and of the model's steps
@@ -118,15 +118,19 @@ def use_of_latents(trace: Trace) -> dict[str, Tensor]:
     """Statistics of each example that show whether the latents are used, averaged over K: all [B, ...].
 
     - `swap_cost`: log p(x_b|z_b) - log p(x_b|z_(b-1)), in nats; exactly zero if p(x|z) ignores z. The decoder does not
-      run again: the density p(x|z_(b-1)) of the trace is evaluated at the neighbour's image.
+      run again: the density p(x|z_(b-1)) of the trace is evaluated at the neighbour's image. Under a mask both are of
+      the positions that the two images share.
     - `kl/<latent>`, in nats, and `kl_by_dimension/<latent>` if q and p factorise.
     - `mean/<latent>` and `variance/<latent>` of q(z|x), if q knows them.
     - `scale/<latent>`: the standard deviation of q divided by that of the prior, if both know it.
     """
-    other = trace.x.roll(-1, 0)
-    p_x = given(trace.p_x, known_pixels(trace.p_x), other)
+    other, known = trace.x.roll(-1, 0), known_pixels(trace.p_x)
+    p_x = given(seen_in_neighbour(trace.p_x, 1), known, other)
     neighbour = trace.mean(p_x.log_prob(other)).roll(1, -1)  # [B]: log p(x_b|z_b-1)
-    use = {"swap_cost": trace.mean(trace.log_likelihoods()["x"]) - neighbour}
+    own = trace.log_likelihoods()["x"]
+    if is_masked(trace.p_x):
+        own = given(seen_in_neighbour(trace.p_x, -1), known, trace.x).log_prob(trace.x)
+    use = {"swap_cost": trace.mean(own) - neighbour}
     use |= {f"kl/{name}": kl for name, kl in trace.kl().items()}
     use |= {f"kl_by_dimension/{name}": kl.flatten(1) for name, kl in trace.kl_by_dimension().items()}
     for name, latent in trace.continuous().items():

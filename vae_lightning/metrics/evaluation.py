@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from vae_lightning.data import DataModule
 from vae_lightning.metrics.disentanglement import Disentanglement
 from vae_lightning.metrics.evaluator import Evaluator, Finding, log_numbers
+from vae_lightning.metrics.found import FoundAccuracy
 from vae_lightning.metrics.information import Information
 from vae_lightning.metrics.latents import LatentUnits, RateDistortion, update_mean
 from vae_lightning.metrics.likelihood import MeanAndError
@@ -16,7 +17,14 @@ from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, UserError
 
-DEFAULT: tuple[type[Evaluator], ...] = (RateDistortion, LatentUnits, Information, Reconstruction, Disentanglement)
+DEFAULT: tuple[type[Evaluator], ...] = (
+    RateDistortion,
+    LatentUnits,
+    Information,
+    Reconstruction,
+    Disentanglement,
+    FoundAccuracy,
+)
 
 
 class Evaluation(pl.Callback):
@@ -27,8 +35,8 @@ class Evaluation(pl.Callback):
     not apply to the model or the data ends the test with an error.
 
     Args:
-        metrics: The metrics to compute. null: each of RateDistortion, LatentUnits, Information, Reconstruction and
-            Disentanglement that applies to the model and the data.
+        metrics: The metrics to compute. null: each of RateDistortion, LatentUnits, Information, Reconstruction,
+            Disentanglement and FoundAccuracy that applies to the model and the data.
         also: Metrics to compute in addition to `metrics`, such as FrechetDistance.
         num_samples: The number of latent samples for each image.
     """
@@ -65,10 +73,12 @@ class Evaluation(pl.Callback):
     def _begin(self, model: LatentVariableModel, data: DataModule | None, batch: Batch) -> None:
         """Choose the metrics that apply, by a trace of two images, before any work is done."""
         self.found, self.left_out, self._running, self._terms = {}, {}, [], {}
-        trace = model.trace({name: value[:2] for name, value in batch.items()}, self.num_samples)
+        two = {name: value[:2] for name, value in batch.items()}
+        trace = model.trace(two, self.num_samples)
         wanted = [metric() for metric in DEFAULT] if self.metrics is None else self.metrics
         for metric in [*wanted, *self.also]:
-            name, reason = type(metric).__name__, metric.why_not_applicable(trace, data)
+            name = type(metric).__name__
+            reason = metric.why_not_applicable(trace, data) or metric.why_not_of_batch(trace, two)
             if reason is None:
                 metric.begin(model, data)
                 self._running.append(metric)

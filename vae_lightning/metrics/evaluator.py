@@ -46,6 +46,15 @@ class Evaluator(ABC):
         """
         return None
 
+    def why_not_of_batch(self, trace: Trace, batch: Batch) -> str | None:
+        """The reason why the metric does not apply to what a batch holds beside x; asked after `why_not_applicable`.
+
+        Args:
+            trace: the trace of two test images.
+            batch: these images, and what stands beside them.
+        """
+        return None
+
     @abstractmethod
     def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
         """Reset the metric's state at the start of a test."""

@@ -15,7 +15,7 @@ from vae_lightning.distributions import Flowed
 from vae_lightning.metrics.estimate import Estimate, mean_and_error
 from vae_lightning.metrics.evaluator import Evaluator, Finding, from_all_ranks, in_order
 from vae_lightning.models import LatentVariableModel
-from vae_lightning.trace import Latent, Trace
+from vae_lightning.trace import Latent, Trace, is_masked
 from vae_lightning.types import Batch, UserError
 
 _AT_THE_LIMIT = 0.05  # nats below log N
@@ -59,6 +59,8 @@ class Information(Evaluator):
     def _why_not_measurable(latent: Latent) -> str | None:
         if latent.exists is not None:
             return "z does not exist for every image"
+        if is_masked(latent.q):
+            return "z has other positions in each example"
         if len(latent.q.batch_shape) != 1:
             return "q depends on another latent, so that q(z) is no mixture over images alone"
         if isinstance(latent.q, (Flowed, TransformedDistribution)):

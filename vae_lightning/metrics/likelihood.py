@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torchmetrics import Metric
 
-from vae_lightning.distributions import bits_per_dimension, is_mass
+from vae_lightning.distributions import bits_per_dimension, is_mass, num_unknown
 from vae_lightning.metrics.evaluator import log_numbers
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, Shape, UserError
@@ -22,10 +22,11 @@ and enough for matrix products at full speed."""
 
 
 class ImportanceEstimate(NamedTuple):
-    """`log_p`, in nats, and `effective_samples`, the effective number of the K samples: float64 [B] each."""
+    """`log_p` in nats, the effective number of the K samples, how many numbers of x are unknown: float64 [B] each."""
 
     log_p: Tensor
     effective_samples: Tensor
+    num_unknown: Tensor
 
 
 @torch.no_grad()
@@ -61,10 +62,12 @@ def _streamed(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_
     log_sum = torch.full((len(batch["x"]),), -math.inf, dtype=torch.float64, device=batch["x"].device)
     log_squares = log_sum
     for start in range(0, num_samples, chunk_size):
-        log_w = model.trace(batch, min(chunk_size, num_samples - start)).log_weight().double()  # [chunk, B]
+        trace = model.trace(batch, min(chunk_size, num_samples - start))
+        log_w = trace.log_weight().double()  # [chunk, B]
         log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_w, dim=0))
         log_squares = torch.logaddexp(log_squares, torch.logsumexp(2 * log_w, dim=0))
-    return ImportanceEstimate(log_sum - math.log(num_samples), torch.exp(2 * log_sum - log_squares))
+    unknown = num_unknown(trace.p_x).to(log_sum.device).expand(trace.p_x.batch_shape).mean(0)  # [K, B] -> [B]
+    return ImportanceEstimate(log_sum - math.log(num_samples), torch.exp(2 * log_sum - log_squares), unknown)
 
 
 def log_marginal_likelihood(model: LatentVariableModel, batch: Batch, num_samples: int, chunk_size: int = 20) -> Tensor:
@@ -126,7 +129,7 @@ class MarginalLikelihood(pl.Callback):
             raise UserError(f"nll: num_samples {num_samples} and chunk_size {chunk_size} must be at least 1")
         self.num_samples, self.chunk_size = num_samples, chunk_size
         self.bits_per_dimension = bits_per_dimension
-        self._nll, self._ess = MeanAndError(), MeanAndError()
+        self._nll, self._ess, self._unknown = MeanAndError(), MeanAndError(), MeanAndError()
         self._p_x: Distribution | None = None
 
     @torch.no_grad()
@@ -139,7 +142,7 @@ class MarginalLikelihood(pl.Callback):
             bits_per_dimension(torch.zeros(()), p_x, _dequantised_levels(trainer, "train"))
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._nll, self._ess = MeanAndError().to(pl_module.device), MeanAndError().to(pl_module.device)
+        self._nll, self._ess, self._unknown = (MeanAndError().to(pl_module.device) for _ in range(3))
 
     @torch.no_grad()
     def on_test_batch_start(
@@ -164,14 +167,16 @@ class MarginalLikelihood(pl.Callback):
         found = importance_estimate(pl_module, batch, self.num_samples, self.chunk_size)
         self._nll.update(-found.log_p)
         self._ess.update(found.effective_samples)
+        self._unknown.update(found.num_unknown)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         mean, error = self._nll.compute()
         ess, ess_error = self._ess.compute()
+        dimensions = self._unknown.compute()[0].item()
         values = {"test/nll": mean, "test/nll_stderr": error, "test/nll_ess": ess, "test/nll_ess_stderr": ess_error}
         levels, p_x = _dequantised_levels(trainer, "test"), self._p_x
         if p_x is not None and (self.bits_per_dimension or is_mass(p_x) or levels is not None):
-            bits = bits_per_dimension(torch.stack((mean, mean + error)), p_x, levels)
+            bits = bits_per_dimension(torch.stack((mean, mean + error)), p_x, levels, dimensions)
             values |= {"test/nll_bpd": bits[0], "test/nll_bpd_stderr": bits[1] - bits[0]}
         log_numbers(pl_module, {name: value.item() for name, value in values.items()})
 

@@ -28,7 +28,7 @@ class Optimized(pl.LightningModule):
     A ReduceLROnPlateau scheduler with the interval "epoch" steps when the next epoch begins.
 
     Args:
-        optimizer: The optimizer, called with the module's parameters.
+        optimizer: The optimizer, called with the module's parameters that require a gradient.
         scheduler: The schedule of the learning rate, called with the optimizer; None for a constant rate.
         scheduler_interval: "epoch" or "step".
     """
@@ -50,8 +50,9 @@ class Optimized(pl.LightningModule):
         self._loaded_values, self._epochs_scheduled = plateau.get("values", {}), plateau.get("epochs", 0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         try:
-            optimizer = fused(self.optimizer(self.parameters()))
+            optimizer = fused(self.optimizer(trained))
             scheduler = None if self.scheduler is None else self.scheduler(optimizer)
         except (TypeError, ValueError) as error:  # torch raises these for a setting out of range
             raise UserError(f"optimizer or scheduler: {error}") from error

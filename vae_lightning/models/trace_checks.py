@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vae_lightning.distributions import is_straight_through, share_support
+from vae_lightning.distributions import is_straight_through, seen_positions, share_support
 from vae_lightning.models.weights import check_finite
 from vae_lightning.trace import Latent, Trace, distribution_name, has_mean
 from vae_lightning.types import UserError
@@ -22,16 +22,18 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
         trace: The model's trace of a batch.
 
     Raises:
-        UserError: if a weight or a sample is not finite, if p(x|z) has no mean or gives x no probability, if a
-            posterior and its prior are not over the same space, if a sample has no pathwise gradient, or if the shares
-            of an enumerated variable do not sum to 1.
+        UserError: if a weight or a sample is not finite, if p(x|z) has another shape than x, has no mean or gives x no
+            probability, if a posterior and its prior are not over the same space or hide different positions, if a
+            sample has no pathwise gradient, or if the shares of an enumerated variable do not sum to 1.
     """
     check_finite(owner, state)
+    _check_event(owner, trace)
     _check_shares(owner, trace)
     _check_likelihood(trace)
     for name, latent in trace.latents.items():
         posterior, prior = distribution_name(latent.q), distribution_name(latent.p)
         _check_exists(name, latent)
+        _check_masks(name, latent)
         _check_gradient(name, latent)
         if not torch.isfinite(latent.z).all():
             raise UserError(
@@ -57,6 +59,16 @@ def describe_bound(likelihood: str, trace: Trace) -> str:
     seen = f"; elbo and nll are of {', '.join(('x', *trace.observed))}" if trace.observed else ""
     costs = f"; costs in the loss alone: {', '.join(trace.costs)}" if trace.costs else ""
     return f"likelihood {likelihood}; KL by latent: {kinds}{seen}{costs}"
+
+
+def _check_event(owner: str, trace: Trace) -> None:
+    event, batch = list(trace.p_x.event_shape), list(trace.p_x.batch_shape)
+    if event != list(trace.x.shape[1:]) or len(batch) != 2:
+        raise UserError(
+            f"{owner}: its p(x|z), {distribution_name(trace.p_x)}, has the batch shape {batch} and the event shape "
+            f"{event}; x is {list(trace.x.shape)}, so they must be [K, {len(trace.x)}] and {list(trace.x.shape[1:])} "
+            "(Repeated is for models whose features have an axis of steps)"
+        )
 
 
 def _check_shares(owner: str, trace: Trace) -> None:
@@ -90,6 +102,18 @@ def _check_exists(name: str, latent: Latent) -> None:
         raise UserError(
             f"latent {name}: exists has a value between 0 and 1; it says whether the variable exists in this row, and "
             "must be 0 or 1, never a probability"
+        )
+
+
+def _check_masks(name: str, latent: Latent) -> None:
+    """Refuse a mask of q or of p alone: log q(z) - log p(z) would count the hidden positions of the other."""
+    q, p = seen_positions(latent.q), seen_positions(latent.p)
+    if q is None and p is None:
+        return
+    if q is None or p is None or not torch.equal(*torch.broadcast_tensors(q, p)):
+        raise UserError(
+            f"latent {name}: its posterior and its prior do not hide the same positions; give both one mask: "
+            "Masked(q, mask), Masked(p, mask)"
         )
 
 

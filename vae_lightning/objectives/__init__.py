@@ -7,6 +7,7 @@ and `kl/<latent>` are the same quantities under every objective, so that runs ca
 from vae_lightning.objectives.aggregate import IMQ, RBF, BetaTC, InfoVAE, Kernel
 from vae_lightning.objectives.constrained import GECO, Capacity, FreeBits
 from vae_lightning.objectives.elbo import ELBO, Objective, ObjectiveRecipe, elbo_terms, log_mean_exp
+from vae_lightning.objectives.frozen import Frozen
 from vae_lightning.objectives.importance import CIWAE, IWAE, MIWAE, PIWAE, STL, DReG
 from vae_lightning.objectives.schedules import Constant, Cyclic, LinearWarmup, Schedule
 
@@ -26,6 +27,7 @@ __all__ = [
     "Cyclic",
     "DReG",
     "FreeBits",
+    "Frozen",
     "InfoVAE",
     "Kernel",
     "LinearWarmup",

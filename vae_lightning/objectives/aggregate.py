@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_lightning.objectives.elbo import Objective, check_latents, check_not_enumerated, elbo_terms
+from vae_lightning.objectives.elbo import Objective, check_latents, check_not_enumerated, check_not_masked, elbo_terms
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
 from vae_lightning.trace import Latent, Trace, distribution_name, factors
 from vae_lightning.types import UserError
@@ -67,6 +67,7 @@ class BetaTC(Objective):
     def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         check_latents(self, trace)
         check_not_enumerated("BetaTC", trace)
+        check_not_masked("BetaTC", trace)
         mi, tc, dimensionwise = (part.mean(0) for part in self.parts(trace))  # [K, B] -> [B]
         kl = self.alpha * mi + self.beta(step) * tc + self.gamma * dimensionwise
         terms = elbo_terms(trace)
@@ -199,6 +200,7 @@ class InfoVAE(Objective):
     def terms(self, trace: Trace, step: int) -> dict[str, Tensor]:
         check_latents(self, trace)
         check_not_enumerated("InfoVAE", trace)
+        check_not_masked("InfoVAE", trace)
         terms = elbo_terms(trace)
         parts = [self._mmd(name, latent) for name, latent in trace.latents.items()]
         mmd = torch.stack(parts).sum(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
-from vae_lightning.trace import Trace
+from vae_lightning.trace import Trace, is_masked
 from vae_lightning.types import UserError
 
 Weight: TypeAlias = float | Schedule
@@ -23,7 +23,8 @@ class Objective(nn.Module, ABC):
     The costs of the trace are added to the loss of every objective, and its `example_weight` multiplies the loss.
     `num_samples` is K, the number of samples of each latent that the model draws for the trace. `in_one_graph` says
     whether torch.compile may compile trace and objective as one function. It must be False if the objective asks
-    autograd for a slope, or changes a buffer that its loss depends on: the gradient would be wrong.
+    autograd for a slope, or changes a buffer that its loss depends on: the gradient would be wrong. A network that the
+    loss looks through and does not train is wrapped in `Frozen`.
 
     Args:
         costs: The weight of each cost of the trace by its name, at least 0: a number or a schedule; 1 unless named.
@@ -154,6 +155,24 @@ def check_not_enumerated(owner: str, trace: Trace) -> None:
         raise UserError(
             f"{owner}: needs a sample of every latent, and the model enumerates {names}; objectives that take an "
             "enumerated variable are ELBO, STL, FreeBits, Capacity, GECO, IWAE, MIWAE and CIWAE"
+        )
+
+
+def check_not_masked(owner: str, trace: Trace) -> None:
+    """Refuse a latent with hidden positions, for an objective that compares the z of different examples.
+
+    Args:
+        owner: The objective, for the message.
+        trace: The trace.
+
+    Raises:
+        UserError: if a posterior is `Masked`.
+    """
+    masked = [name for name, latent in trace.latents.items() if is_masked(latent.q)]
+    if masked:
+        raise UserError(
+            f"{owner}: compares the z of different examples, and latent {', '.join(masked)} hides other positions in "
+            "each; choose ELBO or another objective of single examples"
         )
 
 
