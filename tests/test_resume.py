@@ -23,7 +23,7 @@ from vae_lightning.distributions import ContinuousBernoulli
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.objectives import ELBO, LinearWarmup
-from vae_lightning.pictures import sample_grid
+from vae_lightning.pictures import Picture, samples
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import WholeFiles
 from vae_lightning.runs.loggers import MetricsCSV
@@ -236,11 +236,11 @@ def test_a_signal_while_pictures_are_drawn_waits_for_them(
     monkeypatch.setattr(signals, "_requested", 0)
     monkeypatch.setattr(signals, "_polled", False)
 
-    def draw(*args: Any) -> Tensor:
+    def draw(*args: Any) -> Picture:
         signals._handle_signal(signal.SIGTERM, None)  # the call that Python makes when the signal arrives
-        return sample_grid(*args)
+        return samples(*args)
 
-    monkeypatch.setattr(pictures, "sample_grid", draw)
+    monkeypatch.setattr(pictures, "samples", draw)
     with pytest.raises((SIGTERMException, signals.Stopped)):
         fit(tmp_path, None, "plain", Pictures(every_n_epochs=1, num_images=10), BestAndLast())
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [

@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from PIL import Image
+from torch import Tensor
 
 from tests.helpers import read_picture
 from vae_lightning.callbacks import Pictures
@@ -21,16 +22,18 @@ from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.pictures import reconstruction_grid, sample_grid, save_png, to_grid
+from vae_lightning.trace import Trace
 from vae_lightning.types import UserError
 
 
-def vae() -> VAE:
+def vae(kind: type[VAE] = VAE) -> VAE:
     torch.manual_seed(0)
     tiny = partial(MLP, hidden_sizes=(16,))
-    return VAE((1, 8, 8), 4, encoder=tiny, decoder=tiny, likelihood=partial(Binomial, num_steps=16))
+    return kind((1, 8, 8), 4, encoder=tiny, decoder=tiny, likelihood=partial(Binomial, num_steps=16))
 
 
 def fit(model: VAE, folder: Path, callbacks: list[pl.Callback], **settings: Any) -> pl.Trainer:
+    data = settings.pop("data", None) or Digits()
     trainer = pl.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -42,7 +45,7 @@ def fit(model: VAE, folder: Path, callbacks: list[pl.Callback], **settings: Any)
         log_every_n_steps=5,
         **settings,
     )
-    trainer.fit(model, datamodule=Digits())
+    trainer.fit(model, datamodule=data)
     return trainer
 
 
@@ -99,9 +102,91 @@ def test_any_number_of_channels_makes_a_picture(channels: int, tmp_path: Path) -
     assert np.asarray(Image.open(tmp_path / "a" / "b.png")).shape[2] == 3
 
 
-def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(UserError):
-        Pictures(num_images=0)
+@pytest.mark.parametrize("settings", [{"num_images": -1}, {"every_n_epochs": -1}])
+def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="num_images=0 turns pictures off"):
+        Pictures(**settings)
+
+
+def test_no_pictures_if_they_are_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(vae(), tmp_path, [Pictures(1, num_images=0)], max_epochs=1)
+    assert not (tmp_path / "images").exists()
+    assert "pictures" not in capsys.readouterr().out
+
+
+class Unseen(Digits):
+    """Digits that say that they have no picture."""
+
+    def show(self, x: Tensor) -> None:
+        return None
+
+
+class Broken(Digits):
+    def show(self, x: Tensor) -> Tensor:
+        torch.rand(3)  # takes numbers of the generator, which training must not miss
+        raise RuntimeError("a fault\nof the user's own")
+
+
+class BrokenModel(VAE):
+    def panes(self, trace: Trace) -> dict[str, Tensor]:
+        return {"mask": trace.x[0, 0]}
+
+    def scenes(self, data: object) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def sample(self, n: int) -> Tensor:
+        torch.rand(n)
+        return 1 / (n - n) * super().sample(n)
+
+
+def test_what_has_no_picture_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(vae(), tmp_path, [Pictures(1, num_images=4)], max_epochs=2, data=Unseen())
+    said = [line for line in capsys.readouterr().out.splitlines() if "pictures" in line]
+    assert said == ["pictures: x of shape [1, 8, 8] has no picture; give the data module a show(x)"]
+
+
+def test_an_exception_ends_no_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each fault is one line, once; the weights are those of a fit without pictures."""
+    faulty, plain = vae(BrokenModel), vae()
+    fit(faulty, tmp_path, [Pictures(1, num_images=4)], max_epochs=2)
+    said = [line for line in capsys.readouterr().out.splitlines() if "pictures" in line]
+    assert [line[:54] for line in said] == [
+        "pictures: not drawn: BrokenModel.panes(trace), mask re",
+        "pictures: not drawn: ZeroDivisionError: division by ze",
+        "pictures: not drawn: NotImplementedError",
+    ]
+    fit(plain, tmp_path, [], max_epochs=2)
+    shown = vae()
+    fit(shown, tmp_path, [Pictures(1, num_images=4)], max_epochs=2, data=Broken())
+    out = capsys.readouterr().out
+    assert out.count("pictures: not drawn: RuntimeError: a fault of the user's own\n") == 1
+    for model in (faulty, shown):
+        assert model.training
+        for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_full_disk_ends_no_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").write_text("a file where the folder should be")
+    fit(vae(), tmp_path, [Pictures(1, num_images=4)], max_epochs=1)
+    assert "pictures: not drawn: FileExistsError" in capsys.readouterr().out
+
+
+class Telling(VAE):
+    def scenes(self, data: object) -> dict[str, Tensor | list[str]]:
+        assert isinstance(data, Digits)
+        return {"a/dream": torch.rand(2, 3, 1, 8, 8), "story": ["once", "twice"]}
+
+
+def test_the_scenes_of_a_model_are_written(tmp_path: Path) -> None:
+    """The name of a scene makes the name of a file; clips make a GIF, texts a table."""
+    board, tracking = Board(), Tracking()
+    fit(vae(Telling), tmp_path, [Pictures(1, num_images=4)], max_epochs=1, logger=[board, tracking])
+    names = ("a_dream-0001.gif", "a_dream-0001.png", "reconstructions-0001.png", "samples-0001.png", "story-0001.txt")
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == list(names)
+    assert (tmp_path / "images" / "story-0001.txt").read_text().startswith("story, epoch 1\n")
+    assert board.kept[-1][:2] == ("story", "```\nstory, epoch 1\n\n1    once\n2    twice\n```")
+    assert ("run", str(tmp_path / "images" / "a_dream-0001.gif"), "a_dream") in tracking.kept
 
 
 class Quiet(Logger):
@@ -126,7 +211,10 @@ class Quiet(Logger):
 class Board(Quiet, TensorBoardLogger):
     @property
     def experiment(self) -> Any:
-        return SimpleNamespace(add_image=lambda tag, image, step: self.kept.append((tag, tuple(image.shape), step)))
+        return SimpleNamespace(
+            add_image=lambda tag, image, step: self.kept.append((tag, tuple(image.shape), step)),
+            add_text=lambda *args: self.kept.append(args),
+        )
 
 
 class Tracking(Quiet, MLFlowLogger):
@@ -134,7 +222,11 @@ class Tracking(Quiet, MLFlowLogger):
 
     @property
     def experiment(self) -> Any:
-        return SimpleNamespace(log_image=lambda run, image, file: self.kept.append((run, image.shape, file)))
+        return SimpleNamespace(
+            log_image=lambda run, image, file: self.kept.append((run, image.shape, file)),
+            log_artifact=lambda *args: self.kept.append(args),
+            log_text=lambda *args: self.kept.append(args),
+        )
 
 
 def test_tensorboard_and_mlflow_get_the_pictures(tmp_path: Path) -> None:

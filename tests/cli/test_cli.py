@@ -97,9 +97,12 @@ def test_pictures_show_digits_that_one_can_see(trained: TrainedRun) -> None:
     """50 digits in rows of ten, each enlarged to 56 pixels; each row of originals is above the row of its means."""
     images = trained.folder / "images"
     samples, pairs = read_picture(images / "samples-0002.png"), read_picture(images / "reconstructions-0002.png")
-    assert samples.shape == (3, 5 * 58 + 2, 10 * 58 + 2)
-    assert pairs.shape[2] == 10 * 58 + 2
-    assert pairs.shape[1] > 10 * 58
+    title, margin = 24, pairs.shape[2] - (10 * 58 + 2)
+    assert samples.shape == (3, title + 5 * 60, 10 * 58 + 2)
+    assert pairs.shape[1] == title + 5 * (2 * 60 + 8)
+    for text in (samples[:, :title], pairs[:, :title], pairs[:, title : title + 60, :margin]):
+        assert (text < 128).any()
+    samples, pairs = samples[:, title:], pairs[:, title:, margin:]
     validation = Digits().images("val").pixels
     for column in range(10):
         left = 2 + 58 * column
@@ -428,7 +431,7 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "batch": ([*FIT, "--data.batch_size=0"], 2, "batch_size is 0"),
     "steps": ([*FIT, "--model.likelihood.num_steps=0"], 2, "num_steps is 0"),
     "samples": ([*FIT, "--nll.num_samples=0"], 2, "num_samples 0"),
-    "pictures": ([*FIT, "--pictures.num_images=0"], 2, "num_images 0"),
+    "pictures": ([*FIT, "--pictures.num_images=-1"], 2, "num_images=0 turns pictures off"),
     "evaluation": ([*FIT, "--evaluation.num_samples=0"], 2, "evaluation: num_samples is 0"),
     "metric": ([*FIT, "--evaluation.also+=NoSuch"], 2, r"evaluation\.also: NoSuch"),
     "warm-up": (

@@ -18,7 +18,7 @@ from tests.models.linear_gaussian import IMAGE_SHAPE, linear_gaussian, set_exact
 from vae_lightning.__main__ import main
 from vae_lightning.data import Digits, ImageDataModule, Images
 from vae_lightning.distributions import Binomial, Given
-from vae_lightning.metrics import CollapseReport, SpreadRows
+from vae_lightning.metrics import CollapseReport, SpreadRows, collapse
 from vae_lightning.metrics.collapse import measure, use_of_latents
 from vae_lightning.models import VAE
 from vae_lightning.objectives import ELBO
@@ -96,6 +96,57 @@ def test_without_a_pair_there_is_no_report(asked: int, images: Tensor) -> None:
     assert "test/swap_cost" not in trainer.callback_metrics
     assert report.verdict is None
     assert report.findings == []
+
+
+class Failing(VAE):
+    """Its trace fails outside the steps of the trainer, as one that needs what rows do not have."""
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        if len(batch["x"]) == 40:
+            raise RuntimeError("out of memory:\nof the user's own")
+        return super().trace(batch, num_samples)
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_an_exception_ends_no_test(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says why there is no report; what the test itself measures is there."""
+    model, report = healthy().float(), CollapseReport()
+    model.__class__ = Failing
+    trainer = silent_trainer(report)
+    trainer.test(model, DataLoader([{"x": part} for part in X.float().split(20)], batch_size=None), verbose=False)  # type: ignore[arg-type]
+    said = capsys.readouterr().out
+    assert said.count("collapse: no report: RuntimeError: out of memory: of the user's own\n") == 1
+    assert "test/elbo" in trainer.callback_metrics
+    assert "test/swap_cost" not in trainer.callback_metrics
+    assert report.verdict is None
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_a_batch_that_cannot_be_kept_ends_no_test(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of two lengths cannot be joined, and a text has no device."""
+    for batches in ([{"x": X[:20].float(), "name": ["a"] * 20}], [{"x": X.float(), "more": torch.ones(3)}]):
+        report = CollapseReport()
+        trainer = silent_trainer(report)
+        trainer.test(healthy().float(), DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+        assert capsys.readouterr().out.count("collapse: no report: ") == 1
+        assert "test/elbo" in trainer.callback_metrics
+
+
+@pytest.mark.filterwarnings("ignore")  # as above
+def test_the_failure_of_another_rank_is_that_of_every_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rank that logged alone would wait for the others for ever."""
+    asked: list[str | None] = []
+    answers = iter([[None, None], [None, "RuntimeError: of rank 1"]])
+    monkeypatch.setattr(collapse, "objects_from_all_ranks", lambda error: asked.append(error) or next(answers))
+    report = CollapseReport()
+    trainer = silent_trainer(report)
+    trainer.test(healthy().float(), DataLoader([{"x": X.float()}], batch_size=None), verbose=False)  # type: ignore[arg-type]
+    assert asked == [None, None]
+    assert "test/swap_cost" not in trainer.callback_metrics
+    assert report.verdict is None
+    assert "collapse: no report: RuntimeError: of rank 1\n" in capsys.readouterr().out
 
 
 def test_a_negative_number_is_refused() -> None:

@@ -24,12 +24,13 @@ def build_data(spec: dict[str, Any]) -> DataModule:
     return data
 
 
-def data_of(checkpoint: Path, trusted: list[str]) -> DataModule:
-    """Build the data set that the checkpoint's run was trained on, and call its `prepare_data`.
+def data_of(checkpoint: Path, trusted: list[str], prepare: bool = True) -> DataModule:
+    """Build the data set that the checkpoint's run was trained on.
 
     Args:
         checkpoint: A file in the `checkpoints` folder of a run; the run's config.yaml names the data set.
         trusted: Packages of the user, whose classes the config may name.
+        prepare: Whether to call its `prepare_data`.
 
     Raises:
         UserError: if the config is missing, or names a class that is not trusted or cannot be built.
@@ -48,7 +49,8 @@ def data_of(checkpoint: Path, trusted: list[str]) -> DataModule:
         raise
     except (yaml.YAMLError, *NOT_BUILT) as error:
         raise UserError(f"{config}: its data set cannot be built: {' '.join(str(error).split())}") from error
-    data.prepare_data()
+    if prepare:
+        data.prepare_data()
     return data
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +13,7 @@ from torch import Tensor
 from vae_lightning.distributions import given, known_pixels, seen_in_neighbour
 from vae_lightning.metrics.estimate import mean_and_error
 from vae_lightning.metrics.evaluation import Evaluation
-from vae_lightning.metrics.evaluator import log_numbers
+from vae_lightning.metrics.evaluator import log_numbers, objects_from_all_ranks
 from vae_lightning.metrics.rows import SpreadRows
 from vae_lightning.metrics.verdict import Verdict, by_latent, judge, num_dead
 from vae_lightning.models import LatentVariableModel
@@ -39,6 +39,8 @@ class CollapseReport(pl.Callback):
     shuffled set. The images do not depend on the batch size or the number of ranks. In a conditional model the
     condition is swapped together with z.
 
+    The report never ends a test: if it cannot be measured, on any rank, one line says why.
+
     Args:
         num_images: The number of test images to use; 0 turns the report off.
     """
@@ -50,6 +52,7 @@ class CollapseReport(pl.Callback):
         self._rows = SpreadRows(num_images)
         self._use: dict[str, Tensor] = {}
         self._evaluation: Evaluation | None = None
+        self._error: str | None = None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -63,7 +66,7 @@ class CollapseReport(pl.Callback):
         return self.verdict.findings if self.verdict else []
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._rows, self._use = SpreadRows(self.num_images), {}
+        self._rows, self._use, self._error = SpreadRows(self.num_images), {}, None
         self._evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)  # type: ignore[attr-defined]
 
     def on_test_batch_end(
@@ -75,24 +78,53 @@ class CollapseReport(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.num_images:
+        if not self.num_images or self._error is not None:
+            return
+        with self._keeping_errors():
             size = getattr(trainer.test_dataloaders, "batch_size", None) or len(batch["x"])
             self._rows.add(batch, (batch_idx * trainer.world_size + trainer.global_rank) * size)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Each rank measures all rows with the same noise. The rows are few, and so every rank logs equal numbers."""
         assert isinstance(pl_module, LatentVariableModel)
-        rows = self._rows.from_all_ranks()
+        numbers: dict[str, float] = {}
+        if not self._has_failed(trainer):
+            with self._keeping_errors():
+                numbers = self._measured(pl_module)
+            if not self._has_failed(trainer):
+                log_numbers(pl_module, numbers)
         self._rows = SpreadRows(self.num_images)
+
+    def _measured(self, model: LatentVariableModel) -> dict[str, float]:
+        """Measure the rows of all ranks; return the numbers to log, none if there is nothing to measure."""
+        rows = self._rows.from_all_ranks()
         if len(rows.get("x", ())) < 2:  # a swap needs two images
-            return
-        self._use = measure(pl_module, rows)
-        if self._use:
-            cost = mean_and_error(self._use["swap_cost"])
-            numbers = {"test/swap_cost": cost.mean, "test/swap_cost_stderr": cost.error}
-            dead = by_latent("kl_by_dimension", self._use)
-            numbers |= {f"test/dead_dimensions/{name}": num_dead(kl.mean(0)) for name, kl in dead.items()}
-            log_numbers(pl_module, numbers)
+            return {}
+        self._use = measure(model, rows)
+        if not self._use:
+            return {}
+        cost = mean_and_error(self._use["swap_cost"])
+        dead = by_latent("kl_by_dimension", self._use)
+        return {
+            **{"test/swap_cost": cost.mean, "test/swap_cost_stderr": cost.error},
+            **{f"test/dead_dimensions/{name}": num_dead(kl.mean(0)) for name, kl in dead.items()},
+        }
+
+    @contextmanager
+    def _keeping_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+    def _has_failed(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank has failed, which every rank must know: what is logged waits for all ranks."""
+        errors = [error for error in objects_from_all_ranks(self._error) if error is not None]
+        if errors:
+            self._use, self._error = {}, errors[0]
+            if trainer.is_global_zero:
+                print(f"collapse: no report: {errors[0]}", flush=True)
+        return bool(errors)
 
 
 @torch.no_grad()

@@ -94,6 +94,32 @@ class LatentVariableModel(Optimized):
         """
         raise UserError(f"{type(self).__name__} has no decode(latents): its p(x|z) is not a function of z alone")
 
+    def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str]]:
+        """Return rows to draw below each original and its reconstruction, by caption; none unless overridden.
+
+        Use this for what a model reads off x, such as masks or boxes. It is called in evaluation mode.
+
+        Args:
+            trace: The trace of B examples, with one sample.
+
+        Returns:
+            For each caption images [B, C, H, W] or clips [B, T, C, H, W] in [0, 1], or one text for each example.
+        """
+        return {}
+
+    def scenes(self, data: object) -> Mapping[str, Tensor | list[str]]:
+        """Return pictures that are no function of a trace, such as roll-outs, by name; none unless overridden.
+
+        It is called in evaluation mode.
+
+        Args:
+            data: The data module; None if the loaders came without one.
+
+        Returns:
+            For each name images [n, C, H, W] or clips [n, T, C, H, W] in [0, 1], or n texts, for any n.
+        """
+        return {}
+
     # -- batches ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:

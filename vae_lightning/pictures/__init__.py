@@ -1,5 +1,26 @@
-"""Pictures: grids of images, and their PNG files."""
+"""Pictures: how x is shown, captioned sheets, moving pictures and tables, and their files."""
 
-from vae_lightning.pictures.grids import reconstruction_grid, sample_grid, save_png, stack, to_grid
+from vae_lightning.pictures.drawing import Picture, draw, reconstructions, samples, scene, scenes_of
+from vae_lightning.pictures.files import save, save_gif, save_png
+from vae_lightning.pictures.grids import reconstruction_grid, sample_grid, stack, to_grid
+from vae_lightning.pictures.shown import NoPictureError, Shown, no_picture, show
 
-__all__ = ["reconstruction_grid", "sample_grid", "save_png", "stack", "to_grid"]
+__all__ = [
+    "NoPictureError",
+    "Picture",
+    "Shown",
+    "draw",
+    "no_picture",
+    "reconstruction_grid",
+    "reconstructions",
+    "sample_grid",
+    "samples",
+    "save",
+    "save_gif",
+    "save_png",
+    "scene",
+    "scenes_of",
+    "show",
+    "stack",
+    "to_grid",
+]

@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from torch import Tensor
-
-from vae_lightning.pictures import save_png
+from vae_lightning.pictures import Picture, save
 from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.suggestions import OneLineParser
 from vae_lightning.types import UserError
@@ -64,7 +62,10 @@ def add_picture_arguments(parser: argparse.ArgumentParser, picture: str) -> None
     parser.add_argument("--num_images", type=int, default=50, help="the number of images in the picture")
     parser.add_argument("--seed", type=int, default=0, help="the seed of the noise")
     parser.add_argument(
-        "--output", type=Path, help=f"the PNG file to write; default: images/{picture}.png in the run's folder"
+        "--output",
+        type=Path,
+        help=f"the PNG file to write (clips also make a .gif, texts a .txt); default: images/{picture}.png in the "
+        "run's folder",
     )
 
 
@@ -84,18 +85,18 @@ def checkpoint_and_output(arguments: argparse.Namespace, picture: str) -> tuple[
     return checkpoint, arguments.output or checkpoint.absolute().parent.parent / "images" / f"{picture}.png"
 
 
-def write_picture(grid: Tensor, output: Path) -> None:
-    """Write a PNG file and print its path.
+def write_picture(picture: Picture, output: Path) -> None:
+    """Write the files of a picture and print their paths.
 
     Args:
-        grid: The picture [C, H, W] in [0, 1].
-        output: The file to write.
+        picture: The picture.
+        output: The PNG file to write; a GIF of clips or a table of texts has its name with the ending .gif or .txt.
 
     Raises:
         UserError: if the file cannot be written.
     """
     try:
-        save_png(grid, output)
+        written = save(picture, output)
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output") from error
-    print(output)
+    print(*written, sep="\n")

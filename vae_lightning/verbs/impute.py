@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute
 from vae_lightning.metrics.formatting import with_error
 from vae_lightning.models.loading import load_model
 from vae_lightning.noise import reseed
-from vae_lightning.pictures import stack
+from vae_lightning.pictures import draw, no_picture, show
+from vae_lightning.pictures.shown import names_of_classes
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
@@ -58,8 +60,10 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     missing = draw_missing(x, arguments.missing)
     chain = impute(model, batch, missing, arguments.steps, arguments.corrected)
     with_mean_image = torch.where(missing, _mean_image(data), x)
-    rows = (x, torch.where(missing, 0.5, x), with_mean_image, chain.draw, chain.mean)
-    write_picture(stack(*(row[:20] for row in rows)), output)
+    hidden = torch.where(missing, 0.5, x)
+    rows = {"original": x, "hidden in grey": hidden, "mean image": with_mean_image}
+    rows |= {"one draw": chain.draw, "mean of draws": chain.mean}
+    _draw(data, batch, rows, f"imputations, {checkpoint.name}", output)
     print(f"{len(x)} images, {arguments.missing:.0%} of pixels missing, {arguments.steps} steps", end="")
     print(f", {chain.acceptance:.0%} accepted" if arguments.corrected else "")
     is_binary = bool(((x == 0) | (x == 1)).all())
@@ -69,6 +73,16 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         error, stderr = score.compute()
         wrong = f", {missing_error(guess.round(), x, missing).mean():.1%} wrong" if is_binary else ""
         print(f"{name:<12}squared error {with_error(error, stderr, 4)} a missing pixel{wrong}", flush=True)
+
+
+def _draw(data: ImageDataModule, batch: Batch, rows: dict[str, Tensor], title: str, output: Path) -> None:
+    """Write the picture of the first twenty images; without a picture, the errors are still worth printing."""
+    shown = {caption: show(data, row[:20], like=batch["x"]) for caption, row in rows.items()}
+    drawable = {caption: row for caption, row in shown.items() if row is not None}
+    if drawable:
+        write_picture(draw(title, drawable, names_of_classes(data, batch, 20)), output)
+    else:
+        print(no_picture(batch["x"]))
 
 
 def _spread_images(batches: Iterable[Batch], n: int) -> Batch:

@@ -6,7 +6,7 @@ import argparse
 
 from vae_lightning.data.loading import data_of
 from vae_lightning.models.loading import load_model
-from vae_lightning.pictures import reconstruction_grid
+from vae_lightning.pictures import reconstructions
 from vae_lightning.storage.loader import first_images
 from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
@@ -33,8 +33,10 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     """
     checkpoint, output = checkpoint_and_output(arguments, "reconstructions")
     model = load_model(checkpoint, trusted)
-    batch = first_images(data_of(checkpoint, trusted).test_dataloader(), arguments.num_images)
-    write_picture(reconstruction_grid(model, batch, arguments.seed), output)
+    data = data_of(checkpoint, trusted)
+    batch = first_images(data.test_dataloader(), arguments.num_images)
+    title = f"reconstructions, {checkpoint.name}"
+    write_picture(reconstructions(model, data, batch, arguments.seed, title), output)
 
 
 COMMAND = Command(make_parser, run)

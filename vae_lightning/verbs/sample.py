@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from vae_lightning.data import DataModule
+from vae_lightning.data.loading import data_of
 from vae_lightning.models.loading import load_model
-from vae_lightning.pictures import sample_grid
+from vae_lightning.pictures import NoPictureError, samples
+from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
 from vae_lightning.verbs.fit_prior import use_fitted_prior
@@ -36,7 +40,26 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     model = load_model(checkpoint, trusted)
     if arguments.prior == "fitted":
         use_fitted_prior(model, checkpoint, trusted)
-    write_picture(sample_grid(model, arguments.num_images, arguments.seed), output)
+    data, error = _data_that_shows(checkpoint, trusted)
+    try:
+        picture = samples(model, data, arguments.num_images, arguments.seed, f"samples, {checkpoint.name}")
+    except NoPictureError as no_picture:
+        raise error or no_picture from None
+    write_picture(picture, output)
+
+
+def _data_that_shows(checkpoint: Path, trusted: list[str]) -> tuple[DataModule | None, UserError | None]:
+    """Return the run's data set, or why there is none: a sample of images can be drawn without it.
+
+    Its files are needed only if it has a `show` of its own, which may read a vocabulary from them.
+    """
+    try:
+        data = data_of(checkpoint, trusted, prepare=False)
+        if getattr(type(data), "show", None) is not getattr(DataModule, "show", None):
+            data.prepare_data()
+    except UserError as error:
+        return None, error
+    return data, None
 
 
 COMMAND = Command(make_parser, run)

@@ -1,0 +1,162 @@
+"""Draw what a model makes of its data: reconstructions, samples, and the model's own scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.pictures.grids import evaluating
+from vae_lightning.pictures.sheets import at_times, image_sheet, spread, strip_sheet
+from vae_lightning.pictures.shown import Shown, checked, names_of_classes, no_picture, on_device, show
+from vae_lightning.types import Batch
+
+_MAX_FRAMES = 64  # of a moving picture
+_MAX_MOVING_SIDE = 1000  # pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn under one name.
+
+    Args:
+        still: uint8 [3, H, W]; of clips, some of their frames side by side. None if everything is text.
+        frames: The moving picture, uint8 [T, 3, H, W]; None if there are no clips.
+        text: A table of the texts; None if there are none.
+    """
+
+    still: Tensor | None = None
+    frames: Tensor | None = None
+    text: str | None = None
+
+
+def draw(title: str, rows: Mapping[str, Shown], labels: Sequence[str] = ()) -> Picture:
+    """Draw the rows of each example below one another, each row with its caption.
+
+    Images and clips make a picture, texts a table.
+
+    Args:
+        title: The text above the picture and the table.
+        rows: Images, clips or texts by caption, of as many examples each.
+        labels: The class of each example; empty if unknown.
+    """
+    pixels = {caption: shown for caption, shown in rows.items() if isinstance(shown, Tensor)}
+    texts = {caption: shown for caption, shown in rows.items() if not isinstance(shown, Tensor)}
+    text = _table(title, texts, labels) if texts else None
+    if any(shown.dim() == 5 for shown in pixels.values()):
+        clips = {caption: shown if shown.dim() == 5 else shown[:, None] for caption, shown in pixels.items()}
+        return Picture(strip_sheet(title, clips, labels), _move(title, clips, labels), text)
+    return Picture(image_sheet(title, pixels, labels) if pixels else None, None, text)
+
+
+def reconstructions(model: LatentVariableModel, data: object, batch: Batch, seed: int, title: str) -> Picture:
+    """Draw originals above their reconstructions and the rows that the model adds by `panes`.
+
+    A reconstruction is the mean of p(x|z), or its mode of classes, at one z ~ q(z|x): of an enumerated variable, at the
+    most probable value. There is no such row if p(x|z) has neither.
+
+    Args:
+        model: The model; its mode and the random state are restored afterwards.
+        data: The data module, whose `show` is used; None for the way that `show` has without one.
+        batch: The originals, `x` [n, ...].
+        seed: The seed of the noise of z.
+        title: The text above the picture.
+
+    Raises:
+        NoPictureError: if neither x nor the model's own rows can be drawn.
+        UserError: if `show` or `panes` returned something that cannot be drawn.
+    """
+    with evaluating(model, seed):
+        batch = on_device(batch, model.device, model.dtype)  # type: ignore[arg-type]
+        trace = model.trace(batch)
+        x, reconstruction = batch["x"], trace.reconstruction()
+        rows = {"original": show(data, x)}
+        if reconstruction is not None:
+            rows["reconstruction"] = show(data, reconstruction, like=x)
+        for caption, shown in model.panes(trace).items():
+            rows[caption] = checked(shown, len(x), f"{type(model).__name__}.panes(trace), {caption}")
+        drawable = {caption: shown for caption, shown in rows.items() if shown is not None}
+        if not drawable:
+            raise no_picture(x)
+        return draw(title, drawable, names_of_classes(data, batch, len(x)))
+
+
+def samples(model: LatentVariableModel, data: object, n: int, seed: int, title: str) -> Picture:
+    """Draw samples of the model.
+
+    Args:
+        model: The model; its mode and the random state are restored afterwards.
+        data: The data module, whose `show` is used; None for the way that `show` has without one.
+        n: The number of samples.
+        seed: The seed of the samples.
+        title: The text above the picture.
+
+    Raises:
+        NoPictureError: if x has no picture.
+        UserError: if `show` returned something that cannot be drawn.
+    """
+    with evaluating(model, seed):
+        x = model.sample(n)
+        shown = show(data, x)
+        if shown is None:
+            raise no_picture(x)
+        return draw(title, {"": shown})
+
+
+def scene(model: LatentVariableModel, shown: Shown, name: str, title: str) -> Picture:
+    """Draw one of the pictures that a model's `scenes` returned.
+
+    Args:
+        model: The model, for messages.
+        shown: The images, the clips or the texts.
+        name: The name of the scene.
+        title: The text above the picture.
+
+    Raises:
+        UserError: if the scene cannot be drawn.
+    """
+    count = len(shown) if isinstance(shown, Tensor | list | tuple) else 0
+    known = checked(shown, count, f"{type(model).__name__}.scenes(data), {name}")
+    return Picture() if known is None or not count else draw(title, {"": known})
+
+
+def scenes_of(model: LatentVariableModel, data: object, seed: int) -> Mapping[str, Shown]:
+    """Return the model's own scenes by name, in evaluation mode.
+
+    Args:
+        model: The model; its mode and the random state are restored afterwards.
+        data: The data module, or None.
+        seed: The seed of the noise.
+    """
+    with evaluating(model, seed):
+        return model.scenes(data)
+
+
+def _move(title: str, clips: Mapping[str, Tensor], labels: Sequence[str]) -> Tensor:
+    """All rows of all examples playing together: uint8 [T, 3, H, W]."""
+    length = max(shown.shape[1] for shown in clips.values())
+    frames = []
+    for time in spread(length, _MAX_FRAMES):
+        images = {caption: at_times(shown.movedim(1, 0), [time])[0] for caption, shown in clips.items()}
+        frames.append(image_sheet(f"{title}, frame {time + 1} of {length}", images, labels, _MAX_MOVING_SIDE))
+    widest = max(frame.shape[2] for frame in frames)  # a title of more digits may be wider
+    return torch.stack(
+        [torch.nn.functional.pad(frame, (0, widest - frame.shape[2], 0, 0), value=255) for frame in frames]
+    )
+
+
+def _table(title: str, texts: Mapping[str, list[str]], labels: Sequence[str]) -> str:
+    """One line for each text: the number of the example, its class, the caption, the text."""
+    count = len(next(iter(texts.values())))
+    names = [f"{i + 1}" + (f" {labels[i]}" if labels else "") for i in range(count)]
+    widths = (max(map(len, names)), max(map(len, texts)))
+    lines = [title, ""]
+    for i, name in enumerate(names):
+        for j, (caption, shown) in enumerate(texts.items()):
+            line = shown[i].replace("\r", "").replace("\n", "\\n")
+            lines.append(f"{name if j == 0 else '':<{widths[0]}}  {caption:<{widths[1]}}  {line}".rstrip())
+        lines += [""] if len(texts) > 1 else []
+    return "\n".join(lines).rstrip("\n") + "\n"
