@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vae_lightning.data import ImageDataModule
+from vae_lightning.data import DataModule
 from vae_lightning.metrics.evaluator import Evaluator, Finding
 from vae_lightning.metrics.latents import update_mean, with_stderr
 from vae_lightning.metrics.likelihood import MeanAndError
@@ -36,7 +36,7 @@ class FoundAccuracy(Evaluator):
         reasons = {name: _why_not(name, found, batch) for name, found in trace.found.items()}
         return None if None in reasons.values() else "; ".join(filter(None, reasons.values()))
 
-    def begin(self, model: LatentVariableModel, data: ImageDataModule | None) -> None:
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
         self._right: dict[str, MeanAndError] = {}
 
     def update(self, trace: Trace, batch: Batch) -> None:
