@@ -33,6 +33,7 @@ from vae_lightning.distributions import (
     is_mass,
     noise_scale,
     normal_product,
+    num_steps,
     seen_positions,
     share_support,
 )
@@ -345,3 +346,17 @@ def test_the_mask_of_a_distribution_can_be_read() -> None:
     p = Repeated((2,), Categorical)(torch.zeros(B, T, 2))
     assert seen_positions(p) is None
     assert torch.equal(seen_positions(Masked(p, MASK)), MASK.bool()[..., None])  # type: ignore[arg-type]
+
+
+def test_the_steps_that_a_density_explains() -> None:
+    """All steps of a repeated family, the seen ones of a masked one; None if p is no sequence."""
+    repeated = Repeated((2,), DiagonalNormal)
+    p = repeated(torch.zeros(3, 4, 7, *repeated.param_shape))  # batch [K, B] = [3, 4], event [7, 2]
+    steps = num_steps(p)
+    assert steps is not None
+    assert steps.item() == 7
+    mask = torch.arange(7) < torch.tensor([7, 3, 1, 0])[:, None]
+    seen = num_steps(Masked(p, mask))
+    assert seen is not None
+    assert seen.tolist() == [7, 3, 1, 0]
+    assert num_steps(DiagonalNormal((2,))(torch.zeros(4, 4))) is None

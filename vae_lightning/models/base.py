@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lightning.distributions import noise_scale
+from vae_lightning.distributions import noise_scale, num_steps
 from vae_lightning.models.batches import check_batch, range_note
 from vae_lightning.models.building import load
 from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
@@ -225,7 +225,8 @@ class LatentVariableModel(Optimized):
                 f"{', '.join(names)}: q(z|x) has no closed form; mean and scale are estimated from {DRAWS} draws"
             )
         labels = {name: batch[name] for name in ("label",) if name in batch}
-        return {**posterior_codes(self.trace, batch, trace, self.predicts_samples), **labels}
+        found = {f"found_{name}": value for name, value in trace.found.items()}
+        return {**posterior_codes(self.trace, batch, trace, self.predicts_samples), **found, **labels}
 
     @torch.no_grad()
     def _check_before_compiled(self, batch: Batch) -> None:
@@ -265,14 +266,21 @@ class LatentVariableModel(Optimized):
     def _log(self, stage: str, terms: dict[str, Tensor], scalars: Mapping[str, float | Tensor]) -> None:
         # Lightning averages this integer over the ranks and rounds; the factor world_size keeps unequal counts exact
         batch_size = len(terms["loss"]) * self.trainer.world_size
-        values = {**{name: term.detach().mean() for name, term in terms.items()}, **scalars}
+        values = {name: term.detach().mean() for name, term in terms.items()}
+        values |= {name: value for name, value in scalars.items() if name != "steps"}  # type: ignore[misc]
+        if "steps" in scalars:  # nats a step over all steps: an example counts as often as it has steps
+            steps = int(scalars["steps"])
+            value, weight = terms["elbo"].detach().sum() / steps, steps * self.trainer.world_size
+            self.log(f"{stage}/elbo_per_step", value, batch_size=weight, sync_dist=True)
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, batch_size=batch_size, sync_dist=True, prog_bar=name == "elbo")
 
     @staticmethod
     def _scalars(trace: Trace) -> dict[str, Tensor]:
-        sigma = noise_scale(trace.p_x)
-        return {} if sigma is None else {"sigma": sigma.detach()}
+        """Values of the whole batch: the likelihood's sigma, and the number of steps of its sequences."""
+        sigma, steps = noise_scale(trace.p_x), num_steps(trace.p_x)
+        values = {} if sigma is None else {"sigma": sigma.detach()}
+        return values if steps is None else {**values, "steps": steps.expand(trace.p_x.batch_shape)[0].sum()}
 
     # -- noise ------------------------------------------------------------------------------------------------------
     # In training the noise is a function of (seed, epoch, batch, rank): ranks draw different numbers, and a resumed run
