@@ -52,6 +52,7 @@ def test_training_has_the_optimizer_step_and_evaluation_none() -> None:
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_a_compiled_step_reads_it_too() -> None:
     _, trainer = fitted(FastNetworks(compile=True))
     assert trainer.callback_metrics["train/cost/step"] == 3
