@@ -36,9 +36,15 @@ def fitted(*callbacks: pl.Callback) -> tuple[Scheduled, pl.Trainer]:
     model.seen = []
     settings = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "barebones": False}
     trainer = pl.Trainer(
-        max_steps=4, limit_train_batches=4, limit_val_batches=1, log_every_n_steps=1, callbacks=list(callbacks), enable_model_summary=False,
-        accelerator="cpu", **settings,
-    )  # fmt: skip
+        max_steps=4,
+        limit_train_batches=4,
+        limit_val_batches=1,
+        log_every_n_steps=1,
+        callbacks=list(callbacks),
+        enable_model_summary=False,
+        accelerator="cpu",
+        **settings,
+    )
     trainer.fit(model, datamodule=Digits(batch_size=300, binarisation="threshold"))
     return model, trainer
 
