@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lightning.distributions import noise_scale, num_steps
-from vae_lightning.models.batches import check_batch, range_note
+from vae_lightning.models.batches import KnownFields, check_batch, range_note
 from vae_lightning.models.building import load
-from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
+from vae_lightning.models.codes import DRAWS, estimated, predictions
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.restoring import check_restored
@@ -156,6 +156,11 @@ class LatentVariableModel(Optimized):
         if note and (self.trainer.training or self.trainer.state.fn != "fit"):
             rank_zero_info(note)
 
+    @property
+    def is_of_images(self) -> bool:
+        """Whether the model is built for images; messages speak of examples where it is not."""
+        return self._shape_argument("image_shape") is not None
+
     def _shape_argument(self, name: str) -> Shape | None:
         """The shape that the model was built for, by the name of its argument; None if it has no such argument."""
         value = self.hparams.get(name)
@@ -197,7 +202,8 @@ class LatentVariableModel(Optimized):
             batch: The batch, on the model's device.
             step: The step that the objective's schedules see.
         """
-        trace = self.trace(batch, self.objective.num_samples, step if self.training else None)
+        trace_of = self.trace if torch.compiler.is_compiling() else self._checked_trace
+        trace = trace_of(batch, self.objective.num_samples, step if self.training else None)
         if not torch.compiler.is_compiling():
             self._check_once(trace)
         with torch.autocast(batch["x"].device.type, enabled=False):
@@ -218,15 +224,21 @@ class LatentVariableModel(Optimized):
         return terms
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Return `posterior_codes`: the mean and the scale of q(z|x), a sample if `predicts_samples`, and the label."""
-        trace = self.trace(batch)
+        """Return `predictions`: mean and scale of q(z|x), a sample if `predicts_samples`, what is found, the label."""
+        trace = self._checked_trace(batch)
         if batch_idx == dataloader_idx == 0 and (names := estimated(trace)):
             rank_zero_info(
                 f"{', '.join(names)}: q(z|x) has no closed form; mean and scale are estimated from {DRAWS} draws"
             )
-        labels = {name: batch[name] for name in ("label",) if name in batch}
-        found = {f"found_{name}": value for name, value in trace.found.items()}
-        return {**posterior_codes(self.trace, batch, trace, self.predicts_samples), **found, **labels}
+        return predictions(type(self).__name__, self.trace, batch, trace, self.predicts_samples)
+
+    def _checked_trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        """Return the trace; report a field that the batch does not have in one line."""
+        try:
+            return self.trace(batch, num_samples, step)
+        except KeyError:
+            self.trace(KnownFields(type(self).__name__, batch), num_samples, step)  # fails if a field is missing
+            raise
 
     @torch.no_grad()
     def _check_before_compiled(self, batch: Batch) -> None:
@@ -235,7 +247,7 @@ class LatentVariableModel(Optimized):
             return
         training = [module for module in self.modules() if module.training]
         self.eval()
-        self._check_once(self.trace(batch, self.objective.num_samples, self.objective_step))
+        self._check_once(self._checked_trace(batch, self.objective.num_samples, self.objective_step))
         for module in training:
             module.training = True
 

@@ -79,6 +79,25 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+class KnownFields(dict[str, Tensor]):
+    """A batch that names a field that it does not have, where a dict raises KeyError.
+
+    Args:
+        owner: The model's class, for the message.
+        batch: The batch.
+    """
+
+    def __init__(self, owner: str, batch: Mapping[str, Tensor]) -> None:
+        super().__init__(batch)
+        self.owner = owner
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(
+            f"{self.owner} needs {name} of each example, and the batch has {', '.join(self)}; choose other data, or "
+            f"return a field {name} from the data set's load"
+        )
+
+
 def named_latents(owner: str, latents: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the latents called `names`, in this order; raise UserError if one is missing."""
     if isinstance(latents, Mapping) and all(isinstance(latents.get(name), Tensor) for name in names):
