@@ -15,6 +15,7 @@ from vae_lightning.metrics.collapse import use_of_latents
 from vae_lightning.metrics.evaluator import mean_draws
 from vae_lightning.metrics.formatting import in_words_of
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.models.batches import check_labels
 from vae_lightning.models.codes import predictions
 from vae_lightning.models.trace_checks import check_trace
 from vae_lightning.trace import Latent, Observed, Trace
@@ -123,3 +124,22 @@ def test_words_of_images_and_of_examples() -> None:
     expected = "another example's z; more test examples, or a larger --collapse.num_images; runs/a/images/x.png; nats/"
     assert in_words_of(line, False).startswith(expected[:80])
     assert in_words_of("12 nats/image", False) == "12 nats/example"
+
+
+@pytest.mark.parametrize(
+    ("label", "num_classes", "fits"),
+    [
+        (torch.tensor([0, 4]), 5, True),
+        (torch.tensor([-1, 5]), 5, False),
+        (torch.tensor([-1, 5]), None, True),  # a model that has no use for the number of classes
+        (torch.tensor([[0, 9]]), 5, True),  # factors, which are no classes
+        (None, 5, True),
+    ],
+)
+def test_a_label_is_one_of_the_models_classes(label: Tensor | None, num_classes: int | None, fits: bool) -> None:
+    batch = {"x": torch.zeros(2), **({} if label is None else {"label": label})}
+    if fits:
+        check_labels(batch, num_classes, "train")
+        return
+    with pytest.raises(UserError, match=r"the train loader's first batch has the label 5; .* labels are 0 \.\. 4; "):
+        check_labels(batch, num_classes, "train")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lightning.distributions import noise_scale, num_steps
-from vae_lightning.models.batches import KnownFields, check_batch, range_note
+from vae_lightning.models.batches import KnownFields, check_batch, check_labels, range_note
 from vae_lightning.models.building import load
 from vae_lightning.models.codes import DRAWS, estimated, predictions
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
@@ -59,6 +59,7 @@ class LatentVariableModel(Optimized):
         super().__init__(optimizer, scheduler, scheduler_interval)
         self.objective = objective()
         self._stages_checked: set[str] = set()
+        self._bounds_described: set[str] = set()
         self.likelihood_name = ""  # the name of p(x|z) in the run's last lines; set at the first trace
         self._loaders_checked: set[tuple[str | None, int]] = set()
         self._speed = Speedometer()
@@ -152,6 +153,7 @@ class LatentVariableModel(Optimized):
         # x has been converted by the plugin
         wanted = self.trainer.precision_plugin.convert_input(torch.empty(0).type(self.dtype))
         check_batch(first, images, shape, wanted.dtype, stage)
+        check_labels(first, self.hparams.get("num_classes"), stage)
         note = range_note(first["x"]) if images else None
         if note and (self.trainer.training or self.trainer.state.fn != "fit"):
             rank_zero_info(note)
@@ -263,15 +265,18 @@ class LatentVariableModel(Optimized):
         self._loaded_step = int(checkpoint.get("global_step", 0))
 
     def _check_once(self, trace: Trace) -> None:
-        """At the first batch of a stage, check the trace; at the first of all, print how each KL is computed."""
+        """At the first batch of a stage, check the trace; print how each KL is computed, again only if it differs."""
         stage = str(self.trainer.state.stage)
         if stage in self._stages_checked:
             return
         self._stages_checked.add(stage)
         check_trace(type(self).__name__, self.state_dict(), trace)
         self.likelihood_name = distribution_name(trace.p_x)
-        if len(self._stages_checked) == 1:
-            rank_zero_info(describe_bound(self.likelihood_name, trace))
+        bound = describe_bound(self.likelihood_name, trace)  # of more in training, if evaluation hides the labels
+        if bound not in self._bounds_described:
+            name = getattr(self.trainer.state.stage, "value", "")
+            rank_zero_info(f"{name}: {bound}" if self._bounds_described else bound)
+            self._bounds_described.add(bound)
 
     # -- logging ----------------------------------------------------------------------------------------------------
 

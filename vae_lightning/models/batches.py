@@ -79,6 +79,27 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def check_labels(batch: Mapping[str, Tensor], num_classes: int | None, stage: str) -> None:
+    """Check that the labels are classes of the model; a label below 0 is unknown. Synchronises with the device.
+
+    Args:
+        batch: A loader's first batch.
+        num_classes: The number of classes that the model was built for; None if it has no such argument.
+        stage: The loader's name for the message, such as "train".
+
+    Raises:
+        UserError: if a label is too large.
+    """
+    label = batch.get("label")
+    if num_classes is None or label is None or label.dim() != 1 or label.is_floating_point() or not len(label):
+        return
+    if (largest := int(label.max())) >= num_classes:
+        raise UserError(
+            f"the {stage} loader's first batch has the label {largest}; the model has num_classes={num_classes}, so "
+            f"that labels are 0 .. {num_classes - 1}; set num_classes in the data set's class"
+        )
+
+
 class KnownFields(dict[str, Tensor]):
     """A batch that names a field that it does not have, where a dict raises KeyError.
 
