@@ -5,7 +5,7 @@ from vae_lightning.data.celeba import CelebA
 from vae_lightning.data.digits import Digits
 from vae_lightning.data.images import ImageFolder
 from vae_lightning.data.mnist import MNIST, BinarizedMNIST
-from vae_lightning.data.module import DataModule
+from vae_lightning.data.module import DataModule, Split
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
 from vae_lightning.storage.examples import Examples, Images, join, windows
@@ -36,6 +36,7 @@ __all__ = [
     "ProceduralFaces",
     "ProceduralSprites",
     "Source",
+    "Split",
     "Transform",
     "join",
     "windows",
