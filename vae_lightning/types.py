@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
@@ -33,18 +33,21 @@ class Network(nn.Module):
         out_shape: Shape of one output; the model sets it.
 
     Raises:
-        UserError: if a size is below 1, or if an input does not end in `in_shape`.
+        UserError: if a size is below 1, if an input does not end in `in_shape`, or if it holds whole numbers.
     """
 
     layers: nn.Module
+    takes_integers: ClassVar[bool] = False
+    """Whether an input may hold whole numbers, as that of a network that begins with an embedding does."""
 
     def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
         super().__init__()
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         for name, shape in (("in_shape", self.in_shape), ("out_shape", self.out_shape)):
             if not shape or min(shape) < 1:
+                varies = " (-1 is a size that differs between batches; give the shape of one step)" * (-1 in shape)
                 raise UserError(
-                    f"{type(self).__name__}: {name} {shape} has a size below 1; every size must be positive"
+                    f"{type(self).__name__}: {name} {shape} has a size below 1; every size must be positive{varies}"
                 )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,6 +55,11 @@ class Network(nn.Module):
             found = list(x.shape) if isinstance(x, Tensor) else f"of type {type(x).__name__}"
             wanted = ", ".join(["...", *map(str, self.in_shape)])
             raise UserError(f"{type(self).__name__}: its input is {found}; it must be a tensor [{wanted}]")
+        if not x.is_floating_point() and not self.takes_integers:
+            raise UserError(
+                f"{type(self).__name__}: its input is {str(x.dtype).removeprefix('torch.')} {list(x.shape)}; it takes "
+                "floating-point numbers, such as one_hot(x, num_classes).float() of classes"
+            )
         leading = x.shape[: x.dim() - len(self.in_shape)]
         flat = x.reshape(math.prod(leading), *self.in_shape)  # [N, *in_shape]
         return self.layers(flat).reshape(*leading, *self.out_shape)

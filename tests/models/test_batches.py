@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from vae_lightning.callbacks import FastNetworks
 from vae_lightning.distributions import DiagonalNormal
 from vae_lightning.models import CVAE, DLGM, HVAE, VAE, LatentVariableModel, base
+from vae_lightning.models.batches import check_batch
 from vae_lightning.networks import MLP
 from vae_lightning.runs.machine import find_compiler
 from vae_lightning.types import UserError
@@ -96,6 +97,16 @@ RUNS: dict[str, Callable[[pl.Trainer, LatentVariableModel, Any], Any]] = {
     "test": lambda loop, model, bad: loop.test(model, bad, verbose=False),
     "predict": lambda loop, model, bad: loop.predict(model, bad),
 }
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (7, 2)])
+def test_a_size_of_minus_one_fits_every_size(shape: tuple[int, ...]) -> None:
+    """A model of windows in training sees whole sequences in the test."""
+    check_batch({"x": torch.zeros(4, *shape)}, None, (-1, 2), torch.float32, "test")
+    for others in ((*shape, 1), (shape[0], 5)):
+        wanted = r"a batch is a dict with x: a tensor \[B, any, 2\], .*change the data"
+        with pytest.raises(UserError, match=wanted):
+            check_batch({"x": torch.zeros(4, *others)}, None, (-1, 2), torch.float32, "test")
 
 
 @pytest.mark.parametrize("stage", RUNS)

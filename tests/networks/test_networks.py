@@ -118,3 +118,26 @@ def test_a_deep_residual_network_starts_with_a_signal(num_blocks: int) -> None:
     y.square().sum().backward()
     first, last = (layer.weight.grad for layer in (network.layers[1], network.layers[-1]))  # type: ignore[index, union-attr]
     assert 0.05 < first.norm() / last.norm() < 20  # type: ignore[union-attr]
+
+
+class Embedded(MLP):
+    """An MLP of the embeddings of word numbers [T]."""
+
+    takes_integers = True
+
+    def __init__(self, in_shape: Shape, out_shape: Shape) -> None:
+        super().__init__((*in_shape, 3), out_shape)
+        self.in_shape = in_shape
+        self.layers = torch.nn.Sequential(torch.nn.Embedding(5, 3), self.layers)
+
+
+def test_whole_numbers_are_refused_in_one_line_unless_the_network_takes_them() -> None:
+    words = torch.tensor([[0, 4], [1, 2]])
+    with pytest.raises(UserError, match=r"^MLP: its input is int64 \[2, 2\]; it takes floating-point numbers, such as"):
+        MLP((2,), (4,))(words)
+    assert Embedded((2,), (4,))(words).shape == (2, 4)
+
+
+def test_a_size_that_differs_between_batches_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^MLP: in_shape \(-1, 3\) .* give the shape of one step"):
+        MLP((-1, 3), (4,))

@@ -48,7 +48,8 @@ class DataModule(pl.LightningDataModule):
     image_shape: Shape
     """(C, H, W) of an image; only data of images set this."""
     x_shape: Shape
-    """The shape of one x."""
+    """The shape of one x; -1 for a size that may differ between batches, such as the steps of windows and of whole
+    sequences."""
     num_frames: int
     """The number of frames of a clip."""
     num_objects: int

@@ -11,7 +11,6 @@ A density without a source in its docstring is in textbooks (Bishop, "Pattern Re
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
@@ -69,9 +68,12 @@ class Family(nn.Module):
             params = features.unbind(-1)
         return Independent(self.pointwise(*params), len(self.event_shape), validate_args=self.validate_args)
 
-    @abstractmethod
     def pointwise(self, *params: Tensor) -> Distribution:
-        """The distribution of each dimension alone, with batch shape [..., *event_shape]."""
+        """The distribution of each dimension alone, with batch shape [..., *event_shape].
+
+        A family that overrides `distribution` does not need it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines neither pointwise nor distribution")
 
 
 FamilyRecipe: TypeAlias = Callable[[Shape], Family]

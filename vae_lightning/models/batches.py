@@ -17,7 +17,7 @@ def check_batch(batch: Any, images: Shape | None, shape: Shape | None, dtype: to
     Args:
         batch: A loader's first batch.
         images: (C, H, W), if x must be images of this shape; None if the model takes x of another kind.
-        shape: The shape that one x must have; None for any shape.
+        shape: The shape that one x must have, with -1 for a size that may differ; None for any shape.
         dtype: The dtype that an x of floating-point numbers must have.
         stage: The loader's name for the message, such as "train".
 
@@ -29,7 +29,7 @@ def check_batch(batch: Any, images: Shape | None, shape: Shape | None, dtype: to
     remedy = _remedy(x, images, wanted, dtype) or _field_remedy(batch, "image" if images else "example")
     if remedy is None:
         return
-    sizes = ", ".join(map(str, ["B", *(("...",) if wanted is None else wanted)]))
+    sizes = ", ".join(["B", *("any" if size == -1 else str(size) for size in wanted)] if wanted else ["B", "..."])
     kind = f"x: {_name(dtype)} [{sizes}], its values in [0, 1]," if images else f"x: a tensor [{sizes}],"
     others = "label: int64 [B]" if images else "other tensors [B, ...], such as label: int64 [B]"
     raise UserError(
@@ -52,10 +52,14 @@ def _remedy(x: Any, images: Shape | None, shape: Shape | None, dtype: torch.dtyp
         return "divide the bytes: image.float() / 255"
     if x.is_floating_point() and x.dtype != dtype:
         return f"convert {'the images: image' if images else 'x: x'}.to({dtype})"
-    if shape is not None and x.shape[1:] != shape:
+    if shape is not None and not _fits(x.shape[1:], shape):
         name, kind = ("image_shape", "resize the images") if images else ("x_shape", "change the data")
         return f"{kind}, or build the model with {name}={tuple(x.shape[1:])}"
     return None
+
+
+def _fits(found: Shape, shape: Shape) -> bool:
+    return len(found) == len(shape) and all(wanted in (-1, size) for size, wanted in zip(found, shape, strict=True))
 
 
 def range_note(x: Tensor) -> str | None:
