@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data import DataModule
+from vae_lightning.data.scenes import boxes_of
 from vae_lightning.metrics.evaluator import Evaluator, Finding, objects_from_all_ranks
 from vae_lightning.metrics.latents import update_mean, with_stderr
 from vae_lightning.metrics.likelihood import MeanAndError
@@ -182,13 +183,7 @@ def _painted_boxes(found: Mapping[str, Tensor]) -> Tensor:
     ink = found["painted"] > _PAINTED
     if "boxes" in found:
         ink = ink & _exists(found["boxes"])[..., None, None]
-    boxes = []
-    for axis in (3, 2):
-        line = ink.any(axis)
-        first, last = line.int().argmax(2), line.shape[2] - 1 - line.flip(2).int().argmax(2)
-        boxes += [first, last - first + 1]
-    top, height, left, width = boxes
-    return torch.stack((top, left, height, width), 2).where(ink.flatten(2).any(2)[..., None], -1)
+    return boxes_of(ink)
 
 
 def _best_pairs(scores: Tensor) -> Tensor:
