@@ -1,8 +1,7 @@
-"""The base class of every model: verbs, steps, logging and noise. A subclass defines `trace` and `sample`."""
+"""The base class of every model: verbs, steps and logging. A subclass defines `trace` and `sample`."""
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from vae_lightning.models.codes import DRAWS, estimated, predictions
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.restoring import check_restored
+from vae_lightning.models.seeded import Seeded
 from vae_lightning.models.trace_checks import check_trace, describe_bound
-from vae_lightning.noise import reseed
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.recipes import arguments, defaults, to_plain
 from vae_lightning.runs.trust import check_checkpoint, read_checkpoint, trust
@@ -31,10 +30,8 @@ from vae_lightning.types import Batch, Shape, UserError
 
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
-_TRAIN, _EVALUATE = 0, 1  # two streams of noise: training and evaluation never draw the same numbers
 
-
-class LatentVariableModel(Optimized):
+class LatentVariableModel(Optimized, Seeded):
     """A model with latent variables. To add a model, subclass this and define `trace` and `sample`.
 
     A subclass never calls `self.log`. Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,
@@ -185,7 +182,7 @@ class LatentVariableModel(Optimized):
             is_last: Whether the batch is the last one of its epoch.
         """
         self._check_before_compiled(batch)
-        self._reseed(self.global_rank, _TRAIN, self.current_epoch, index)
+        self.seed_training_step(index)
         loss, terms, scalars = (self.compiled or self.loss_and_terms)(batch, self.objective_step)
         is_due = self._log_interval.is_due(self.trainer, self.multi_step, index, is_last)
         if is_due:
@@ -299,9 +296,7 @@ class LatentVariableModel(Optimized):
         values = {} if sigma is None else {"sigma": sigma.detach()}
         return values if steps is None else {**values, "steps": steps.expand(trace.p_x.batch_shape)[0].sum()}
 
-    # -- noise ------------------------------------------------------------------------------------------------------
-    # In training the noise is a function of (seed, epoch, batch, rank): ranks draw different numbers, and a resumed run
-    # draws the same numbers again. In evaluation it is a function of (seed, batch), on any rank (see `ImageLoader`).
+    # -- epochs -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         self._log_interval = LogInterval(self.trainer)
@@ -332,23 +327,6 @@ class LatentVariableModel(Optimized):
         """Restore the generator that validation has reseeded: a user's shuffling DataLoader draws its order from it."""
         torch.set_rng_state(self._rng_state)
         self._speed.start()
-
-    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed_evaluation(0, batch_idx)
-
-    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed_evaluation(1, batch_idx)
-
-    def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed_evaluation(2, batch_idx)
-
-    def _reseed_evaluation(self, stage: int, batch_idx: int) -> None:
-        batch = batch_idx * self.trainer.world_size + self.global_rank  # the number of the batch in a run on one rank
-        self._reseed(0, _EVALUATE, stage, batch)
-
-    def _reseed(self, rank: int, *counters: int) -> None:
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning's seed_everything keeps it
-        reseed(self.device, seed, rank, *counters)
 
     # -- checkpoint ------------------------------------------------------------------------------------------------
 
