@@ -208,7 +208,7 @@ def test_ranks_evaluate_the_batches_of_one_rank_in_turn(world_size: int, batch_s
 
 
 def test_no_rank_is_without_a_batch() -> None:
-    with pytest.raises(UserError, match="no images"):  # and not a complaint about the number of devices
+    with pytest.raises(UserError, match="no examples"):  # and not a complaint about the number of devices
         evaluation_batch_size(0, 500, 1)
     for total, world_size in itertools.product(range(1, 60), range(1, 20)):
         if total < world_size:

@@ -40,6 +40,8 @@ def check_batch(batch: Any, images: Shape | None, shape: Shape | None, dtype: to
 
 def _field_remedy(batch: Mapping[str, Any], unit: str) -> str | None:
     for name, values in batch.items():
+        if name != "label" and not isinstance(values, Tensor):  # such as the names of files
+            continue
         if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != len(batch["x"]):
             return f"let {name} be a tensor with a number, or a row of them, for each {unit}, or leave it out"
     return None
