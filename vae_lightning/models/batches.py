@@ -12,7 +12,7 @@ from vae_lightning.types import Shape, UserError
 
 
 def check_batch(batch: Any, images: Shape | None, shape: Shape | None, dtype: torch.dtype, stage: str) -> None:
-    """Check that a batch is a dict of tensors with x, one row for each example in every field.
+    """Check that a batch is a dict with a tensor x and, optionally, a label for each example.
 
     Args:
         batch: A loader's first batch.
@@ -26,7 +26,9 @@ def check_batch(batch: Any, images: Shape | None, shape: Shape | None, dtype: to
     """
     x: Any = batch.get("x") if isinstance(batch, Mapping) else None
     wanted = images or shape
-    remedy = _remedy(x, images, wanted, dtype) or _field_remedy(batch, "image" if images else "example")
+    remedy = _remedy(x, images, wanted, dtype) or _label_remedy(
+        batch.get("label"), len(x), "image" if images else "example"
+    )
     if remedy is None:
         return
     sizes = ", ".join(["B", *("any" if size == -1 else str(size) for size in wanted)] if wanted else ["B", "..."])
@@ -38,13 +40,10 @@ def check_batch(batch: Any, images: Shape | None, shape: Shape | None, dtype: to
     )
 
 
-def _field_remedy(batch: Mapping[str, Any], unit: str) -> str | None:
-    for name, values in batch.items():
-        if name != "label" and not isinstance(values, Tensor):  # such as the names of files
-            continue
-        if not isinstance(values, Tensor) or values.dim() == 0 or len(values) != len(batch["x"]):
-            return f"let {name} be a tensor with a number, or a row of them, for each {unit}, or leave it out"
-    return None
+def _label_remedy(label: Any, size: int, unit: str) -> str | None:
+    if label is None or (isinstance(label, Tensor) and label.dim() > 0 and len(label) == size):
+        return None
+    return f"let label be a tensor with a number, or a row of them, for each {unit}, or leave it out"
 
 
 def _remedy(x: Any, images: Shape | None, shape: Shape | None, dtype: torch.dtype) -> str | None:
