@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Binomial, Normal
 
 from tests.helpers import REPOSITORY, only, read_csv, run_cli
+from tests.outside.cases import CASES, TRUST, write_config
 from tests.outside.semi_supervised import FewLabels, SemiSupervised
 from tests.outside.transitions import GustyBall
 from tests.outside.with_cost import Codes, NoisyBars
@@ -22,30 +23,6 @@ from vae_lightning.__main__ import main
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.objectives import ELBO, IWAE
 from vae_lightning.runs import trust
-
-ADAM = {"class_path": "torch.optim.Adam", "init_args": {"lr": 3e-3}}
-CLASSIFY = {"class_path": "ELBO", "init_args": {"costs": {"classifier": 50}}}
-CASES: dict[str, tuple[str, str, dict[str, Any], int]] = {
-    "labels": ("semi_supervised.SemiSupervised", "semi_supervised.FewLabels", {"objective": CLASSIFY}, 10),
-    "transitions": ("transitions.Transitions", "transitions.GustyBall", {}, 16),
-    "costs": ("with_cost.Codes", "with_cost.NoisyBars", {}, 10),
-}
-TRUST = "--trust=tests"
-
-
-def write_config(folder: Path, case: str, epochs: int = 0, **changes: Any) -> Path:
-    """Write the configuration of a case as YAML; `changes` are further arguments of the model."""
-    model, data, arguments, default = CASES[case]
-    config = {
-        "model": {"class_path": f"tests.outside.{model}", "init_args": {"optimizer": ADAM, **arguments, **changes}},
-        "data": {"class_path": f"tests.outside.{data}", "init_args": {"batch_size": 64, "eval_batch_size": 50}},
-        "trainer": {"max_epochs": epochs or default, "log_every_n_steps": 1, "logger": False, "accelerator": "cpu"},
-        "nll": {"num_samples": 4},
-        "runs_dir": str(folder / "runs"),
-    }
-    path = folder / f"{case}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -58,7 +35,7 @@ def column(run: Path, name: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The run of a case, trained and tested once; and its output."""
+    """The run of a case, trained and tested once."""
 
     @cache
     def trained(case: str) -> Path:
@@ -340,84 +317,3 @@ def test_the_codes_cost_exactly_their_number() -> None:
     expected = model.likelihood(model.decoder(model.codes[trace.found["codes"]])).log_prob(x) - math.log(8)
     for bound in (ELBO()(trace, 0)["elbo"], trace.log_weight()[0], trace.log_weight()[1]):
         torch.testing.assert_close(bound, expected, rtol=1e-5, atol=1e-4)
-
-
-# -- bad input ---------------------------------------------------------------------------------------------------------
-
-M2, DIGITS = "semi_supervised.SemiSupervised", "semi_supervised.FewLabels"
-TRANSITIONS, BALL = "transitions.Transitions", "transitions.GustyBall"
-VQ, BARS = "with_cost.Codes", "with_cost.NoisyBars"
-WITH_ELBO = "--model.objective=ELBO"
-BAD: dict[str, tuple[str, str, list[str], str]] = {
-    "no labels": (M2, "broken.NoLabels", [], "SemiSupervised needs label of each example, and the batch has x; "),
-    "too large a label": (M2, "broken.FiveClasses", [], "has the label 9; the model has num_classes=5, so"),
-    "no action_shape": (
-        *(TRANSITIONS, "broken.NoActionShape", []),
-        "Transitions needs action_shape, and the data set NoActionShape has none to give; choose other data",
-    ),
-    "no x_shape": (TRANSITIONS, BARS, [], "Transitions needs x_shape, and the data set NoisyBars has none to give"),
-    "no images": (M2, BALL, [], "SemiSupervised needs image_shape, and the data set GustyBall has none to give"),
-    "another action_shape": (
-        *(TRANSITIONS, BALL, ["--model.action_shape=[3]"]),
-        "--model.action_shape is [3], but GustyBall has []; leave the setting out",
-    ),
-    "another shape of x": (
-        *(TRANSITIONS, "broken.WrongShape", []),
-        "a batch is a dict with x: a tensor [B, 3], and optionally other tensors [B, ...], such as label: int64 [B]; "
-        "change the data, or build the model with x_shape=(2,)",
-    ),
-    "another shape of an action": (TRANSITIONS, "broken.TwoForces", [], "its input is [25, 6]; it must be a tensor"),
-    "another shape of a reward": (
-        *(TRANSITIONS, "broken.ColumnOfRewards", []),
-        "observed reward is [25, 1], and its p has the batch shape [1, 25] and the event shape []; they must be [25]",
-    ),
-    "a value without probability": ("broken.Halves", BALL, [], "observed done has the value 1.5, to which its p, Bern"),
-    "shares": (
-        *("broken.WrongShares", DIGITS, []),
-        "the shares of an example sum to 2.718; exp(log_shares) must sum to 1 over the 10 rows",
-    ),
-    "a probability to exist": ("broken.Probability", DIGITS, [], "must be 0 or 1, never a probability"),
-    "BetaTC": (
-        *(M2, DIGITS, ["--model.objective=BetaTC", "--model.objective.dataset_size=1262"]),
-        "BetaTC: needs a sample of every latent, and the model enumerates label; objectives that take an enumerated",
-    ),
-    "a cost that is not there": (
-        *(M2, DIGITS, [WITH_ELBO, "--model.objective.costs={clasifier: 2}"]),
-        "ELBO: costs names clasifier; the model's trace has classifier",
-    ),
-    "a negative cost": (
-        VQ,
-        BARS,
-        [WITH_ELBO, "--model.objective.costs.codebook=-2"],
-        "costs.codebook is -2.0; it must",
-    ),
-    "an observed that is not there": (
-        *(TRANSITIONS, BALL, [WITH_ELBO, "--model.objective.observed={rewards: 2}"]),
-        "ELBO: observed names rewards; the model's trace has done, reward",
-    ),
-    "found without its truth": (
-        *(VQ, BARS, ["--evaluation.also+=FoundAccuracy"]),
-        "FoundAccuracy does not apply: found has codes, and the batch has no codes",
-    ),
-    "nothing found": (
-        *(TRANSITIONS, BALL, ["--evaluation.also+=FoundAccuracy"]),
-        "FoundAccuracy does not apply: the model finds nothing (Trace.found is empty)",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_what_does_not_fit_is_one_line(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    model, data, flags, message = BAD[case]
-    monkeypatch.chdir(REPOSITORY)
-    config = write_config(tmp_path, "transitions", epochs=1)
-    values = yaml.safe_load(config.read_text())
-    values["model"], values["data"]["class_path"] = f"tests.outside.{model}", f"tests.outside.{data}"
-    config.write_text(yaml.safe_dump(values))
-    assert main(["train", "-c", str(config), TRUST, *flags]) in (1, 2)
-    errors = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("INFO: ")]
-    assert len(errors) == 1, errors
-    assert errors[0].startswith("vae-lightning: error: ")
-    assert message in errors[0]

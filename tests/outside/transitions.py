@@ -50,10 +50,8 @@ class Transitions(LatentVariableModel):
         x, given = batch["x"], torch.cat((batch["state"], batch["action"].view(len(batch["x"]), -1)), 1)
         z = (q_z := self.posterior(self.encoder(torch.cat((x, given), 1)))).rsample((num_samples,))
         features = self.decoder(torch.cat((z, given.expand(num_samples, -1, -1)), -1))  # [K, B, size of x + 2]
-        observed = {
-            "reward": Observed(batch["reward"], self.p_reward(features[..., -2:-1]), batch["seen"]),
-            "done": Observed(batch["done"], self.p_done(features[..., -1:])),
-        }
+        reward = Observed(batch["reward"], self.p_reward(features[..., -2:-1]), batch["seen"])
+        observed = {"reward": reward, "done": Observed(batch["done"], self.p_done(features[..., -1:]))}
         return Trace(x, self.p_x(features[..., :-2]), {"z": Latent(z, q_z, self.prior())}, observed=observed)
 
     def sample(self, n: int) -> Tensor:
