@@ -20,12 +20,12 @@ from tests.helpers import DIGITS, REPOSITORY, only, read_csv, run_cli
 from tests.helpers import EPOCHS as EACH_EPOCH
 from vae_lightning.__main__ import main
 from vae_lightning.data import Digits
-from vae_lightning.data.base import SPLITS, ImageLoader
+from vae_lightning.data.module import SPLITS
 from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.runs.checkpoint_io import WholeFiles
-from vae_lightning.storage.loader import evaluation_batch_size
+from vae_lightning.storage.loader import ImageLoader, evaluation_batch_size
 from vae_lightning.types import UserError
 
 TWO = ("--trainer.accelerator=cpu", "--trainer.devices=2")

@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical
+from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical, kl_divergence
 from torch.nn import functional as F
 
 from vae_lightning.models.trace_checks import check_trace
@@ -205,8 +205,12 @@ def test_a_row_of_share_zero_adds_nothing_to_value_or_gradient() -> None:
     for bad in (math.inf, -math.inf, math.nan):
         log_shares = torch.cat((observed, F.log_softmax(theta, 0)[:, None]), 1)  # [2, B = 2]
         value = torch.stack((theta, torch.stack((torch.tensor(bad).double(), theta[1]))))  # [2, B]
-        p_x = Independent(Normal(torch.zeros(2, 2, 1).double(), 1.0), 1)
+        loc = torch.zeros(2, 2, 1).double()
+        loc[1, 0] = bad
+        p_x = Independent(Normal(loc, 1.0, validate_args=False), 1, validate_args=False)
         trace = Trace(torch.zeros(2, 1).double(), p_x, log_shares=log_shares, num_values=2)
+        assert trace.log_weight().isfinite().all()
+        assert ELBO()(trace, 0)["elbo"].isfinite().all()
         mean = trace.mean(value)
         torch.testing.assert_close(mean[0], theta[0])
         (gradient,) = torch.autograd.grad(mean.sum(), theta)
@@ -366,3 +370,25 @@ def test_point_is_the_mean_or_the_mode_of_classes() -> None:
     mean = point(Independent(Normal(torch.ones(2, 3), 1.0), 1))
     assert mean is not None
     assert torch.equal(mean, torch.ones(2, 3))
+
+
+def test_objects_that_do_not_exist_cost_nothing_and_the_others_are_summed() -> None:
+    """A latent with three objects for each example, [K, B, N] in its batch shape; a fourth is infinite and absent."""
+    loc = torch.randn(5, 4, 2, dtype=torch.float64)
+    loc[:, 3] = math.inf
+    q = Independent(Normal(loc, 0.5), 1)  # batch [B, N], event [2]
+    z = torch.randn(2, 5, 4, 2, dtype=torch.float64)
+    exists = torch.tensor([[1, 0, 1, 0], [1, 1, 1, 0]])[:, None].expand(2, 5, 4)
+    prior = Independent(Normal(torch.zeros(2, dtype=torch.float64), 1.0), 1)
+    latent = Latent(z, q, prior, exists=exists)
+    by_object = kl_divergence(q, Independent(Normal(torch.zeros(5, 4, 2).double(), 1.0), 1))  # [B, N]
+    expected = torch.stack((by_object[:, [0, 2]].sum(1), by_object[:, :3].sum(1)))  # [K, B]
+    torch.testing.assert_close(latent.kl(), expected)
+    by_dimension = latent.kl_by_dimension()
+    assert by_dimension is not None
+    assert by_dimension.shape == (2, 5, 2)
+    torch.testing.assert_close(by_dimension.sum(-1), expected)
+    first = Latent(z[..., 0, :], Independent(Normal(loc[:, 0], 0.5), 1), prior)
+    alone = Latent(z, q, prior, exists=torch.tensor([1, 0, 0, 0]).expand(2, 5, 4))
+    torch.testing.assert_close(alone.log_ratio(), first.log_ratio())
+    torch.testing.assert_close(alone.log_q() - alone.log_p(), first.log_ratio())

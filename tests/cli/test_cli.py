@@ -183,7 +183,7 @@ def test_a_picture_of_a_checkpoint(
     output = folder / "images" / f"{name}.png"
     assert capsys.readouterr().out.strip() == str(output)
     picture = read_picture(output)
-    assert picture.shape[2] == 582
+    assert picture.shape[2] >= 582
     assert picture.float().std() > 5
     again = tmp_path / "again.png"
     for seed, same in ((0, True), (1, False)):

@@ -32,14 +32,14 @@ def _about_size(trainer: pl.Trainer, model: pl.LightningModule, data: DataModule
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if weights > _WEIGHTS_PER_IMAGE * num_examples:
         yield (
-            f"{num_examples:,} training examples for {weights / 1e6:.1f} M weights: the model may learn them by heart; "
-            "compare val/elbo with train/elbo, and use more examples or smaller networks if the two differ"
+            f"{num_examples:,} training {data.unit}s for {weights / 1e6:.1f} M weights: the model may learn them by "
+            f"heart; compare val/elbo with train/elbo, and use more {data.unit}s or smaller networks if the two differ"
         )
     examples_per_rank = num_examples // trainer.world_size
     if data.batch_size > examples_per_rank:
         ranks = f" for each of {trainer.world_size} ranks" if trainer.world_size > 1 else ""
         yield (
-            f"data.batch_size is {data.batch_size} and there are {examples_per_rank} training examples{ranks}: an "
+            f"data.batch_size is {data.batch_size} and there are {examples_per_rank} training {data.unit}s{ranks}: an "
             "epoch is one step on all of them; a smaller --data.batch_size makes more steps"
         )
 

@@ -65,7 +65,8 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
     metrics = trainer.callback_metrics
     if "test/nll" in metrics:
         nll = with_error(metrics["test/nll"], metrics.get("test/nll_stderr"))
-        rows.append(("test", f"nll {nll} nats/image (an upper bound, by importance sampling)"))
+        unit = getattr(trainer.datamodule, "unit", "example")  # type: ignore[attr-defined]
+        rows.append(("test", f"nll {nll} nats/{unit} (an upper bound, by importance sampling)"))
     if "test/elbo" in metrics:
         names = ("elbo", "log_likelihood", "kl")
         rows.append(("", ", ".join(f"{name} {number(metrics[f'test/{name}'])}" for name in names)))

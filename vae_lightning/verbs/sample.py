@@ -40,9 +40,10 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     model = load_model(checkpoint, trusted)
     if arguments.prior == "fitted":
         use_fitted_prior(model, checkpoint, trusted)
+    title = f"samples{' of the fitted prior' if arguments.prior == 'fitted' else ''}, {checkpoint.name}"
     data, error = _data_that_shows(checkpoint, trusted)
     try:
-        picture = samples(model, data, arguments.num_images, arguments.seed, f"samples, {checkpoint.name}")
+        picture = samples(model, data, arguments.num_images, arguments.seed, title)
     except NoPictureError as no_picture:
         raise error or no_picture from None
     write_picture(picture, output)
