@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, kl_divergence
+from torch.distributions import Distribution, Independent, LogNormal, MultivariateNormal, Pareto, Uniform, kl_divergence
 
 from tests.distributions.test_families import FAMILIES as POINTWISE
 from tests.distributions.test_flows import FLOWS
@@ -33,6 +33,7 @@ from vae_lightning.distributions import (
     is_mass,
     noise_scale,
     normal_product,
+    num_steps,
     seen_positions,
     share_support,
 )
@@ -173,6 +174,30 @@ def test_the_kl_of_hidden_positions_is_zero(name: str) -> None:
     if by_dimension is not None:
         torch.testing.assert_close(by_dimension.flatten(2).sum(-1)[0], expected)
         assert (by_dimension[:, ~MASK.bool()] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda at: LogNormal(at, 1.0), lambda at: Uniform(at, at + 0.5), lambda at: Pareto(at.exp(), 3.0)],
+)
+def test_the_value_in_place_of_a_hidden_one_lies_in_the_support(make: Callable[[Tensor], Distribution]) -> None:
+    """Distributions of torch whose density or slope at 0 is not finite, or which refuse a value of 0."""
+    at = torch.full((B, T), 2.0, requires_grad=True)
+    x = torch.where(MASK.bool(), make(at.detach()).sample(), 0.0)
+    nats = Masked(Independent(make(at), 1), MASK).log_prob(x)
+    torch.testing.assert_close(nats, (MASK * make(at).log_prob(make(at).sample().where(~MASK.bool(), x))).sum(-1))
+    (slope,) = torch.autograd.grad(nats.sum(), at)
+    assert slope.isfinite().all()
+    assert (slope[~MASK.bool()] == 0).all()
+
+
+def test_a_position_that_is_hidden_in_part_has_no_closed_form_beside_a_covariance() -> None:
+    full = Repeated((2,), FullNormal)
+    q = Masked(full(torch.randn(B, T, *full.param_shape)), MASK)
+    p = Masked(StandardNormal((T, 2))(), torch.rand(B, T, 2) < 0.5)
+    assert Latent(q.rsample((1,)), q, p).kl_estimator == "sampled"
+    whole = Masked(StandardNormal((T, 2))(), MASK[..., None].expand(B, T, 2))
+    assert Latent(q.rsample((1,)), q, whole).kl_estimator == "sampled"  # the mask's numbers are not looked at
 
 
 @pytest.mark.parametrize("name", ["Bernoulli", "normal, predicted sigma", "categorical", "one token", "frames"])
@@ -321,3 +346,17 @@ def test_the_mask_of_a_distribution_can_be_read() -> None:
     p = Repeated((2,), Categorical)(torch.zeros(B, T, 2))
     assert seen_positions(p) is None
     assert torch.equal(seen_positions(Masked(p, MASK)), MASK.bool()[..., None])  # type: ignore[arg-type]
+
+
+def test_the_steps_that_a_density_explains() -> None:
+    """All steps of a repeated family, the seen ones of a masked one; None if p is no sequence."""
+    repeated = Repeated((2,), DiagonalNormal)
+    p = repeated(torch.zeros(3, 4, 7, *repeated.param_shape))  # batch [K, B] = [3, 4], event [7, 2]
+    steps = num_steps(p)
+    assert steps is not None
+    assert steps.item() == 7
+    mask = torch.arange(7) < torch.tensor([7, 3, 1, 0])[:, None]
+    seen = num_steps(Masked(p, mask))
+    assert seen is not None
+    assert seen.tolist() == [7, 3, 1, 0]
+    assert num_steps(DiagonalNormal((2,))(torch.zeros(4, 4))) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vae_lightning.distributions import Bernoulli, DiagonalNormal, Masked, Repeated, StandardNormal
+from vae_lightning.distributions import Bernoulli, DiagonalNormal, FamilyRecipe, Masked, Repeated, StandardNormal
 from vae_lightning.metrics import CollapseReport, Evaluation, Information, MarginalLikelihood
 from vae_lightning.metrics.collapse import use_of_latents
 from vae_lightning.models import LatentVariableModel
@@ -22,15 +23,16 @@ from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch, UserError
 
 T = 4
+STEPS = partial(Repeated, family=Bernoulli)
 
 
 class Steps(LatentVariableModel):
     """z_t ~ N(0, 1) for each step t of a sequence, p(x_t|z_t) Bernoulli; `length` says how many steps x has."""
 
-    def __init__(self, latent_size: int = 2, **kwargs: Any) -> None:
+    def __init__(self, latent_size: int = 2, likelihood: FamilyRecipe = STEPS, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters()
-        self.posterior, self.likelihood = Repeated((latent_size,), DiagonalNormal), Repeated((1, 3), Bernoulli)
+        self.posterior, self.likelihood = Repeated((latent_size,), DiagonalNormal), likelihood((1, 3))
         self.encoder, self.decoder = nn.Linear(3, 2 * latent_size), nn.Linear(latent_size, 3)
         self.prior = StandardNormal((T, latent_size))
 
@@ -141,3 +143,11 @@ def test_padded_sequences_train_and_are_tested(tmp_path: Any) -> None:
     assert metrics["test/rate"] == pytest.approx(metrics["test/kl"], rel=1e-3)
     assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
     assert "other positions" in evaluation.left_out["Information"]
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = Steps.load_from_checkpoint(tmp_path / "a.ckpt", trusted=["tests"]).eval()
+    assert str(loaded) == str(model)
+    samples = []
+    for one in (loaded, model):
+        torch.manual_seed(1)
+        samples.append(one.sample(2))
+    assert torch.equal(*samples)

@@ -18,7 +18,8 @@ from vae_lightning import __version__
 from vae_lightning.data import DataModule
 from vae_lightning.metrics import CollapseReport, Evaluation
 from vae_lightning.metrics.evaluator import objects_from_all_ranks
-from vae_lightning.metrics.formatting import number
+from vae_lightning.metrics.formatting import in_words_of, number
+from vae_lightning.models import LatentVariableModel
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.ownership import lock_run
 from vae_lightning.runs.whole_files import remove_stale_parts, write_whole
@@ -32,7 +33,7 @@ _UNITS = {
     "nll_ess": "samples, of nll.num_samples",
     "dead_dimensions": "dimensions",
     "mmd": "none: a squared maximum mean discrepancy",
-    "sigma": "that of a pixel, which is in [0, 1]",
+    "sigma": "that of x; of an image, whose pixels are in [0, 1], that of a pixel",
 }
 
 
@@ -128,12 +129,12 @@ class RunFolder(pl.Callback):
         evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), Evaluation()).results()  # type: ignore[attr-defined]
         return {
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items() if "test/" in name},
-            "units": {**_UNITS, **evaluation["units"]},
+            "units": _in_words({**_UNITS, **evaluation["units"]}, trainer),
             "nll": config["nll"],
-            "collapse": [line for c in trainer.callbacks if isinstance(c, CollapseReport) for line in c.findings],  # type: ignore[attr-defined]
+            "collapse": [in_words_of(line, _is_of_images(trainer)) for line in _findings(trainer)],
             "evaluation": config["evaluation"],
             "details": evaluation["details"],
-            "left_out": evaluation["left_out"],
+            "left_out": _in_words(evaluation["left_out"], trainer),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "data": {**config["data"], "split": "test", "num_images": self._images},
             "binarisation": getattr(data, "binarisation", None),
@@ -145,6 +146,20 @@ class RunFolder(pl.Callback):
             "seconds": self._seconds,
             "versions": {"vae_lightning": __version__, "torch": torch.__version__, "lightning": pl.__version__},
         }
+
+
+def _findings(trainer: pl.Trainer) -> list[str]:
+    reports = [c for c in trainer.callbacks if isinstance(c, CollapseReport)]  # type: ignore[attr-defined]
+    return [line for report in reports for line in report.findings]
+
+
+def _is_of_images(trainer: pl.Trainer) -> bool:
+    model = trainer.lightning_module
+    return isinstance(model, LatentVariableModel) and model.is_of_images
+
+
+def _in_words(texts: dict[str, str], trainer: pl.Trainer) -> dict[str, str]:
+    return {name: in_words_of(text, _is_of_images(trainer)) for name, text in texts.items()}
 
 
 def _with_nulls(value: Any) -> Any:
@@ -197,7 +212,8 @@ class ProgressLines(pl.Callback):
         metrics = trainer.callback_metrics
         values = [f"{name} {number(metrics[name])}" for name in names if name in metrics]
         if "train/images_per_second" in metrics:
-            values.append(f"{metrics['train/images_per_second'].item():,.0f} images/s")
+            rate = f"{metrics['train/images_per_second'].item():,.0f} images/s"
+            values.append(in_words_of(rate, _is_of_images(trainer)))
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         if trainer.is_global_zero:
             print("  ".join([epoch, *([where] if where else []), *values]), flush=True)

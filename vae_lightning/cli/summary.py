@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from vae_lightning.callbacks.checkpoint import own_checkpoints
 from vae_lightning.data import ImageDataModule
 from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
-from vae_lightning.metrics.formatting import number, with_error
+from vae_lightning.metrics.formatting import in_words_of, number, with_error
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.recipes import to_plain
 from vae_lightning.runs.checkpoint_io import BEST, LAST
@@ -30,10 +30,11 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
         folder: The run's folder.
         config: The run's configuration as YAML.
     """
+    model = trainer.lightning_module
+    is_of_images = isinstance(model, LatentVariableModel) and model.is_of_images
     rows = [
         ("run", str(folder)),
-        *_numbers(trainer),
-        *_latents(trainer),
+        *((name, in_words_of(value, is_of_images)) for name, value in (*_numbers(trainer), *_latents(trainer))),
         *_conditions(trainer, config),
         *_wandb(trainer),
     ]

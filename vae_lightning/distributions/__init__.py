@@ -45,7 +45,7 @@ from vae_lightning.distributions.priors import (
     UniformSphere,
     VampPrior,
 )
-from vae_lightning.distributions.sequences import Classes, Repeated
+from vae_lightning.distributions.sequences import Classes, Repeated, num_steps
 
 __all__ = [
     "IAF",
@@ -95,6 +95,7 @@ __all__ = [
     "known_pixels",
     "noise_scale",
     "normal_product",
+    "num_steps",
     "num_unknown",
     "seen_in_neighbour",
     "seen_positions",

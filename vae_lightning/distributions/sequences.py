@@ -8,6 +8,7 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Distribution, Independent
 
 from vae_lightning.distributions.families import Family, FamilyRecipe
+from vae_lightning.distributions.masks import Masked, MaskedPositions
 from vae_lightning.types import Shape, UserError
 
 
@@ -43,7 +44,26 @@ class Repeated(Family):
             steps, num_dims = steps.base_dist, steps.reinterpreted_batch_ndims
         else:
             num_dims = 0
-        return Independent(steps, num_dims + 1, validate_args=self.validate_args)
+        sequence = Independent(steps, num_dims + 1, validate_args=self.validate_args)
+        sequence.is_sequence = True  # type: ignore[attr-defined]  # for `num_steps`
+        return sequence
+
+
+def num_steps(p: Distribution) -> Tensor | None:
+    """How many steps of its event p explains, [] or [..., B]: all T of a `Repeated`, the seen ones of a `Masked`.
+
+    Use it for nats a frame or a token.
+
+    Args:
+        p: The distribution of whole sequences; None is returned for any other.
+    """
+    if isinstance(p, Masked) and isinstance(p.base_dist, MaskedPositions):
+        seen = p.base_dist.seen  # [..., B, T, 1...]
+        others = tuple(range(-p.reinterpreted_batch_ndims + 1, 0))
+        return (seen.any(others) if others else seen).sum(-1)
+    if getattr(p, "is_sequence", False):
+        return torch.tensor(p.event_shape[0])
+    return None
 
 
 class Classes(Family):

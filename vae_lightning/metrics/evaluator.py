@@ -136,4 +136,5 @@ def mean_draws(trace: Trace, latent: Latent) -> Tensor:
         )  # a copy, because some distributions keep their last sample
     else:
         draws = mean if conditional else mean[None]
-    return (trace.sampled_rows(draws) if conditional else draws).flatten(2)
+    draws = trace.sampled_rows(draws) if conditional else draws
+    return draws.reshape(*draws.shape[:2], -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import SupportsFloat
 
 _LARGE = 1e6
@@ -18,3 +19,13 @@ def with_error(value: SupportsFloat, error: SupportsFloat | None, places: int = 
     """`value +- error`, with a question mark in the place of an error that is unknown (None or NaN)."""
     known = error is not None and not math.isnan(float(error))
     return f"{number(value, places)} +- {number(error, places) if known else '?'}"  # type: ignore[arg-type]
+
+
+def in_words_of(text: str, is_of_images: bool) -> str:
+    """The text, which speaks of images; with `example` in the place of `image` if the data are not images.
+
+    Args:
+        text: A line for the screen or for results.json.
+        is_of_images: `LatentVariableModel.is_of_images`.
+    """
+    return text if is_of_images else re.sub(r"(?<![\w.-])image(s?)\b", r"example\1", text)

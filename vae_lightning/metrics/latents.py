@@ -74,7 +74,7 @@ class LatentUnits(Evaluator):
         for name, kl in trace.kl_by_dimension().items():
             if name not in self._means:
                 continue
-            update_mean(self._kls, name, kl.flatten(1))
+            update_mean(self._kls, name, kl.reshape(len(kl), -1))
 
     def compute(self) -> dict[str, Finding]:
         found: dict[str, Finding] = {}

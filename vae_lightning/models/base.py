@@ -1,8 +1,7 @@
-"""The base class of every model: verbs, steps, logging and noise. A subclass defines `trace` and `sample`."""
+"""The base class of every model: verbs, steps and logging. A subclass defines `trace` and `sample`."""
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +13,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lightning.distributions import noise_scale
-from vae_lightning.models.batches import check_batch, range_note
+from vae_lightning.distributions import noise_scale, num_steps
+from vae_lightning.models.batches import KnownFields, check_batch, check_labels, range_note
 from vae_lightning.models.building import load
-from vae_lightning.models.codes import DRAWS, estimated, posterior_codes
+from vae_lightning.models.codes import DRAWS, estimated, predictions
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.restoring import check_restored
+from vae_lightning.models.seeded import Seeded
 from vae_lightning.models.trace_checks import check_trace, describe_bound
-from vae_lightning.noise import reseed
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.recipes import arguments, defaults, to_plain
 from vae_lightning.runs.trust import check_checkpoint, read_checkpoint, trust
@@ -31,10 +30,8 @@ from vae_lightning.types import Batch, Shape, UserError
 
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
-_TRAIN, _EVALUATE = 0, 1  # two streams of noise: training and evaluation never draw the same numbers
 
-
-class LatentVariableModel(Optimized):
+class LatentVariableModel(Optimized, Seeded):
     """A model with latent variables. To add a model, subclass this and define `trace` and `sample`.
 
     A subclass never calls `self.log`. Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,
@@ -59,6 +56,7 @@ class LatentVariableModel(Optimized):
         super().__init__(optimizer, scheduler, scheduler_interval)
         self.objective = objective()
         self._stages_checked: set[str] = set()
+        self._bounds_described: set[str] = set()
         self.likelihood_name = ""  # the name of p(x|z) in the run's last lines; set at the first trace
         self._loaders_checked: set[tuple[str | None, int]] = set()
         self._speed = Speedometer()
@@ -152,9 +150,15 @@ class LatentVariableModel(Optimized):
         # x has been converted by the plugin
         wanted = self.trainer.precision_plugin.convert_input(torch.empty(0).type(self.dtype))
         check_batch(first, images, shape, wanted.dtype, stage)
+        check_labels(first, self.hparams.get("num_classes"), stage)
         note = range_note(first["x"]) if images else None
         if note and (self.trainer.training or self.trainer.state.fn != "fit"):
             rank_zero_info(note)
+
+    @property
+    def is_of_images(self) -> bool:
+        """Whether the model is built for images; messages speak of examples where it is not."""
+        return self._shape_argument("image_shape") is not None
 
     def _shape_argument(self, name: str) -> Shape | None:
         """The shape that the model was built for, by the name of its argument; None if it has no such argument."""
@@ -178,7 +182,7 @@ class LatentVariableModel(Optimized):
             is_last: Whether the batch is the last one of its epoch.
         """
         self._check_before_compiled(batch)
-        self._reseed(self.global_rank, _TRAIN, self.current_epoch, index)
+        self.seed_training_step(index)
         loss, terms, scalars = (self.compiled or self.loss_and_terms)(batch, self.objective_step)
         is_due = self._log_interval.is_due(self.trainer, self.multi_step, index, is_last)
         if is_due:
@@ -197,7 +201,8 @@ class LatentVariableModel(Optimized):
             batch: The batch, on the model's device.
             step: The step that the objective's schedules see.
         """
-        trace = self.trace(batch, self.objective.num_samples, step if self.training else None)
+        trace_of = self.trace if torch.compiler.is_compiling() else self._checked_trace
+        trace = trace_of(batch, self.objective.num_samples, step if self.training else None)
         if not torch.compiler.is_compiling():
             self._check_once(trace)
         with torch.autocast(batch["x"].device.type, enabled=False):
@@ -218,14 +223,21 @@ class LatentVariableModel(Optimized):
         return terms
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Return `posterior_codes`: the mean and the scale of q(z|x), a sample if `predicts_samples`, and the label."""
-        trace = self.trace(batch)
+        """Return `predictions`: mean and scale of q(z|x), a sample if `predicts_samples`, what is found, the label."""
+        trace = self._checked_trace(batch)
         if batch_idx == dataloader_idx == 0 and (names := estimated(trace)):
             rank_zero_info(
                 f"{', '.join(names)}: q(z|x) has no closed form; mean and scale are estimated from {DRAWS} draws"
             )
-        labels = {name: batch[name] for name in ("label",) if name in batch}
-        return {**posterior_codes(self.trace, batch, trace, self.predicts_samples), **labels}
+        return predictions(type(self).__name__, self.trace, batch, trace, self.predicts_samples)
+
+    def _checked_trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        """Return the trace; report a field that the batch does not have in one line."""
+        try:
+            return self.trace(batch, num_samples, step)
+        except KeyError:
+            self.trace(KnownFields(type(self).__name__, batch), num_samples, step)  # fails if a field is missing
+            raise
 
     @torch.no_grad()
     def _check_before_compiled(self, batch: Batch) -> None:
@@ -234,7 +246,7 @@ class LatentVariableModel(Optimized):
             return
         training = [module for module in self.modules() if module.training]
         self.eval()
-        self._check_once(self.trace(batch, self.objective.num_samples, self.objective_step))
+        self._check_once(self._checked_trace(batch, self.objective.num_samples, self.objective_step))
         for module in training:
             module.training = True
 
@@ -250,33 +262,41 @@ class LatentVariableModel(Optimized):
         self._loaded_step = int(checkpoint.get("global_step", 0))
 
     def _check_once(self, trace: Trace) -> None:
-        """At the first batch of a stage, check the trace; at the first of all, print how each KL is computed."""
+        """At the first batch of a stage, check the trace; print how each KL is computed, again only if it differs."""
         stage = str(self.trainer.state.stage)
         if stage in self._stages_checked:
             return
         self._stages_checked.add(stage)
         check_trace(type(self).__name__, self.state_dict(), trace)
         self.likelihood_name = distribution_name(trace.p_x)
-        if len(self._stages_checked) == 1:
-            rank_zero_info(describe_bound(self.likelihood_name, trace))
+        bound = describe_bound(self.likelihood_name, trace)  # of more in training, if evaluation hides the labels
+        if bound not in self._bounds_described:
+            name = getattr(self.trainer.state.stage, "value", "")
+            rank_zero_info(f"{name}: {bound}" if self._bounds_described else bound)
+            self._bounds_described.add(bound)
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
     def _log(self, stage: str, terms: dict[str, Tensor], scalars: Mapping[str, float | Tensor]) -> None:
         # Lightning averages this integer over the ranks and rounds; the factor world_size keeps unequal counts exact
         batch_size = len(terms["loss"]) * self.trainer.world_size
-        values = {**{name: term.detach().mean() for name, term in terms.items()}, **scalars}
+        values = {name: term.detach().mean() for name, term in terms.items()}
+        values |= {name: value for name, value in scalars.items() if name != "steps"}  # type: ignore[misc]
+        if "steps" in scalars:  # nats a step over all steps: an example counts as often as it has steps
+            steps = int(scalars["steps"])
+            value, weight = terms["elbo"].detach().sum() / steps, steps * self.trainer.world_size
+            self.log(f"{stage}/elbo_per_step", value, batch_size=weight, sync_dist=True)
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, batch_size=batch_size, sync_dist=True, prog_bar=name == "elbo")
 
     @staticmethod
     def _scalars(trace: Trace) -> dict[str, Tensor]:
-        sigma = noise_scale(trace.p_x)
-        return {} if sigma is None else {"sigma": sigma.detach()}
+        """Values of the whole batch: the likelihood's sigma, and the number of steps of its sequences."""
+        sigma, steps = noise_scale(trace.p_x), num_steps(trace.p_x)
+        values = {} if sigma is None else {"sigma": sigma.detach()}
+        return values if steps is None else {**values, "steps": steps.expand(trace.p_x.batch_shape)[0].sum()}
 
-    # -- noise ------------------------------------------------------------------------------------------------------
-    # In training the noise is a function of (seed, epoch, batch, rank): ranks draw different numbers, and a resumed run
-    # draws the same numbers again. In evaluation it is a function of (seed, batch), on any rank (see `ImageLoader`).
+    # -- epochs -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         self._log_interval = LogInterval(self.trainer)
@@ -307,23 +327,6 @@ class LatentVariableModel(Optimized):
         """Restore the generator that validation has reseeded: a user's shuffling DataLoader draws its order from it."""
         torch.set_rng_state(self._rng_state)
         self._speed.start()
-
-    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed_evaluation(0, batch_idx)
-
-    def on_test_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed_evaluation(1, batch_idx)
-
-    def on_predict_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._reseed_evaluation(2, batch_idx)
-
-    def _reseed_evaluation(self, stage: int, batch_idx: int) -> None:
-        batch = batch_idx * self.trainer.world_size + self.global_rank  # the number of the batch in a run on one rank
-        self._reseed(0, _EVALUATE, stage, batch)
-
-    def _reseed(self, rank: int, *counters: int) -> None:
-        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning's seed_everything keeps it
-        reseed(self.device, seed, rank, *counters)
 
     # -- checkpoint ------------------------------------------------------------------------------------------------
 

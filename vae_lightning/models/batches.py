@@ -83,6 +83,46 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def check_labels(batch: Mapping[str, Tensor], num_classes: int | None, stage: str) -> None:
+    """Check that the labels are classes of the model; a label below 0 is unknown. Synchronises with the device.
+
+    Args:
+        batch: A loader's first batch.
+        num_classes: The number of classes that the model was built for; None if it has no such argument.
+        stage: The loader's name for the message, such as "train".
+
+    Raises:
+        UserError: if a label is too large.
+    """
+    label = batch.get("label")
+    if num_classes is None or label is None or label.dim() != 1 or label.is_floating_point() or not len(label):
+        return
+    if (largest := int(label.max())) >= num_classes:
+        raise UserError(
+            f"the {stage} loader's first batch has the label {largest}; the model has num_classes={num_classes}, so "
+            f"that labels are 0 .. {num_classes - 1}; set num_classes in the data set's class"
+        )
+
+
+class KnownFields(dict[str, Tensor]):
+    """A batch that names a field that it does not have, where a dict raises KeyError.
+
+    Args:
+        owner: The model's class, for the message.
+        batch: The batch.
+    """
+
+    def __init__(self, owner: str, batch: Mapping[str, Tensor]) -> None:
+        super().__init__(batch)
+        self.owner = owner
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(
+            f"{self.owner} needs {name} of each example, and the batch has {', '.join(self)}; choose other data, or "
+            f"return a field {name} from the data set's load"
+        )
+
+
 def named_latents(owner: str, latents: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor]:
     """Return the latents called `names`, in this order; raise UserError if one is missing."""
     if isinstance(latents, Mapping) and all(isinstance(latents.get(name), Tensor) for name in names):

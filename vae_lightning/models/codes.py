@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_lightning.trace import Trace
-from vae_lightning.types import Batch
+from vae_lightning.types import Batch, UserError
 
 DRAWS, _AT_ONCE = 64, 8
 
@@ -47,6 +47,32 @@ def posterior_codes(
         if with_sample:
             found[f"{name}_sample"] = trace.sampled_rows(latent.z)[0]
     return found
+
+
+def predictions(
+    owner: str, trace_of: Callable[[Batch, int], Trace], batch: Batch, trace: Trace, with_sample: bool
+) -> dict[str, Tensor]:
+    """Return `posterior_codes`, what the model finds as `found_<name>`, and the label of the batch, if it has one.
+
+    Args:
+        owner: The model's class, for the message.
+        trace_of: The model's `trace`.
+        batch: The batch.
+        trace: The model's trace of the batch.
+        with_sample: Whether to add samples.
+
+    Raises:
+        UserError: if there is none of these.
+    """
+    found = {f"found_{name}": value for name, value in trace.found.items()}
+    labels = {name: batch[name] for name in ("label",) if name in batch}
+    rows = {**posterior_codes(trace_of, batch, trace, with_sample), **found, **labels}
+    if not rows:
+        raise UserError(
+            f"{owner} has nothing to predict: it samples no latent, or not in every row, it finds nothing "
+            "(Trace.found), and the batch has no label"
+        )
+    return rows
 
 
 def estimated(trace: Trace) -> list[str]:

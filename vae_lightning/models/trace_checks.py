@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vae_lightning.distributions import is_straight_through, seen_positions, share_support
 from vae_lightning.models.weights import check_finite
-from vae_lightning.trace import Latent, Trace, distribution_name, has_mean
+from vae_lightning.trace import Latent, Observed, Trace, distribution_name, has_mean
 from vae_lightning.types import UserError
 
 
@@ -29,6 +29,7 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
     check_finite(owner, state)
     _check_event(owner, trace)
     _check_shares(owner, trace)
+    _check_beside(owner, trace)
     _check_likelihood(trace)
     for name, latent in trace.latents.items():
         posterior, prior = distribution_name(latent.q), distribution_name(latent.p)
@@ -92,6 +93,45 @@ def _check_shares(owner: str, trace: Trace) -> None:
         raise UserError(
             f"{owner}: the shares of an example sum to {wrong[0].item():.4g}; exp(log_shares) must sum to 1 over the "
             f"{rows} rows: log_shares = log q(c|x) - log S with S = {trace.num_samples} samples"
+        )
+
+
+def _check_beside(owner: str, trace: Trace) -> None:
+    """Refuse what is observed, found or added to the loss in a shape that would be broadcast to another meaning."""
+    rows = list(trace.p_x.batch_shape)  # [K, B]
+    for name, seen in trace.observed.items():
+        shape, event, batch = list(seen.value.shape), list(seen.p.event_shape), list(seen.p.batch_shape)
+        if shape != [*rows[1:], *event] or batch not in (rows, rows[1:]):
+            raise UserError(
+                f"{owner}: observed {name} is {shape}, and its p has the batch shape {batch} and the event shape "
+                f"{event}; they must be {[*rows[1:], *event]}, and {rows} or {rows[1:]}"
+            )
+        _check_support(owner, name, seen)
+    for name, value in trace.costs.items():
+        _check_shape(owner, f"cost {name}", value, rows, rows[1:])
+    known = {f"known of observed {name}": seen.known for name, seen in trace.observed.items()}
+    for name, given in {**known, "example_weight": trace.example_weight}.items():
+        if given is not None:
+            _check_shape(owner, name, given, rows[1:])
+
+
+def _check_shape(owner: str, name: str, value: Tensor, *wanted: list[int]) -> None:
+    if list(value.shape) not in wanted:
+        raise UserError(f"{owner}: {name} is {list(value.shape)}; it must be {' or '.join(map(str, wanted))}")
+
+
+def _check_support(owner: str, name: str, seen: Observed) -> None:
+    """Refuse a seen value that p gives no probability, such as the label of a class that p does not have."""
+    constraint = seen.p.support
+    assert constraint is not None
+    inside = constraint.check(seen.value)
+    unknown = torch.zeros_like(inside) if seen.known is None else ~seen.known.bool()
+    bad = ~(inside | unknown).reshape(-1, len(seen.value)).all(0)  # [B]
+    if bad.any():
+        raise UserError(
+            f"{owner}: observed {name} has the value {seen.value[bad][0].tolist()}, to which its p, "
+            f"{distribution_name(seen.p)}, gives no probability; Observed(..., known=...) leaves examples out whose "
+            "value is not known"
         )
 
 

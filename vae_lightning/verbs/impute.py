@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     model = load_model(checkpoint, trusted)
     data = data_of(checkpoint, trusted)
     if not isinstance(data, ImageDataModule):
-        raise UserError(f"impute: {type(data).__name__} is no data set of images, whose pixels could be missing")
+        raise UserError(f"impute: {type(data).__name__} is no ImageDataModule, whose pixels could be missing")
     batch = _spread_images(data.test_dataloader(), arguments.num_images)
     x = batch["x"]
     reseed(model.device, arguments.seed)

@@ -1,0 +1,145 @@
+"""What a trace holds beside x: its shapes, its support, the fields of the batch that it is made from, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Distribution, Normal
+
+from vae_lightning.metrics.collapse import use_of_latents
+from vae_lightning.metrics.evaluator import mean_draws
+from vae_lightning.metrics.formatting import in_words_of
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.models.batches import check_labels
+from vae_lightning.models.codes import predictions
+from vae_lightning.models.trace_checks import check_trace
+from vae_lightning.trace import Latent, Observed, Trace
+from vae_lightning.types import Batch, UserError
+
+B = 4
+KNOWN = torch.tensor([True, False, True, True])
+LABEL = torch.tensor([0, -1, 2, 1])
+
+
+def trace(num_samples: int = 3, **fields: Any) -> Trace:
+    """A trace whose only latent is one number, with an event of shape ()."""
+    q = Normal(torch.linspace(-1, 1, B), 0.5)
+    z = q.sample((num_samples,))
+    return Trace(torch.zeros(B), Normal(z, 1.0), {"z": Latent(z, q, Normal(0.0, 1.0))}, **fields)
+
+
+def observed(value: Tensor, p: Distribution, known: Tensor | None = None) -> dict[str, Any]:
+    return {"observed": {"seen": Observed(value, p, known)}}
+
+
+FITTING: list[dict[str, Any]] = [
+    observed(torch.zeros(B), Normal(torch.zeros(3, B), 1.0)),
+    observed(torch.zeros(B), Bernoulli(logits=torch.zeros(B))),
+    observed(LABEL, Categorical(logits=torch.zeros(B, 3)), KNOWN),
+    {"costs": {"mask": torch.zeros(3, B)}},
+    {"costs": {"mask": torch.zeros(B)}, "example_weight": torch.ones(B)},
+]
+
+
+@pytest.mark.parametrize("fields", FITTING)
+def test_what_fits_is_taken(fields: dict[str, Any]) -> None:
+    check_trace("M", {}, trace(**fields))
+
+
+WRONG: list[tuple[Callable[[], dict[str, Any]], str]] = [
+    # [B, 1] would be broadcast to [B, B]: every example against the value of every other
+    (lambda: observed(torch.zeros(B, 1), Normal(torch.zeros(3, B), 1.0)), r"seen is \[4, 1\].*must be \[4\]"),
+    (lambda: observed(torch.zeros(B), Normal(0.0, 1.0)), r"batch shape \[\].*\[3, 4\] or \[4\]"),
+    (lambda: observed(LABEL, Categorical(logits=torch.zeros(B, 3))), "seen has the value -1, to which its p"),
+    (lambda: observed(LABEL, Categorical(logits=torch.zeros(B, 2)), KNOWN), "seen has the value 2"),
+    (
+        lambda: observed(torch.zeros(B), Normal(torch.zeros(B), 1.0), KNOWN[:, None]),
+        r"known of observed seen is \[4, 1",
+    ),
+    (lambda: {"costs": {"mask": torch.zeros(B, 1)}}, r"cost mask is \[4, 1\]; it must be \[3, 4\] or \[4\]"),
+    (lambda: {"costs": {"mask": torch.zeros(())}}, r"cost mask is \[\]"),
+    (lambda: {"example_weight": torch.ones(3, B)}, r"example_weight is \[3, 4\]; it must be \[4\]"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_what_does_not_fit_is_one_line(fields: Callable[[], dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        check_trace("M", {}, trace(**fields()))
+    assert "\n" not in str(error.value)
+
+
+class Reading(LatentVariableModel):
+    """Reads a field that is named on construction."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        return replace(trace(num_samples), x=batch[self.name], found={"own": {"own": batch["x"]}[self.name]})
+
+    def sample(self, n: int) -> Tensor:
+        return torch.zeros(n)
+
+
+def test_a_field_that_the_batch_lacks_is_named() -> None:
+    with pytest.raises(UserError, match="Reading needs reward of each example, and the batch has x, action; ") as error:
+        Reading("reward").predict_step({"x": torch.zeros(B), "action": torch.zeros(B)}, 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_error_of_the_models_own_is_left_alone() -> None:
+    with pytest.raises(KeyError, match="x"):
+        Reading("x").predict_step({"x": torch.zeros(B)}, 0)
+
+
+def test_a_latent_of_one_number_has_one_dimension() -> None:
+    one = trace()
+    use = use_of_latents(one)
+    for name in ("kl_by_dimension/z", "mean/z", "variance/z", "scale/z"):
+        assert use[name].shape == (B, 1), name
+    torch.testing.assert_close(use["kl_by_dimension/z"][:, 0], one.kl()["z"])
+    assert torch.equal(mean_draws(one, one.latents["z"]), torch.linspace(-1, 1, B)[None, :, None])
+
+
+def test_predictions_hold_what_is_found() -> None:
+    label = torch.arange(B)
+    rows = predictions("M", lambda *_: trace(), {"x": torch.zeros(B)}, trace(found={"label": label}), False)
+    assert rows.keys() == {"z_mean", "z_scale", "found_label"}
+    assert torch.equal(rows["found_label"], label)
+    nothing = Trace(torch.zeros(B), Normal(torch.zeros(1, B), 1.0))
+    with pytest.raises(UserError, match="M has nothing to predict: it samples no latent"):
+        predictions("M", lambda *_: nothing, {"x": torch.zeros(B)}, nothing, False)
+
+
+def test_words_of_images_and_of_examples() -> None:
+    line = "another image's z; more test images, or a larger --collapse.num_images; runs/a/images/x.png; nats/image"
+    assert in_words_of(line, True) == line
+    expected = "another example's z; more test examples, or a larger --collapse.num_images; runs/a/images/x.png; nats/"
+    assert in_words_of(line, False).startswith(expected[:80])
+    assert in_words_of("12 nats/image", False) == "12 nats/example"
+
+
+@pytest.mark.parametrize(
+    ("label", "num_classes", "fits"),
+    [
+        (torch.tensor([0, 4]), 5, True),
+        (torch.tensor([-1, 5]), 5, False),
+        (torch.tensor([-1, 5]), None, True),  # a model that has no use for the number of classes
+        (torch.tensor([[0, 9]]), 5, True),  # factors, which are no classes
+        (None, 5, True),
+    ],
+)
+def test_a_label_is_one_of_the_models_classes(label: Tensor | None, num_classes: int | None, fits: bool) -> None:
+    batch = {"x": torch.zeros(2), **({} if label is None else {"label": label})}
+    if fits:
+        check_labels(batch, num_classes, "train")
+        return
+    with pytest.raises(UserError, match=r"the train loader's first batch has the label 5; .* labels are 0 \.\. 4; "):
+        check_labels(batch, num_classes, "train")
