@@ -271,6 +271,7 @@ def test_two_steps_a_call_are_the_same_steps(runs: Path) -> None:
 
 
 @pytest.mark.slow  # the compiler takes up to a minute
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings
 def test_windows_are_compiled(runs: Path) -> None:
     folder, _ = trained("video", runs)
     case = CASES["video"]
