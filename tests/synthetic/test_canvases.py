@@ -36,6 +36,9 @@ def test_a_canvas_depends_on_its_number_and_the_seeds_alone() -> None:
     few, many = digits(index), digits(torch.arange(3000))
     for name, values in few.items():
         assert torch.equal(values, many[name][index]), name
+    empty = digits((many["count"] == 0).nonzero()[:2, 0])
+    assert not empty["x"].any()
+    assert (empty["boxes"] == -1).all()
     other = draw_canvases(index, DIGITS, 24, 2, seeds=(0, 1))
     assert not torch.equal(other["x"], few["x"])
 
