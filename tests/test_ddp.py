@@ -212,7 +212,7 @@ def test_no_rank_is_without_a_batch() -> None:
         evaluation_batch_size(0, 500, 1)
     for total, world_size in itertools.product(range(1, 60), range(1, 20)):
         if total < world_size:
-            with pytest.raises(UserError, match=f"{total} images for {world_size} ranks: each needs one"):
+            with pytest.raises(UserError, match=f"{total} examples for {world_size} ranks: each needs one"):
                 evaluation_batch_size(total, 500, world_size)
             continue
         size = evaluation_batch_size(total, 500, world_size)
