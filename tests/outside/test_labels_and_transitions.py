@@ -106,6 +106,19 @@ def test_a_table_of_trust_serves_as_well(runs: Any, tmp_path: Path, monkeypatch:
     assert (tmp_path / "two.txt").read_text().count("velocity") == 2
 
 
+def test_a_prior_is_fitted_to_examples(
+    runs: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    run = runs("transitions")
+    capfd.readouterr()
+    assert main(["fit-prior", str(run), TRUST, "--prior=MixtureOfNormals"]) == 0
+    said = capfd.readouterr().out
+    assert "2,000 training examples" in said
+    assert "nats/example" in said
+    assert main(["sample", str(run), TRUST, "--num_images=2", "--prior=fitted"]) == 0
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_learns(case: str, runs: Any) -> None:
     run = runs(case)

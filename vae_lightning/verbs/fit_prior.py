@@ -27,7 +27,7 @@ from vae_lightning.distributions import (
     share_support,
 )
 from vae_lightning.metrics import MeanAndError
-from vae_lightning.metrics.formatting import with_error
+from vae_lightning.metrics.formatting import in_words_of, with_error
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.building import Budget
 from vae_lightning.models.loading import load_model
@@ -329,7 +329,8 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     path = save_prior(prior, recipe, checkpoint)
     count, num_samples = train.z.shape[:2]
     print(f"prior       {path}")
-    print(f"fitted to   {count:,} training images, {num_samples} samples of q(z|x) each\n{comparison}", flush=True)
+    lines = f"fitted to   {count:,} training images, {num_samples} samples of q(z|x) each\n{comparison}"
+    print(in_words_of(lines, model.is_of_images), flush=True)
 
 
 def _recipe_parser() -> ArgumentParser:
