@@ -56,6 +56,11 @@ WRONG = {  # 2 before a run begins, 1 during it; the model, the data and further
         ("tokens.SentenceVAE", "table.Tumours"),
         "SentenceVAE needs vocabulary, and the data set Tumours has none to give; choose other data",
     ),
+    "no lengths": (
+        1,
+        ("tokens.SentenceVAE", "table.Tumours", "--model.vocabulary=7"),
+        "SentenceVAE needs length of each example, and the batch has x, label; choose other data",
+    ),
     "another vocabulary": (
         2,
         ("tokens.SentenceVAE", "tokens.Sentences", "--model.vocabulary=7"),
@@ -90,7 +95,8 @@ WRONG = {  # 2 before a run begins, 1 during it; the model, the data and further
     "sentences without an end": (
         1,
         ("tokens.SentenceVAE", "test_misfits.Unended"),
-        "the likelihood Classes gives no probability to",
+        "the likelihood Classes gives no probability to a number of value 1, or an infinite density; choose a "
+        "likelihood whose support has every number of x",
     ),
     "a map of nothing": (
         1,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import mmap
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -207,6 +209,27 @@ def test_padding_has_no_gradient() -> None:
     (gradient,) = torch.autograd.grad(Masked(model.likelihood(logits), seen).log_prob(batch["x"]).sum(), logits)
     assert torch.equal(gradient[0].abs().sum(-1) > 0, seen)
     assert trace.log_likelihood().isfinite().all()
+
+
+def test_nats_a_step_are_of_all_steps_that_count(runs: Path) -> None:
+    """Tokens with the end and without the padding, which bits a dimension are of, too; and the frames of a clip."""
+    found = results(trained("tokens", runs)[0])
+    tokens = Sentences().examples("test").fields["length"].float().mean().item()
+    assert found["test/elbo"] / found["test/elbo_per_step"] == pytest.approx(tokens, rel=1e-5)
+    assert found["test/nll"] / math.log(2) / found["test/nll_bpd"] == pytest.approx(tokens, rel=1e-5)
+    found = results(trained("video", runs)[0])
+    assert found["test/elbo"] / found["test/elbo_per_step"] == pytest.approx(12, rel=1e-5)
+    assert "test/elbo_per_step" not in results(trained("table", runs)[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_speaks_of_examples(name: str, runs: Path) -> None:
+    folder, said = trained(name, runs)
+    assert "nats/example" in said
+    assert "examples/s" in said
+    units = json.loads((folder / "results.json").read_text())["units"]
+    for text in (re.sub(r"/images\b", "", said), units["default"], units["stderr"]):
+        assert not re.search(r"\bimages?\b", text), text
 
 
 # -- windows ----------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ _UNITS = {
     "nll_ess": "samples, of nll.num_samples",
     "dead_dimensions": "dimensions",
     "mmd": "none: a squared maximum mean discrepancy",
-    "sigma": "that of x; of an image, whose pixels are in [0, 1], that of a pixel",
+    "sigma": "that of one number of x, such as a pixel, which is in [0, 1]",
 }
 
 

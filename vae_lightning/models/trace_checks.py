@@ -12,6 +12,16 @@ from vae_lightning.models.weights import check_finite
 from vae_lightning.trace import Latent, Observed, Trace, distribution_name, has_mean
 from vae_lightning.types import UserError
 
+_FOR_PIXELS = (
+    "Bernoulli for pixels of 0 and 1 (--data.binarisation=dynamic or threshold makes them such), or a likelihood for "
+    "grey pixels (--model.likelihood=ContinuousBernoulli or DiagonalNormal, or Binomial or DiscretizedLogistic where "
+    "its number of levels fits)"
+)
+_FOR_NUMBERS = (
+    "a likelihood whose support has every number of x (DiagonalNormal for real numbers, Classes for whole numbers from "
+    "0), and hide padding with Masked"
+)
+
 
 def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
     """Check the weights, x under p(x|z), and each latent's sample, posterior and prior. Synchronises with the device.
@@ -186,9 +196,8 @@ def _check_likelihood(trace: Trace) -> None:
         )
     value = trace.outside_support()
     if value is not None:
+        is_image = trace.x.dim() == 4 and trace.x.is_floating_point()
         raise UserError(
-            f"the likelihood {likelihood} gives no probability to a pixel of value {value:.4g}, or an infinite "
-            "density; choose Bernoulli for pixels of 0 and 1 (--data.binarisation=dynamic or threshold makes them "
-            "such), or a likelihood for grey pixels (--model.likelihood=ContinuousBernoulli or DiagonalNormal, or "
-            "Binomial or DiscretizedLogistic where its number of levels fits)"
+            f"the likelihood {likelihood} gives no probability to a {'pixel' if is_image else 'number'} of value "
+            f"{value:.4g}, or an infinite density; choose {_FOR_PIXELS if is_image else _FOR_NUMBERS}"
         )
