@@ -29,17 +29,18 @@ class StartNotes(pl.Callback):
 
 def _about_size(trainer: pl.Trainer, model: pl.LightningModule, data: DataModule) -> Iterator[str]:
     num_examples = len(data.examples("train"))
+    unit = "image" if isinstance(model, LatentVariableModel) and model.is_of_images else "example"
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if weights > _WEIGHTS_PER_IMAGE * num_examples:
         yield (
-            f"{num_examples:,} training {data.unit}s for {weights / 1e6:.1f} M weights: the model may learn them by "
-            f"heart; compare val/elbo with train/elbo, and use more {data.unit}s or smaller networks if the two differ"
+            f"{num_examples:,} training {unit}s for {weights / 1e6:.1f} M weights: the model may learn them by "
+            f"heart; compare val/elbo with train/elbo, and use more {unit}s or smaller networks if the two differ"
         )
     examples_per_rank = num_examples // trainer.world_size
     if data.batch_size > examples_per_rank:
         ranks = f" for each of {trainer.world_size} ranks" if trainer.world_size > 1 else ""
         yield (
-            f"data.batch_size is {data.batch_size} and there are {examples_per_rank} training {data.unit}s{ranks}: an "
+            f"data.batch_size is {data.batch_size} and there are {examples_per_rank} training {unit}s{ranks}: an "
             "epoch is one step on all of them; a smaller --data.batch_size makes more steps"
         )
 

@@ -66,7 +66,8 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
     metrics = trainer.callback_metrics
     if "test/nll" in metrics:
         nll = with_error(metrics["test/nll"], metrics.get("test/nll_stderr"))
-        unit = getattr(trainer.datamodule, "unit", "example")  # type: ignore[attr-defined]
+        model = trainer.lightning_module
+        unit = "image" if isinstance(model, LatentVariableModel) and model.is_of_images else "example"
         rows.append(("test", f"nll {nll} nats/{unit} (an upper bound, by importance sampling)"))
     if "test/elbo" in metrics:
         names = ("elbo", "log_likelihood", "kl")

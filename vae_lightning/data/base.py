@@ -45,8 +45,6 @@ class ImageDataModule(DataModule):
         UserError: if a batch size is below 1, or if `binarisation` and `dequantise` exclude each other.
     """
 
-    unit = "image"
-
     def __init__(
         self,
         data_dir: str = "data",

@@ -61,8 +61,6 @@ class DataModule(pl.LightningDataModule):
     num_classes: int
     """The number of classes that `label` counts."""
 
-    unit: ClassVar[str] = "example"
-    """What one example is called in messages."""
     predicted_splits: tuple[Split, ...] = ("test",)
     """The splits that `predict` runs on, with one loader for each."""
     batches_per_call = 1
