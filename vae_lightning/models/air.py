@@ -63,7 +63,7 @@ class AIR(LatentVariableModel):
         decoder_bias: What is added to the decoder's output; below 0, so that glimpses start dark.
         prior_what: p(what).
         count_prior: p(n): `UniformCount`, or `DecayingCount` if few objects are likelier.
-        likelihood: Family of p(x|z) whose mean is the canvas; N(canvas, 0.3^2) unless given.
+        likelihood: Family of p(x|z) whose mean is the canvas. null: N(canvas, 0.3^2).
         floor: eps of q(continue) = eps + (1 - 2 eps) sigmoid(l) in training, from 0 to 0.5: a number or a schedule.
             Without it the second step may never learn, because it is hardly ever taken. null: 0.1, falling to 0 over
             1,500 steps. In evaluation eps is 0.
@@ -93,7 +93,7 @@ class AIR(LatentVariableModel):
         decoder_bias: float = -2.0,
         prior_what: PriorRecipe = StandardNormal,
         count_prior: CountPriorRecipe = UniformCount,
-        likelihood: FamilyRecipe = _NORMAL,
+        likelihood: FamilyRecipe | None = None,
         floor: float | Schedule | None = None,
         sample_counts: Literal["prior", "aggregate"] = "prior",
         **kwargs: Any,
@@ -107,11 +107,13 @@ class AIR(LatentVariableModel):
         self.num_steps, self.window, self.decoder_bias = num_steps, window, decoder_bias
         self.floor = as_schedule(LinearWarmup(1500, 0.1, 0.0) if floor is None else floor)
         at_least("AIR", 0, floor=self.floor.lowest)
+        if not self.floor(0) <= 0.5:
+            raise UserError(f"AIR: floor starts at {self.floor(0)}; it is a probability of at most 0.5")
         self.sample_counts = sample_counts
         self._said_counts = False
         glimpse_shape = (self.image_shape[0], window, window)
         self.where_family, self.what_family = DiagonalNormal((3,)), DiagonalNormal((what_size,))
-        self.likelihood = _centred(likelihood(self.image_shape), self.image_shape)
+        self.likelihood = _centred((likelihood or _NORMAL)(self.image_shape), self.image_shape)
         self.prior_what, self.count_prior = prior_what((what_size,)), count_prior(num_steps)
         self.embed = embed(self.image_shape, (hidden_size,))
         self.lstm = nn.LSTMCell(hidden_size + 3 + what_size, hidden_size)
