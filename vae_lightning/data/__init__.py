@@ -6,6 +6,7 @@ from vae_lightning.data.digits import Digits
 from vae_lightning.data.images import ImageFolder
 from vae_lightning.data.mnist import MNIST, BinarizedMNIST
 from vae_lightning.data.module import DataModule
+from vae_lightning.data.multi_digits import MultiDigits, Scenes
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
 from vae_lightning.storage.examples import Examples, Images, join, windows
@@ -32,9 +33,11 @@ __all__ = [
     "ImageLoader",
     "Images",
     "Loader",
+    "MultiDigits",
     "Omniglot",
     "ProceduralFaces",
     "ProceduralSprites",
+    "Scenes",
     "Source",
     "Transform",
     "join",

@@ -1,6 +1,8 @@
-"""Pictures drawn from known factors: faces in the form of CelebA, and sprites. All are pure functions of numbers."""
+"""Pictures drawn from known factors: faces in the form of CelebA, sprites, and canvases of objects. All are functions
+of numbers alone."""
 
 from vae_lightning.synthetic.attributes import FACE_ATTRIBUTES, face_attributes
+from vae_lightning.synthetic.canvases import Glyphs, NoRoomError, cut_out, draw_canvases
 from vae_lightning.synthetic.faces import draw_faces, write_celeba_layout
 from vae_lightning.synthetic.sprites import NUM_SPRITES, SPRITE_FACTORS, draw_sprites, sprite_factors
 
@@ -12,6 +14,10 @@ __all__ = [
     "FACE_ATTRIBUTES",
     "NUM_SPRITES",
     "SPRITE_FACTORS",
+    "Glyphs",
+    "NoRoomError",
+    "cut_out",
+    "draw_canvases",
     "draw_faces",
     "draw_sprites",
     "face_attributes",
