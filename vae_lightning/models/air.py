@@ -109,6 +109,8 @@ class AIR(LatentVariableModel):
         at_least("AIR", 0, floor=self.floor.lowest)
         if not self.floor(0) <= 0.5:
             raise UserError(f"AIR: floor starts at {self.floor(0)}; it is a probability of at most 0.5")
+        if sample_counts not in ("prior", "aggregate"):
+            raise UserError(f"AIR: sample_counts is {sample_counts}; it must be prior or aggregate")
         self.sample_counts = sample_counts
         self._said_counts = False
         glimpse_shape = (self.image_shape[0], window, window)
