@@ -32,6 +32,7 @@ from vae_lightning.metrics import (
     LatentUnits,
     RateDistortion,
     Reconstruction,
+    SceneScores,
     SpreadRows,
 )
 from vae_lightning.metrics.likelihood import importance_estimate
@@ -399,6 +400,15 @@ class Still(VAE):
         return torch.full((n, 1, 8, 8), 0.25)
 
 
+def scene(generator: torch.Generator) -> dict[str, Tensor]:
+    """Counts, boxes, probabilities and segments of 41 images of up to two objects."""
+    count = torch.randint(0, 3, (41,), generator=generator)
+    corner, size = (torch.randint(low, 7, (41, 2, 2), generator=generator) for low in (0, 4))
+    boxes = torch.cat((corner, size), 2).where((torch.arange(2) < count[:, None])[..., None], -1).double()
+    segments = torch.randint(0, 3, (41, 12, 12), generator=generator)
+    return {"count": count, "boxes": boxes, "presence": boxes[..., 2] / 7, "segmentation": segments}
+
+
 def over_images(rank: int, world_size: int) -> dict[str, Any]:
     """The results of every metric for this rank's share of 41 images in batches of 8, with fixed samples."""
     generator = torch.Generator().manual_seed(3)
@@ -407,7 +417,9 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
     z = mean + 0.5 * torch.randn(1, 41, 2, generator=generator, dtype=torch.float64)
     factors = torch.stack([torch.arange(41) % 3, torch.arange(41) % 4], 1)
     guesses = torch.where(torch.rand(41, 2, generator=generator) < 0.3, 0, factors)
+    scenes, found = scene(generator), scene(generator)
     metrics = [RateDistortion(), LatentUnits(), Information(20), Reconstruction(), Disentanglement(), FoundAccuracy()]
+    metrics.append(SceneScores())
     for metric in metrics:
         metric.begin(MODEL, None)
     rows = SpreadRows(20)
@@ -416,8 +428,10 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
         p_x = Independent(Normal((0.9 * x[index] + 0.01 * z[:, index].sum(-1)[..., None, None, None]), 1.0), 3)
         latent = Latent(z[:, index], normal(mean[index], 0.5), standard(2))
         for metric in metrics:
-            trace = Trace(x[index], p_x, {"z": latent}, found={"label": guesses[index]})
-            metric.update(trace, {"x": x[index], "label": factors[index]})
+            objects = {name: values[index] for name, values in found.items()}
+            trace = Trace(x[index], p_x, {"z": latent}, found={"label": guesses[index], **objects})
+            truth = {name: values[index] for name, values in scenes.items()}
+            metric.update(trace, {"x": x[index], "label": factors[index], **truth})
     frechet = InFirstPixels()
     frechet.begin(Still((1, 8, 8), latent_size=2), Fixed((255 * x[:, :, :8, :8]).byte()))
     spread = {f"rows/{name}": values.flatten().tolist() for name, values in rows.from_all_ranks().items()}

@@ -6,8 +6,9 @@ from vae_lightning.data.digits import Digits
 from vae_lightning.data.images import ImageFolder
 from vae_lightning.data.mnist import MNIST, BinarizedMNIST
 from vae_lightning.data.module import DataModule
-from vae_lightning.data.multi_digits import MultiDigits, Scenes
+from vae_lightning.data.multi_digits import MultiDigits
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
+from vae_lightning.data.scenes import SceneFolder, Scenes
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
 from vae_lightning.storage.examples import Examples, Images, join, windows
 from vae_lightning.storage.loader import ImageLoader, Loader
@@ -37,6 +38,7 @@ __all__ = [
     "Omniglot",
     "ProceduralFaces",
     "ProceduralSprites",
+    "SceneFolder",
     "Scenes",
     "Source",
     "Transform",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vae_lightning.data.base import SPLITS, CachedImages, Source, Split
-from vae_lightning.data.folders import Parts, Splits, classes_of, printable, split_folders
+from vae_lightning.data.folders import Classes, Parts, Splits, classes_of, printable, split_folders
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.cache import Contents, fill_from, read_header
@@ -146,12 +146,15 @@ class ImageFolder(CachedImages):
         if empty:
             raise UserError(f"{folder}: {len(files)} images leave none for {', '.join(empty)}; add images")
         files = [path for split in SPLITS for path in files_by_split[split]]
-        names, labels, note = classes_of([self._relative(path) for path in files], folder_by_split)
+        names, labels, note = self._classes(files, folder_by_split)
         if note:
             print(f"{self.data_dir}: {note}", flush=True)
         splits: dict[str, int] = {split: len(files_by_split[split]) for split in SPLITS}
         read = lambda: Contents(fill_from(files, self._decode), labels)  # noqa: E731
         return Source({"listing": listing, "classes": names}, splits, read, files)
+
+    def _classes(self, files: Sequence[Path], folder_by_split: Mapping[Split, str]) -> Classes:
+        return classes_of([self._relative(path) for path in files], folder_by_split)
 
     def _decode(self, path: Path) -> np.ndarray:
         return decode(read_file(path), str(path), self.image_shape, self.fit, self.grey_bits)

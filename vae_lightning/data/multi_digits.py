@@ -10,23 +10,10 @@ from torch import Tensor
 
 from vae_lightning.data.base import SPLITS, ImageDataModule, Split
 from vae_lightning.data.digits import Digits
+from vae_lightning.data.scenes import Scenes
 from vae_lightning.runs.machine import available_memory
-from vae_lightning.storage.examples import Examples, Images
 from vae_lightning.synthetic import NoRoomError, cut_out, draw_canvases
 from vae_lightning.types import UserError
-
-
-class Scenes(Images):
-    """The images of a split, as bytes, and what is on them: fields that stand beside `x` in each batch.
-
-    Args:
-        fields: `x`, uint8 [N, C, H, W], and the others by name, [N, ...].
-        max_value: The value of white.
-    """
-
-    def __init__(self, fields: dict[str, Tensor], max_value: int = 255) -> None:
-        Examples.__init__(self, fields)
-        self.max_value = max_value
 
 
 class MultiDigits(ImageDataModule):

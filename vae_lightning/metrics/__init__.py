@@ -12,6 +12,7 @@ from vae_lightning.metrics.latents import LatentUnits, RateDistortion
 from vae_lightning.metrics.likelihood import MarginalLikelihood, MeanAndError, log_marginal_likelihood
 from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.metrics.rows import SpreadRows
+from vae_lightning.metrics.scenes import SceneScores, foreground_ari
 
 __all__ = [
     "FID",
@@ -28,8 +29,10 @@ __all__ = [
     "MeanAndError",
     "RateDistortion",
     "Reconstruction",
+    "SceneScores",
     "SpreadRows",
     "draw_missing",
+    "foreground_ari",
     "impute",
     "log_marginal_likelihood",
     "missing_error",

@@ -14,6 +14,7 @@ from vae_lightning.metrics.information import Information
 from vae_lightning.metrics.latents import LatentUnits, RateDistortion, update_mean
 from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.metrics.reconstruction import Reconstruction
+from vae_lightning.metrics.scenes import SceneScores
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, UserError
 
@@ -24,6 +25,7 @@ DEFAULT: tuple[type[Evaluator], ...] = (
     Reconstruction,
     Disentanglement,
     FoundAccuracy,
+    SceneScores,
 )
 
 
@@ -36,7 +38,7 @@ class Evaluation(pl.Callback):
 
     Args:
         metrics: The metrics to compute. null: each of RateDistortion, LatentUnits, Information, Reconstruction,
-            Disentanglement and FoundAccuracy that applies to the model and the data.
+            Disentanglement, FoundAccuracy and SceneScores that applies to the model and the data.
         also: Metrics to compute in addition to `metrics`, such as FrechetDistance.
         num_samples: The number of latent samples for each image.
     """

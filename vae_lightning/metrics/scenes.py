@@ -1,0 +1,206 @@
+"""Scores of what a model finds in a scene: how many objects there are, where they lie, and which pixels are whose."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vae_lightning.data import DataModule
+from vae_lightning.data.scenes import boxes_of
+from vae_lightning.metrics.evaluator import Evaluator, Finding, objects_from_all_ranks
+from vae_lightning.metrics.latents import update_mean, with_stderr
+from vae_lightning.metrics.likelihood import MeanAndError
+from vae_lightning.models import LatentVariableModel
+from vae_lightning.trace import Trace
+from vae_lightning.types import Batch
+
+_TRUTH: Mapping[str, str] = {"count": "count", "boxes": "boxes", "painted": "boxes", "segmentation": "segmentation"}
+"""The entries of `Trace.found` that are scored, and the entry of the batch that each is compared with."""
+_PAINTED = 0.2  # a pixel that a step paints darker than this is not in the extent of what it painted
+
+
+class SceneScores(Evaluator):
+    """Scores of the counts, the boxes and the segments that a model reads off its images.
+
+    Use it for models of scenes. Each score is computed if the model finds the entry (`Trace.found`) and the batch holds
+    the truth. Images whose true `count` is negative are unknown and are left out. A box is top, left, height and width;
+    a height of 0 or less means that there is no object.
+
+    - `count_accuracy`: the share of images with the right `count`; `count_accuracy_sampled` by `count_sampled`.
+    - `presence/i`: the mean over images of `presence` [B, N], the probability of i objects or more.
+    - `count_confusion/n`: of the images with n objects, the numbers of those with 0, 1, ... found objects.
+    - `box_recall`: the share of all true boxes whose centre lies in a found box, each of which may serve for one.
+    - `extent_iou`: intersection over union of a true box and the extent of what a step painted (`painted` [B, N, H, W]
+      above 0.2), for the best pairs one to one; a true box without a pair counts as 0. The mean over all true boxes.
+    - `fg_ari`: the adjusted Rand index of `segmentation` over the pixels of objects, for images with two objects or
+      more. With one object the index would praise a model that puts everything into one segment.
+    """
+
+    units: ClassVar[Mapping[str, str]] = {
+        "count_accuracy": "share, 1 at best",
+        "count_accuracy_sampled": "share, 1 at best",
+        "presence": "probability",
+        "count_confusion": "images",
+        "box_recall": "share of true boxes, 1 at best",
+        "extent_iou": "share of area, 1 at best",
+        "fg_ari": "1 at best, 0 by chance",
+    }
+
+    def why_not_of_batch(self, trace: Trace, batch: Batch) -> str | None:
+        if not trace.found:
+            return "the model finds nothing (Trace.found is empty)"
+        reasons = [_why_not(name, trace.found, batch) for name in _TRUTH]
+        return None if None in reasons else "; ".join(dict.fromkeys(filter(None, reasons)))
+
+    def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
+        self._means: dict[str, MeanAndError] = {}
+        self._sums: dict[str, MeanAndError] = {}
+        self._counts: Counter[tuple[int, int]] = Counter()
+        self._most = [getattr(data, "num_objects", 0), 0]  # true and found objects
+
+    def update(self, trace: Trace, batch: Batch) -> None:
+        found = {name: value.to(batch["x"].device) for name, value in trace.found.items()}
+        scored = {name for name in _TRUTH if _why_not(name, found, batch) is None}
+        count = batch.get("count")
+        if count is not None and count.dim() == 1:
+            known = count >= 0
+            batch = {name: value[known] for name, value in batch.items()}
+            found = {name: value[known] for name, value in found.items()}
+        if "count" in scored:
+            self._update_counts(found, batch["count"])
+        if "boxes" in scored:
+            self._update_ratio("box_recall", _centre_is_in(batch["boxes"], found["boxes"]), batch["boxes"])
+        if "painted" in scored:
+            self._update_ratio("extent_iou", _iou(batch["boxes"], _painted_boxes(found)), batch["boxes"])
+        if "segmentation" in scored:
+            ari, num_objects = foreground_ari(batch["segmentation"], found["segmentation"])
+            update_mean(self._means, "fg_ari", ari[num_objects > 1])
+
+    def _update_counts(self, found: Mapping[str, Tensor], count: Tensor) -> None:
+        for name, found_name in (("count_accuracy", "count"), ("count_accuracy_sampled", "count_sampled")):
+            if found_name in found:
+                update_mean(self._means, name, (found[found_name] == count).double())
+        if "presence" in found:
+            update_mean(self._means, "presence", found["presence"])
+            self._most[1] = max(self._most[1], found["presence"].shape[1])
+        self._counts.update(zip(count.tolist(), found["count"].tolist(), strict=True))
+
+    def _update_ratio(self, name: str, scores: Tensor, boxes: Tensor) -> None:
+        """Add the images' sums of scores m and numbers of true boxes t, as m, t, m^2, m t and t^2."""
+        m, t = _best_pairs(scores), _exists(boxes).sum(1).double()
+        update_mean(self._sums, name, torch.stack((m, t, m * m, m * t, t * t), 1))
+
+    def compute(self) -> dict[str, Finding]:
+        results: dict[str, Finding] = {}
+        for name, mean in self._means.items():
+            if name == "presence":
+                results |= {f"presence/{i}": p for i, p in enumerate(mean.compute()[0].flatten().tolist(), 1)}
+            else:
+                results |= with_stderr(name, mean)
+        for name, sums in self._sums.items():
+            results |= _ratio(name, sums)
+        counts = sum(objects_from_all_ranks(self._counts), Counter[tuple[int, int]]())
+        if counts:
+            true, guessed = (max(most, *seen) for most, seen in zip(self._most, zip(*counts, strict=True), strict=True))
+            for n in range(true + 1):
+                results[f"count_confusion/{n}"] = [float(counts[n, k]) for k in range(guessed + 1)]
+        return results
+
+
+def foreground_ari(truth: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """The adjusted Rand index (Hubert & Arabie 1985) over the pixels that are not 0 in the truth, by image.
+
+    1 if both split these pixels alike, whatever the numbers of the segments; 0 on average for a random split. As in
+    scikit-learn, the index is 1 if neither splits them: an image with one object tells little.
+
+    Returns float64 [B], NaN for an image without objects, and the number of objects [B].
+
+    Args:
+        truth: The object of each pixel, whole numbers [B, ...]; 0 is the background.
+        found: The segment of each pixel, whole numbers of the same shape.
+    """
+    weight = (truth != 0).flatten(1).double()
+    (objects, truth), (segments, found) = (one.flatten(1).unique(return_inverse=True) for one in (truth, found))
+    table = weight.new_zeros(len(weight), len(objects) * len(segments))
+    table.scatter_add_(1, truth * len(segments) + found, weight)
+    table = table.view(len(weight), len(objects), len(segments))  # pixels of object i in segment j
+    total, squares = table.sum((1, 2)), table.square().sum((1, 2))
+    of_truth, of_found = table.sum(2).square().sum(1), table.sum(1).square().sum(1)
+    together, apart = squares - total, total**2 - of_truth - of_found + squares  # pairs on which both agree
+    split, merged = of_truth - squares, of_found - squares  # pairs of one object, or of one segment, alone
+    below = (together + split) * (split + apart) + (together + merged) * (merged + apart)
+    index = 2 * (together * apart - split * merged) / below
+    index = index.where((split > 0) | (merged > 0), 1.0).where(total > 0, math.nan)
+    return index, (table.sum(2) > 0).sum(1)
+
+
+def _why_not(name: str, found: Mapping[str, Tensor], batch: Batch) -> str | None:
+    """Why an entry of `Trace.found` cannot be scored on this batch; None if it can."""
+    truth = _TRUTH[name]
+    if name not in found:
+        return f"the model finds no {name}"
+    if truth not in batch:
+        return f"the batch has no {truth}"
+    a, b = found[name].shape, batch[truth].shape
+    if truth == "boxes":
+        fits = len(b) == 3 and b[2] == 4 and (len(a) == 4 if name == "painted" else len(a) == 3 and a[2] == 4)
+    else:
+        fits = a == b
+    if fits:
+        return None
+    shapes = [", ".join(map(str, ["B", *shape[1:]])) for shape in (a, b)]
+    return f"found {name} is [{shapes[0]}], the batch's {truth} [{shapes[1]}]"
+
+
+def _exists(boxes: Tensor) -> Tensor:
+    """Whether a box is one: its height is positive. Top and left of a found box may be negative."""
+    return boxes[..., 2] > 0
+
+
+def _centre_is_in(boxes: Tensor, found: Tensor) -> Tensor:
+    """1 if the centre of true box t lies in found box k, else 0: [B, T, 4], [B, N, 4] to [B, T, N]."""
+    centre = (boxes[..., :2] + boxes[..., 2:] / 2)[:, :, None]
+    is_in = (centre >= found[:, None, :, :2]) & (centre <= (found[..., :2] + found[..., 2:])[:, None])
+    return (is_in.all(3) & _exists(boxes)[:, :, None] & _exists(found)[:, None]).double()
+
+
+def _iou(boxes: Tensor, found: Tensor) -> Tensor:
+    """Intersection over union of true box t and found box k: [B, T, 4], [B, N, 4] to [B, T, N]; 0 if one is none."""
+    a, b = boxes[:, :, None].double(), found[:, None].double()
+    ends = torch.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
+    common = (ends - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(3)
+    union = a[..., 2:].prod(3) + b[..., 2:].prod(3) - common
+    return (common / union).where(_exists(boxes)[:, :, None] & _exists(found)[:, None], 0)
+
+
+def _painted_boxes(found: Mapping[str, Tensor]) -> Tensor:
+    """The extent of what each step painted, [B, N, 4]; -1 for a step that painted nothing, or that found no object."""
+    ink = found["painted"] > _PAINTED
+    if "boxes" in found:
+        ink = ink & _exists(found["boxes"])[..., None, None]
+    return boxes_of(ink)
+
+
+def _best_pairs(scores: Tensor) -> Tensor:
+    """The largest sum of scores of pairs one to one: [B, T, N] to float64 [B]."""
+    # here, because the import takes time; scipy comes with scikit-learn
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+
+    sums = [table[linear_sum_assignment(table, maximize=True)].sum() for table in scores.double().cpu().numpy()]
+    return torch.tensor(sums, dtype=torch.float64, device=scores.device)
+
+
+def _ratio(name: str, sums: MeanAndError) -> dict[str, Finding]:
+    """R = sum m / sum t over images, with the standard error of a ratio: sd(m - R t) / (mean t sqrt(images))."""
+    m, t, mm, mt, tt = sums.compute()[0].tolist()
+    if t == 0:
+        return {name: math.nan, f"{name}_stderr": math.nan}
+    images, ratio = sum(objects_from_all_ranks(int(sums.count))), m / t
+    variance = max(0.0, mm - 2 * ratio * mt + ratio**2 * tt)
+    error = math.sqrt(variance / (images - 1)) / t if images > 1 else math.nan
+    return {name: ratio, f"{name}_stderr": error}
