@@ -408,11 +408,11 @@ def test_the_aggregate_posterior_is_the_mean_of_q_of_n_in_training() -> None:
     assert isinstance(last, nn.Linear)
     with torch.no_grad():
         last.bias[0] = math.log(3)  # q(continue) = 3/4
-    for step in range(600):
-        model._remember(log_count(*mixed(torch.full((1, 1, 3), math.log(3)), 0.0))) if step else model.trace(
-            {"x": X[:2]}, step=0
-        )
     expected = torch.tensor([1 / 4, 3 / 16, 9 / 64, 27 / 64])
+    model.trace({"x": X[:2]}, step=0)
+    torch.testing.assert_close(model.aggregate_counts, 0.99 * torch.full((4,), 0.25) + 0.01 * expected)
+    for _ in range(600):
+        model._remember(expected.log().expand(1, 2, 4))
     torch.testing.assert_close(model.aggregate_counts, expected, atol=2e-3, rtol=0)
     before = model.aggregate_counts.clone()
     model.trace({"x": X[:2]})
