@@ -164,7 +164,7 @@ def use_of_latents(trace: Trace) -> dict[str, Tensor]:
         own = given(seen_in_neighbour(trace.p_x, -1), known, trace.x).log_prob(trace.x)
     use = {"swap_cost": trace.mean(own) - neighbour}
     use |= {f"kl/{name}": kl for name, kl in trace.kl().items()}
-    use |= {f"kl_by_dimension/{name}": kl.view(len(kl), -1) for name, kl in trace.kl_by_dimension().items()}
+    use |= {f"kl_by_dimension/{name}": kl.reshape(len(kl), -1) for name, kl in trace.kl_by_dimension().items()}
     for name, latent in trace.continuous().items():
         shape = latent.z.shape  # [K, B, *event]
         for moment_name, moment in _moments(latent):
