@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
 from itertools import product
@@ -36,6 +37,9 @@ def test_a_canvas_depends_on_its_number_and_the_seeds_alone() -> None:
     few, many = digits(index), digits(torch.arange(3000))
     for name, values in few.items():
         assert torch.equal(values, many[name][index]), name
+    empty = digits((many["count"] == 0).nonzero()[:2, 0])
+    assert not empty["x"].any()
+    assert (empty["boxes"] == -1).all()
     other = draw_canvases(index, DIGITS, 24, 2, seeds=(0, 1))
     assert not torch.equal(other["x"], few["x"])
 
@@ -74,6 +78,17 @@ def test_counts_digits_and_places_are_uniform() -> None:
     assert chisquare(used).pvalue > 0.01
     wide = one & (canvases["boxes"][:, 0, 3] == 6)  # 19 places for its left side
     assert chisquare(torch.bincount(canvases["boxes"][wide, 0, 1].long(), minlength=19)).pvalue > 0.01
+
+
+def test_each_of_forty_thousand_objects_is_as_frequent_as_another() -> None:
+    """Of numbers of 16 bits, some objects would get two and others one."""
+    ink = torch.ones(40_000, 1, 1, dtype=torch.bool)
+    glyphs = Glyphs(ink.to(torch.uint8), ink, torch.ones(len(ink), 2, dtype=torch.long))
+    canvases = draw_canvases(torch.arange(20_000), glyphs, 3, 1)
+    source = canvases["source"][canvases["count"] == 1, 0]
+    gets_two = torch.bincount(torch.arange(2**16) * len(ink) >> 16) == 2
+    share = gets_two.double().mean().item()
+    assert abs(gets_two[source].double().mean().item() - share) < 3 * math.sqrt(share * (1 - share) / len(source))
 
 
 def test_every_arrangement_has_its_probability() -> None:

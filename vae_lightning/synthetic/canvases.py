@@ -101,13 +101,11 @@ def draw_canvases(
     Raises:
         NoRoomError: if a glyph is larger than the canvas, or if 1,000 draws give no arrangement of disjoint boxes.
     """
-    largest = glyphs.size.amax(0).tolist() if len(glyphs.size) else None
-    if largest is None:
+    if not len(glyphs.size):
         raise NoRoomError("there is no object with ink")
-    if max(largest) > canvas_size:
-        raise NoRoomError(
-            f"objects of up to {largest[0]} x {largest[1]} pixels do not fit on {canvas_size} x {canvas_size}"
-        )
+    height, width = glyphs.size.amax(0).tolist()
+    if max(height, width) > canvas_size:
+        raise NoRoomError(f"objects of up to {height} x {width} pixels do not fit on {canvas_size} x {canvas_size}")
     parts = [_draw(part, glyphs, canvas_size, max_objects, gap, seeds) for part in index.split(_CHUNK)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
