@@ -27,6 +27,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {  # writers of files for data sets 
     "BinarizedMNIST": lambda folder: write_binarized_mnist(folder / "binarized_mnist"),
     "CelebA": lambda folder: write_celeba_layout(folder, 20),
     "ImageFolder": lambda folder: write_celeba_layout(folder, 20),
+    "MultiDigits of MNIST": lambda folder: write_mnist(folder / "MNIST" / "raw"),
 }
 SETTINGS = {  # further flags for a data set, by class name
     "MNIST": ["--data.verify=false", "--data.num_val=10"],
@@ -34,7 +35,20 @@ SETTINGS = {  # further flags for a data set, by class name
     "CelebA": ["--data.verify=false"],
     "ProceduralFaces": ["--data.num_images=40"],
     "ProceduralSprites": ["--data.num_images=40"],
+    "MultiDigits of Digits": ["--data.num_images=[64,16,16]"],
+    "MultiDigits of MNIST": [
+        "--data.num_images=[64,16,16]",
+        "--data.max_digits=1",  # of random pixels, which fill 28 x 28
+        "--data.source.verify=false",
+        "--data.source.num_val=10",
+    ],
 }
+
+
+def data_name(data: dict[str, Any]) -> str:
+    """Return the class of a config's data, and the class of the data set that they are made of, if there is one."""
+    source = data.get("init_args", {}).get("source")
+    return " of ".join(path.rpartition(".")[2] for path in (data["class_path"], source) if path)
 
 
 def test_the_configs_are_found() -> None:
@@ -46,7 +60,7 @@ def test_a_config_runs_one_step_of_each_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    data_class = yaml.safe_load((REPOSITORY / name).read_text())["data"]["class_path"].rpartition(".")[2]
+    data_class = data_name(yaml.safe_load((REPOSITORY / name).read_text())["data"])
     args = [
         "fit",
         "-c",

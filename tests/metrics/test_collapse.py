@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, Normal
+from torch.distributions import Bernoulli, Categorical, Independent, Normal
 from torch.utils.data import DataLoader
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, linear_gaussian, set_exact_posterior
@@ -70,6 +70,17 @@ def silent_trainer(*callbacks: pl.Callback) -> pl.Trainer:
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's, of loaders without workers
+def test_a_latent_of_one_number_has_one_dimension() -> None:
+    """A count that is enumerated has the event shape [] and a KL [B]."""
+    c = torch.arange(3)[:, None].expand(3, 5)  # [C, B]
+    q, p = Categorical(logits=torch.randn(5, 3)), Categorical(logits=torch.zeros(3))
+    p_x = Independent(Normal(torch.randn(3, 5, 2), 1.0), 1)
+    latents = {"c": Latent(c, q, p, enumerated=True)}
+    use = use_of_latents(Trace(torch.randn(5, 2), p_x, latents, log_shares=q.log_prob(c), num_values=3))
+    assert use["kl_by_dimension/c"].shape == (5, 1)
+    torch.testing.assert_close(use["kl_by_dimension/c"][:, 0], use["kl/c"])
+
+
 @pytest.mark.parametrize("sizes", [[16, 16, 8], [39, 1], [1] * 40])
 def test_the_callback_counts_each_image_once_up_to_its_number(sizes: list[int]) -> None:
     """The count holds for all batch sizes, also for a batch of one image, which has no partner in its own batch."""

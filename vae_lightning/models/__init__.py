@@ -1,12 +1,15 @@
 """Models: one file for each structure."""
 
+from vae_lightning.models.air import AIR
 from vae_lightning.models.base import LatentVariableModel
+from vae_lightning.models.counts import CountPrior, DecayingCount, UniformCount
 from vae_lightning.models.cvae import CVAE, ClassLabel, Condition, ImageColumns
 from vae_lightning.models.dlgm import DLGM
 from vae_lightning.models.hvae import HVAE, BottomUp, Inference, Ladder
 from vae_lightning.models.vae import VAE
 
 __all__ = [
+    "AIR",
     "CVAE",
     "DLGM",
     "HVAE",
@@ -14,8 +17,11 @@ __all__ = [
     "BottomUp",
     "ClassLabel",
     "Condition",
+    "CountPrior",
+    "DecayingCount",
     "ImageColumns",
     "Inference",
     "Ladder",
     "LatentVariableModel",
+    "UniformCount",
 ]
