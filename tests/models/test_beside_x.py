@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Normal
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from vae_lightning.metrics.collapse import use_of_latents
 from vae_lightning.metrics.evaluator import mean_draws
@@ -63,6 +63,8 @@ WRONG: list[tuple[Callable[[], dict[str, Any]], str]] = [
     ),
     (lambda: {"costs": {"mask": torch.zeros(B, 1)}}, r"cost mask is \[4, 1\]; it must be \[3, 4\] or \[4\]"),
     (lambda: {"costs": {"mask": torch.zeros(())}}, r"cost mask is \[\]"),
+    (lambda: {"found": {"label": torch.zeros(3, B)}}, r"found label is \[3, 4\]; it must be \[4, ...\]"),
+    (lambda: {"log_shares": torch.zeros(B)}, r"log_shares is \[4\]; it must be \[3, 4\]"),
     (lambda: {"example_weight": torch.ones(3, B)}, r"example_weight is \[3, 4\]; it must be \[4\]"),
 ]
 
@@ -72,6 +74,30 @@ def test_what_does_not_fit_is_one_line(fields: Callable[[], dict[str, Any]], mes
     with pytest.raises(UserError, match=message) as error:
         check_trace("M", {}, trace(**fields()))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [1, B, 7])
+@pytest.mark.parametrize("whose", ["q", "p", "both"])
+def test_a_density_of_single_dimensions_is_refused(size: int, whose: str) -> None:
+    """With as many dimensions as examples the KL [B, D] would have been averaged over examples, without a word."""
+    q: Distribution = Normal(torch.zeros(B, size), 0.5)
+    p: Distribution = Normal(torch.zeros(size), 1.0)
+    z = q.sample((3,))
+    q = Independent(q, 1) if whose == "p" else q
+    p = Independent(p, 1) if whose == "q" else p
+    latent = {"z": Latent(z, q, p)}
+    with pytest.raises(UserError, match=rf"latent z: .*\[3, 4, {size}\].*\[3, 4\]: .*Independent\(q, 1\)") as error:
+        check_trace("M", {}, replace(trace(), latents=latent))
+    assert "\n" not in str(error.value)
+
+
+def test_objects_without_exists_are_refused() -> None:
+    q = Independent(Normal(torch.zeros(B, B, 2), 0.5), 1)  # B objects of two dimensions
+    z = q.sample((3,))
+    objects = Latent(z, q, Independent(Normal(torch.zeros(2), 1.0), 1))
+    with pytest.raises(UserError, match=r"Latent\(exists=...\), \[K, B, \*objects\]"):
+        check_trace("M", {}, replace(trace(), latents={"z": objects}))
+    check_trace("M", {}, replace(trace(), latents={"z": replace(objects, exists=torch.ones(3, B, B))}))
 
 
 class Reading(LatentVariableModel):
