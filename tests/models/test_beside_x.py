@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
+from torch.utils.data import DataLoader
 
+from vae_lightning.distributions import Masked
 from vae_lightning.metrics.collapse import use_of_latents
 from vae_lightning.metrics.evaluator import mean_draws
 from vae_lightning.metrics.formatting import in_words_of
@@ -98,6 +103,72 @@ def test_objects_without_exists_are_refused() -> None:
     with pytest.raises(UserError, match=r"Latent\(exists=...\), \[K, B, \*objects\]"):
         check_trace("M", {}, replace(trace(), latents={"z": objects}))
     check_trace("M", {}, replace(trace(), latents={"z": replace(objects, exists=torch.ones(3, B, B))}))
+
+
+def enumerating(num_samples: int, num_values: int) -> Trace:
+    """A trace of `num_samples` samples and three values, which says that it has `num_values`."""
+    c = torch.arange(3).repeat(num_samples)[:, None].expand(-1, B)
+    q = Categorical(torch.tensor([0.7, 0.2, 0.1]).expand(B, 3))
+    shares = q.log_prob(c) - math.log(num_samples)
+    p_x = Normal(torch.zeros(c.shape), 1.0)
+    latents = {"c": Latent(c, q, Categorical(torch.ones(3)), enumerated=True)}
+    return Trace(torch.zeros(B), p_x, latents, shares, num_values)
+
+
+@pytest.mark.parametrize("num_values", [1, 2])
+def test_another_number_of_values_than_the_rows_run_over_is_refused(num_values: int) -> None:
+    """The shares of an example sum to 1 all the same, and the estimate of log p(x) would be off by a factor."""
+    check_trace("M", {}, enumerating(2, 3))
+    with pytest.raises(UserError, match=r"M: .* num_values must be C, the number of values") as error:
+        check_trace("M", {}, enumerating(2, num_values))
+    assert "\n" not in str(error.value)
+
+
+class Own(Normal):
+    """A distribution of a user's own that does not say what its support is."""
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
+def test_a_distribution_without_a_support_is_taken() -> None:
+    check_trace(
+        "M", {}, replace(trace(**observed(torch.zeros(B), Own(torch.zeros(B), 1.0))), p_x=Own(torch.zeros(3, B), 1.0))
+    )
+
+
+class Hidden(LatentVariableModel):
+    """Sequences of two steps, of which a batch of the second half of the data hides both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        seen = (batch["x"] > 0).float()
+        p = Independent(Normal(self.weight.expand(num_samples, len(seen), 2), 1.0), 1)
+        return Trace(batch["x"], Masked(p, seen))
+
+    def sample(self, n: int) -> Tensor:
+        return torch.zeros(n, 2)
+
+
+def test_a_batch_that_hides_every_step_does_not_spoil_the_mean_of_an_epoch(tmp_path: Path) -> None:
+    trainer = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    batches = [{"x": torch.ones(3, 2)}, {"x": -torch.ones(3, 2)}]
+    (found,) = trainer.validate(Hidden(), DataLoader(batches, batch_size=None), verbose=False)
+    assert found["val/elbo_per_step"] == pytest.approx(Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item())
+
+
+class Nothing(Hidden):
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        return None  # type: ignore[return-value]
+
+
+def test_a_trace_that_is_none_is_one_line() -> None:
+    with pytest.raises(UserError, match="Nothing: trace returns a NoneType; it must return a Trace"):
+        Nothing().predict_step({"x": torch.zeros(B)}, 0)
 
 
 class Reading(LatentVariableModel):

@@ -106,6 +106,14 @@ def _check_shares(owner: str, trace: Trace) -> None:
             f"{owner}: the shares of an example sum to {wrong[0].item():.4g}; exp(log_shares) must sum to 1 over the "
             f"{rows} rows: log_shares = log q(c|x) - log S with S = {trace.num_samples} samples"
         )
+    of_samples = trace.by_sample(trace.log_shares.detach().double()).exp().sum(1) * trace.num_samples  # [S, B]
+    wrong = of_samples[(of_samples - 1).abs() > 1e-3]
+    if len(wrong):  # values counted as samples make the estimate of p(x) C times too large
+        raise UserError(
+            f"{owner}: the shares of one sample's {trace.num_values} values sum to {wrong[0].item():.4g} / S, not to "
+            f"1 / S, S = {trace.num_samples} samples; num_values must be C, the number of values of the enumerated "
+            "variable, and row k = s C + c must hold value c of sample s"
+        )
 
 
 def _check_beside(owner: str, trace: Trace) -> None:
@@ -137,7 +145,10 @@ def _check_shape(owner: str, name: str, value: Tensor, *wanted: list[int]) -> No
 
 def _check_support(owner: str, name: str, seen: Observed) -> None:
     """Refuse a seen value that p gives no probability, such as the label of a class that p does not have."""
-    constraint = seen.p.support
+    try:
+        constraint = seen.p.support
+    except NotImplementedError:  # a distribution of a user's own need not define its support
+        return
     assert constraint is not None
     inside = constraint.check(seen.value)
     unknown = torch.zeros_like(inside) if seen.known is None else ~seen.known.bool()
