@@ -259,7 +259,10 @@ class Trace:
         infinite. Only infinities are reported, because a NaN comes from the networks. Synchronises with the device, so
         call it rarely.
         """
-        constraint, pointwise = self.p_x.support, factors(self.p_x)
+        try:
+            constraint, pointwise = self.p_x.support, factors(self.p_x)
+        except NotImplementedError:  # a distribution of a user's own need not define its support
+            return None
         assert constraint is not None
         inside = getattr(constraint, "base_constraint", constraint).check(self.x)
         bad = ~inside.view(*inside.shape, *[1] * (self.x.dim() - inside.dim())).expand(self.x.shape)

@@ -72,6 +72,23 @@ def test_check_names_the_split_without_examples() -> None:
         Empty().val_dataloader()
 
 
+def test_a_load_that_returns_no_examples_is_refused() -> None:
+    class Plain(Table):
+        def load(self, split: Split) -> Examples:
+            return super().load(split).fields  # type: ignore[return-value]
+
+    with pytest.raises(UserError, match="Plain: load\\('val'\\) returns a dict; it must return Examples"):
+        Plain().examples("val")
+
+
+def test_a_training_split_without_examples_is_refused() -> None:
+    class Empty(Table):
+        sizes: ClassVar[dict[str, int]] = {"train": 0, "val": 2, "test": 2}
+
+    with pytest.raises(UserError, match="train: 0 examples for 1 processes: each needs one or more"):
+        Empty().train_dataloader()
+
+
 def test_the_text_of_a_data_set_loads_nothing() -> None:
     class Unreadable(Table):
         def load(self, split: Split) -> Examples:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from tests.models.linear_gaussian import IMAGE_SHAPE, exact_log_p, linear_gaussian, set_exact_posterior
 from vae_lightning.data import Digits
@@ -17,6 +20,7 @@ from vae_lightning.metrics import MarginalLikelihood, MeanAndError, log_marginal
 from vae_lightning.metrics.likelihood import importance_estimate
 from vae_lightning.models import VAE
 from vae_lightning.objectives import ELBO
+from vae_lightning.trace import Observed, Trace
 from vae_lightning.types import Batch, UserError
 
 X = torch.randn(6, *IMAGE_SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -158,3 +162,28 @@ def test_bits_per_dimension_where_they_mean_something(
 def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(UserError):
         MarginalLikelihood(**settings)
+
+
+class WithLabel(VAE):
+    """Explains the label, too."""
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        p = Categorical(logits=torch.zeros(len(batch["x"]), 10))
+        return replace(super().trace(batch, num_samples, step), observed={"label": Observed(batch["label"], p)})
+
+
+def test_bits_a_dimension_are_of_x_alone() -> None:
+    """The nll of x and a label is no number of bits of x."""
+    model = WithLabel((1, 8, 8), 2, likelihood=partial(Binomial, num_steps=16))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+    def test(**settings: bool) -> Mapping[str, float]:
+        callbacks = [MarginalLikelihood(num_samples=2, **settings)]
+        trainer = pl.Trainer(accelerator="cpu", limit_test_batches=1, callbacks=callbacks, **quiet)  # type: ignore[arg-type]
+        return trainer.test(model, datamodule=Digits(), verbose=False)[0]
+
+    found = test()
+    assert "test/nll" in found
+    assert "test/nll_bpd" not in found
+    with pytest.raises(UserError, match="bits_per_dimension are of x alone, and nll is of x, label; leave"):
+        test(bits_per_dimension=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution, Normal
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
+from torch.utils.data import DataLoader
 
+from vae_lightning.distributions import Masked
 from vae_lightning.metrics.collapse import use_of_latents
 from vae_lightning.metrics.evaluator import mean_draws
 from vae_lightning.metrics.formatting import in_words_of
@@ -63,6 +68,8 @@ WRONG: list[tuple[Callable[[], dict[str, Any]], str]] = [
     ),
     (lambda: {"costs": {"mask": torch.zeros(B, 1)}}, r"cost mask is \[4, 1\]; it must be \[3, 4\] or \[4\]"),
     (lambda: {"costs": {"mask": torch.zeros(())}}, r"cost mask is \[\]"),
+    (lambda: {"found": {"label": torch.zeros(3, B)}}, r"found label is \[3, 4\]; it must be \[4, ...\]"),
+    (lambda: {"log_shares": torch.zeros(B)}, r"log_shares is \[4\]; it must be \[3, 4\]"),
     (lambda: {"example_weight": torch.ones(3, B)}, r"example_weight is \[3, 4\]; it must be \[4\]"),
 ]
 
@@ -72,6 +79,96 @@ def test_what_does_not_fit_is_one_line(fields: Callable[[], dict[str, Any]], mes
     with pytest.raises(UserError, match=message) as error:
         check_trace("M", {}, trace(**fields()))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [1, B, 7])
+@pytest.mark.parametrize("whose", ["q", "p", "both"])
+def test_a_density_of_single_dimensions_is_refused(size: int, whose: str) -> None:
+    """With as many dimensions as examples the KL [B, D] would have been averaged over examples, without a word."""
+    q: Distribution = Normal(torch.zeros(B, size), 0.5)
+    p: Distribution = Normal(torch.zeros(size), 1.0)
+    z = q.sample((3,))
+    q = Independent(q, 1) if whose == "p" else q
+    p = Independent(p, 1) if whose == "q" else p
+    latent = {"z": Latent(z, q, p)}
+    with pytest.raises(UserError, match=rf"latent z: .*\[3, 4, {size}\].*\[3, 4\]: .*Independent\(q, 1\)") as error:
+        check_trace("M", {}, replace(trace(), latents=latent))
+    assert "\n" not in str(error.value)
+
+
+def test_objects_without_exists_are_refused() -> None:
+    q = Independent(Normal(torch.zeros(B, B, 2), 0.5), 1)  # B objects of two dimensions
+    z = q.sample((3,))
+    objects = Latent(z, q, Independent(Normal(torch.zeros(2), 1.0), 1))
+    with pytest.raises(UserError, match=r"Latent\(exists=...\), \[K, B, \*objects\]"):
+        check_trace("M", {}, replace(trace(), latents={"z": objects}))
+    check_trace("M", {}, replace(trace(), latents={"z": replace(objects, exists=torch.ones(3, B, B))}))
+
+
+def enumerating(num_samples: int, num_values: int) -> Trace:
+    """A trace of `num_samples` samples and three values, which says that it has `num_values`."""
+    c = torch.arange(3).repeat(num_samples)[:, None].expand(-1, B)
+    q = Categorical(torch.tensor([0.7, 0.2, 0.1]).expand(B, 3))
+    shares = q.log_prob(c) - math.log(num_samples)
+    p_x = Normal(torch.zeros(c.shape), 1.0)
+    latents = {"c": Latent(c, q, Categorical(torch.ones(3)), enumerated=True)}
+    return Trace(torch.zeros(B), p_x, latents, shares, num_values)
+
+
+@pytest.mark.parametrize("num_values", [1, 2])
+def test_another_number_of_values_than_the_rows_run_over_is_refused(num_values: int) -> None:
+    """The shares of an example sum to 1 all the same, and the estimate of log p(x) would be off by a factor."""
+    check_trace("M", {}, enumerating(2, 3))
+    with pytest.raises(UserError, match=r"M: .* num_values must be C, the number of values") as error:
+        check_trace("M", {}, enumerating(2, num_values))
+    assert "\n" not in str(error.value)
+
+
+class Own(Normal):
+    """A distribution of a user's own that does not say what its support is."""
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
+def test_a_distribution_without_a_support_is_taken() -> None:
+    check_trace(
+        "M", {}, replace(trace(**observed(torch.zeros(B), Own(torch.zeros(B), 1.0))), p_x=Own(torch.zeros(3, B), 1.0))
+    )
+
+
+class Hidden(LatentVariableModel):
+    """Sequences of two steps, of which a batch of the second half of the data hides both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        seen = (batch["x"] > 0).float()
+        p = Independent(Normal(self.weight.expand(num_samples, len(seen), 2), 1.0), 1)
+        return Trace(batch["x"], Masked(p, seen))
+
+    def sample(self, n: int) -> Tensor:
+        return torch.zeros(n, 2)
+
+
+def test_a_batch_that_hides_every_step_does_not_spoil_the_mean_of_an_epoch(tmp_path: Path) -> None:
+    trainer = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False)
+    batches = [{"x": torch.ones(3, 2)}, {"x": -torch.ones(3, 2)}]
+    (found,) = trainer.validate(Hidden(), DataLoader(batches, batch_size=None), verbose=False)
+    assert found["val/elbo_per_step"] == pytest.approx(Normal(0.0, 1.0).log_prob(torch.tensor(1.0)).item())
+
+
+class Nothing(Hidden):
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        return None  # type: ignore[return-value]
+
+
+def test_a_trace_that_is_none_is_one_line() -> None:
+    with pytest.raises(UserError, match="Nothing: trace returns a NoneType; it must return a Trace"):
+        Nothing().predict_step({"x": torch.zeros(B)}, 0)
 
 
 class Reading(LatentVariableModel):

@@ -114,3 +114,10 @@ def test_what_does_not_fit_is_one_line(fault: str, tmp_path: Path) -> None:
     (line,) = [line for line in said.stderr.splitlines() if line.strip()]
     assert line.startswith("vae-lightning: error: ")
     assert message in line
+
+
+def test_the_last_lines_name_no_folder_of_pictures_that_is_not_there(tmp_path: Path) -> None:
+    settings = ("--trainer.max_epochs=1", "--pictures.num_images=0")
+    said = run("train", *fit_flags(CASES["table"], tmp_path, "r"), *settings)
+    assert "\nnext " in said.stdout
+    assert "\npictures " not in said.stdout

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -87,6 +89,21 @@ def test_each_batch_has_its_share_of_the_group(world_size: int) -> None:
         assert int(counts[members].max() - counts[members].min()) <= 1
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_short_last_batch_has_its_share_too(world_size: int) -> None:
+    for rank in range(world_size):
+        *_, last = Loader(grouped(0.25, 212), 16, train=True, rank=rank, world_size=world_size)
+        assert len(last["x"]) in (4, 6)
+        assert int(last["group"].sum()) == round(0.25 * len(last["x"]))
+
+
+@pytest.mark.parametrize(("share", "size"), [(0.25, 1), (0.25, 2), (0.9, 2)])
+def test_a_share_that_rounds_to_nothing_or_to_all_is_refused(share: float, size: int) -> None:
+    with pytest.raises(UserError, match=f"group_share {share} of a batch of {size} is .* a larger --data.batch_size"):
+        Loader(grouped(share), size, train=True)
+    assert len(Loader(grouped(share), size, train=False)) > 0
+
+
 def test_draws_from_a_group_are_a_function_of_seed_epoch_and_step() -> None:
     def batches(epoch: int, seed: int, position: int = 0) -> list[Tensor]:
         loader = Loader(grouped(0.5), 16, train=True, seed=seed, position=lambda: position)
@@ -121,6 +138,22 @@ def test_examples_that_cannot_be_are_refused(fields: dict[str, int], options: di
     with pytest.raises(UserError) as refused:
         Examples({name: torch.zeros(size) for name, size in fields.items()}, **options)  # type: ignore[arg-type]
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("y", "found"), [(np.zeros(3), "a ndarray"), ([0, 1, 2], "a list"), (torch.tensor(3), "a single number")]
+)
+def test_a_field_that_is_no_tensor_is_refused(y: Any, found: str) -> None:
+    with pytest.raises(UserError, match=rf"examples: y is {found}; it must be a tensor \[N, ...\]"):
+        Examples({"x": torch.zeros(3), "y": y})
+
+
+def test_sequences_that_do_not_fit_their_lengths_are_refused() -> None:
+    lengths = torch.tensor([5, 2, 7])
+    with pytest.raises(UserError, match=r"windows: x has 13 rows; it must have one for each of the 14 steps\Z"):
+        windows({"x": torch.zeros(13)}, lengths, 3)
+    with pytest.raises(UserError, match="y has 4 rows; it must have one for each of the 14 steps, or of the 3 sequ"):
+        windows({"x": torch.zeros(14), "y": torch.zeros(4)}, lengths, 3)
 
 
 @pytest.fixture

@@ -40,8 +40,9 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
     ]
     checkpoints = (folder / "checkpoints" / name for name in (BEST, LAST))
     kept = next((path for path in checkpoints if path.is_file()), None)
-    if kept is not None:
+    if (folder / "images").is_dir():  # not where pictures are off, or x has none
         rows.append(("pictures", str(folder / "images")))
+    if kept is not None:
         trust_flags = "".join(
             f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams))
         )

@@ -121,9 +121,18 @@ class DataModule(pl.LightningDataModule):
 
         Args:
             split: `train`, `val` or `test`.
+
+        Raises:
+            UserError: if `load` returns something else than examples.
         """
         if split not in self._examples:
-            self._examples[split] = self._place_on_device(self.load(split))
+            found: object = self.load(split)
+            if not isinstance(found, Examples):
+                raise UserError(
+                    f"{type(self).__name__}: load({split!r}) returns a {type(found).__name__}; it must return "
+                    'Examples({"x": tensor, ...})'
+                )
+            self._examples[split] = self._place_on_device(found)
         return self._examples[split]
 
     def paths(self, split: Split) -> list[str] | None:
@@ -200,6 +209,8 @@ class DataModule(pl.LightningDataModule):
     def _loader(self, split: Split, batch_size: int, train: bool = False) -> Loader:
         examples = self.examples(split)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if train and len(examples) < world_size:
+            raise UserError(f"train: {len(examples)} examples for {world_size} processes: each needs one or more")
         if not train:
             batch_size = evaluation_batch_size(len(examples), batch_size, world_size)
         position = self._position if train and self.trainer else int

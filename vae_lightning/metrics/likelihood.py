@@ -116,7 +116,8 @@ class MarginalLikelihood(pl.Callback):
     The callback logs two further numbers, each with its standard error:
 
     - `test/nll_ess`: the effective sample size, averaged over images. If it is near 1, more samples lower `test/nll`.
-    - `test/nll_bpd`: bits per dimension, for a likelihood over grey levels or for dequantised data.
+    - `test/nll_bpd`: bits per dimension, for a likelihood over grey levels or for dequantised data; not if the model
+      explains more than x (`Trace.observed`), because `test/nll` is then of all of it.
 
     Args:
         num_samples: The number K of importance samples for each image.
@@ -152,7 +153,13 @@ class MarginalLikelihood(pl.Callback):
             batch_idx == 0
         ):  # at the start, so that this trace does not change the noise of the callbacks at the batch's end
             assert isinstance(pl_module, LatentVariableModel)
-            self._p_x = pl_module.trace(batch).p_x
+            trace = pl_module.trace(batch)
+            if self.bits_per_dimension and trace.observed:
+                raise UserError(
+                    f"nll: bits_per_dimension are of x alone, and nll is of x, {', '.join(trace.observed)}; leave the "
+                    "setting out"
+                )
+            self._p_x = None if trace.observed else trace.p_x  # nll of x and a reward is no number of bits of x
 
     def on_test_batch_end(
         self,

@@ -234,10 +234,13 @@ class LatentVariableModel(Optimized, Seeded):
     def _checked_trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         """Return the trace; report a field that the batch does not have in one line."""
         try:
-            return self.trace(batch, num_samples, step)
+            trace: object = self.trace(batch, num_samples, step)
         except KeyError:
             self.trace(KnownFields(type(self).__name__, batch), num_samples, step)  # fails if a field is missing
             raise
+        if not isinstance(trace, Trace):
+            raise UserError(f"{type(self).__name__}: trace returns a {type(trace).__name__}; it must return a Trace")
+        return trace
 
     @torch.no_grad()
     def _check_before_compiled(self, batch: Batch) -> None:
@@ -284,7 +287,8 @@ class LatentVariableModel(Optimized, Seeded):
         values |= {name: value for name, value in scalars.items() if name != "steps"}  # type: ignore[misc]
         if "steps" in scalars:  # nats a step over all steps: an example counts as often as it has steps
             steps = int(scalars["steps"])
-            value, weight = terms["elbo"].detach().sum() / steps, steps * self.trainer.world_size
+            # a batch without any step (all hidden) has weight 0; x / 0 would make the mean of the epoch NaN
+            value, weight = terms["elbo"].detach().sum() / max(steps, 1), steps * self.trainer.world_size
             self.log(f"{stage}/elbo_per_step", value, batch_size=weight, sync_dist=True)
         for name, value in values.items():
             self.log(f"{stage}/{name}", value, batch_size=batch_size, sync_dist=True, prog_bar=name == "elbo")

@@ -58,6 +58,7 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
                 "--model.prior.family=...), or on the sphere --model.prior=UniformSphere, with one group_size; a "
                 "latent whose prior has no such flag takes DiagonalNormal, or another posterior over R^D"
             )
+        _check_density(name, latent, list(trace.p_x.batch_shape))
 
 
 def describe_bound(likelihood: str, trace: Trace) -> str:
@@ -97,12 +98,21 @@ def _check_shares(owner: str, trace: Trace) -> None:
             f"{owner}: its trace has {rows} rows for num_values={trace.num_values}; K = S C rows hold the C values of "
             "each of S samples"
         )
+    _check_shape(owner, "log_shares", trace.log_shares, list(trace.p_x.batch_shape))
     totals = trace.log_shares.detach().double().exp().sum(0)  # [B]
     wrong = totals[(totals - 1).abs() > 1e-3]
     if len(wrong):
         raise UserError(
             f"{owner}: the shares of an example sum to {wrong[0].item():.4g}; exp(log_shares) must sum to 1 over the "
             f"{rows} rows: log_shares = log q(c|x) - log S with S = {trace.num_samples} samples"
+        )
+    of_samples = trace.by_sample(trace.log_shares.detach().double()).exp().sum(1) * trace.num_samples  # [S, B]
+    wrong = of_samples[(of_samples - 1).abs() > 1e-3]
+    if len(wrong):  # values counted as samples make the estimate of p(x) C times too large
+        raise UserError(
+            f"{owner}: the shares of one sample's {trace.num_values} values sum to {wrong[0].item():.4g} / S, not to "
+            f"1 / S, S = {trace.num_samples} samples; num_values must be C, the number of values of the enumerated "
+            "variable, and row k = s C + c must hold value c of sample s"
         )
 
 
@@ -123,6 +133,9 @@ def _check_beside(owner: str, trace: Trace) -> None:
     for name, given in {**known, "example_weight": trace.example_weight}.items():
         if given is not None:
             _check_shape(owner, name, given, rows[1:])
+    for name, value in trace.found.items():
+        if list(value.shape[:1]) != rows[1:]:
+            raise UserError(f"{owner}: found {name} is {list(value.shape)}; it must be [{rows[1]}, ...], a row each")
 
 
 def _check_shape(owner: str, name: str, value: Tensor, *wanted: list[int]) -> None:
@@ -132,7 +145,10 @@ def _check_shape(owner: str, name: str, value: Tensor, *wanted: list[int]) -> No
 
 def _check_support(owner: str, name: str, seen: Observed) -> None:
     """Refuse a seen value that p gives no probability, such as the label of a class that p does not have."""
-    constraint = seen.p.support
+    try:
+        constraint = seen.p.support
+    except NotImplementedError:  # a distribution of a user's own need not define its support
+        return
     assert constraint is not None
     inside = constraint.check(seen.value)
     unknown = torch.zeros_like(inside) if seen.known is None else ~seen.known.bool()
@@ -153,6 +169,18 @@ def _check_exists(name: str, latent: Latent) -> None:
             f"latent {name}: exists has a value between 0 and 1; it says whether the variable exists in this row, and "
             "must be 0 or 1, never a probability"
         )
+
+
+def _check_density(name: str, latent: Latent, rows: list[int]) -> None:
+    """Refuse a density of single dimensions or objects: a KL [B, D] would pass for one of B samples, [K, B]."""
+    for letter, log_density in (("q", latent.log_q()), ("p", latent.log_p())):
+        if list(log_density.shape) != rows:
+            raise UserError(
+                f"latent {name}: log {letter}(z) is {list(log_density.shape)}, and must be one number for each row and "
+                f"example, {rows}: z is {list(latent.z.shape)}, q has the batch shape {list(latent.q.batch_shape)}, p "
+                f"{list(latent.p.batch_shape)}; make the dimensions of z part of the event, Independent(q, 1) and "
+                "Independent(p, 1), or give Latent(exists=...), [K, B, *objects], for objects"
+            )
 
 
 def _check_masks(name: str, latent: Latent) -> None:

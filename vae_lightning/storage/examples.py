@@ -47,7 +47,8 @@ class Examples:
         windows: Which parts of sequences are the examples; the function `windows` makes this. None for whole rows.
 
     Raises:
-        UserError: if the fields differ in length, or if the group or its share is not possible.
+        UserError: if a field is no tensor, if the fields differ in length, or if the group or its share is not
+            possible.
     """
 
     def __init__(
@@ -63,6 +64,10 @@ class Examples:
         self.group, self.group_share = group, group_share
         if "x" not in self.fields:
             raise UserError(f"examples: no field x; the fields are {', '.join(self.fields) or 'none'}")
+        for name, values in self.fields.items():
+            if not isinstance(values, Tensor) or values.dim() == 0:
+                found = "a single number" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+                raise UserError(f"examples: {name} is {found}; it must be a tensor [N, ...], as of torch.from_numpy")
         lengths = {name: len(values) for name, values in self.fields.items()}
         if windows is None and len(set(lengths.values())) > 1:
             found = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -184,9 +189,12 @@ def windows(
     steps, num_sequences = int(lengths.sum()), len(lengths)
     names = frozenset(stepwise or (name for name, values in fields.items() if len(values) == steps))
     for name, values in fields.items():
-        wanted = steps if name in names else num_sequences
+        wanted = steps if name in names or name == "x" else num_sequences
         if len(values) != wanted:
-            raise UserError(f"windows: {name} has {len(values)} rows; {num_sequences} sequences have {wanted}")
+            raise UserError(
+                f"windows: {name} has {len(values)} rows; it must have one for each of the {steps} steps"
+                + ("" if name == "x" else f", or of the {num_sequences} sequences")
+            )
     per_sequence = (lengths - length + 1).clamp(min=0)
     if length < 1 or not int(per_sequence.sum()):
         raise UserError(f"windows: the longest sequence has {int(lengths.max())} steps; a window cannot have {length}")

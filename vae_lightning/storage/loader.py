@@ -70,6 +70,8 @@ class Loader:
         if transform is None and isinstance(examples, Images):
             transform = Transform(examples.max_value)
         self.examples, self.batch_size, self.train = examples, batch_size, train
+        if train and examples.group is not None:
+            _check_share(examples.group_share, batch_size)
         self.transform = transform if train or transform is None else transform.in_evaluation()
         self.seed = seed if train else _EVALUATION_SEED
         self.rank, self.world_size = rank, world_size
@@ -164,8 +166,10 @@ class Loader:
         Within the group, and outside, examples come in shuffled rounds, so each is seen about equally often.
         """
         size = self._num_examples()
-        num_from_group = round(self.examples.group_share * self.batch_size)
-        is_grouped = torch.arange(size) % self.batch_size < num_from_group  # one rank's
+        place = torch.arange(size)
+        first = place - place % self.batch_size  # of the batch; the last batch may be short, and has its share too
+        from_group = ((size - first).clamp(max=self.batch_size) * self.examples.group_share).round()
+        is_grouped = place - first < from_group  # one rank's
         order = torch.empty(size, dtype=torch.long)
         for place, members in ((is_grouped, group), (~is_grouped, ~group)):
             numbers, wanted = members.nonzero().flatten(), int(place.sum()) * self.world_size  # of all ranks
@@ -202,6 +206,15 @@ class Loader:
 
     def _on_device(self, value: Tensor) -> Tensor:
         return value if value.device == self.device else value.to(self.device, non_blocking=True)
+
+
+def _check_share(share: float, batch_size: int) -> None:
+    """Refuse a share that rounds to no example, or to all: the batches would leave out a part of the data."""
+    if not 0 < round(share * batch_size) < batch_size:
+        raise UserError(
+            f"examples: group_share {share} of a batch of {batch_size} is {round(share * batch_size)} examples, and a "
+            "batch needs examples within and outside the group; choose a larger --data.batch_size or another share"
+        )
 
 
 def evaluation_batch_size(total: int, batch_size: int, world_size: int) -> int:
