@@ -11,7 +11,18 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Independent, Normal, OneHotCategorical, kl_divergence
+from torch.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Dirichlet,
+    Distribution,
+    Independent,
+    LogNormal,
+    Normal,
+    OneHotCategorical,
+    kl_divergence,
+)
 from torch.nn import functional as F
 
 from vae_lightning.models.trace_checks import check_trace
@@ -392,3 +403,24 @@ def test_objects_that_do_not_exist_cost_nothing_and_the_others_are_summed() -> N
     alone = Latent(z, q, prior, exists=torch.tensor([1, 0, 0, 0]).expand(2, 5, 4))
     torch.testing.assert_close(alone.log_ratio(), first.log_ratio())
     torch.testing.assert_close(alone.log_q() - alone.log_p(), first.log_ratio())
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        LogNormal(torch.zeros(2, 3), 1.0),
+        Independent(LogNormal(torch.zeros(2, 3, 2), 1.0), 1),
+        Dirichlet(torch.ones(2, 3, 4)),
+        OneHotCategorical(logits=torch.zeros(2, 3, 4)),
+        Beta(torch.full((2, 3), 2.0), 2.0),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_an_unknown_value_may_lie_outside_any_support(p: Distribution) -> None:
+    seen = p.sample()[0]  # [B, *event]
+    value = seen.clone()
+    value[1] = -1
+    known = torch.tensor([1, 0, 1])
+    found = Observed(value, p, known).log_likelihood()
+    torch.testing.assert_close(found[:, [0, 2]], p.log_prob(seen)[:, [0, 2]])
+    assert (found[:, 1] == 0).all()

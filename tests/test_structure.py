@@ -22,7 +22,7 @@ ALLOWED = {  # the rooms that each room may import, besides itself; every file i
     "runs": {"types"},
     "synthetic": {"noise"},
     "networks": {"types"},
-    "distributions": {"runs", "types"},
+    "distributions": {"runs", "trace", "types"},
     "objectives": {"trace", "types"},
     "storage": {"noise", "runs", "types"},
     "data": {"noise", "runs", "storage", "synthetic", "types"},

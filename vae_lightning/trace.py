@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Independent, kl_divergence
+from torch.distributions import Categorical, Distribution, Independent, constraints, kl_divergence
 
 from vae_lightning.types import UserError
 
@@ -120,7 +120,8 @@ class Observed:
             return self.p.log_prob(self.value)
         known = self.known.bool()
         # an unknown value may lie outside the support (a label of -1): it is replaced before the density, not after
-        value = torch.where(known.view(-1, *[1] * (self.value.dim() - 1)), self.value, 0)
+        inside = torch.as_tensor(value_inside(self.p, self.value), device=self.value.device).to(self.value.dtype)
+        value = torch.where(known.view(-1, *[1] * (self.value.dim() - 1)), self.value, inside)
         return torch.where(known, self.p.log_prob(value), 0.0)
 
 
@@ -314,6 +315,31 @@ def has_mean(distribution: Distribution) -> bool:
     The mean itself is not computed, because many levels make it slow.
     """
     return type(_base(distribution)).mean is not Distribution.mean
+
+
+def value_inside(p: Distribution, like: Tensor) -> Tensor | float:
+    """A value at which a density over the support of p is finite: it replaces a value that was not seen.
+
+    Args:
+        p: The distribution of the value.
+        like: A value of p, for the dtype and the device.
+    """
+    try:
+        support: Any = p.support
+    except NotImplementedError:  # a distribution need not define its support
+        return 0
+    support = getattr(support, "base_constraint", support)  # of a mixture
+    if hasattr(support, "element"):
+        element: Tensor = support.element(like)
+        return element
+    if support is constraints.simplex:
+        return 1 / like.shape[-1]
+    if support is constraints.one_hot:
+        return (torch.arange(like.shape[-1], device=like.device) == 0).to(like.dtype)
+    low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
+    if support.is_discrete or low is None:
+        return 0
+    return low + 1 if high is None else (low + high) / 2
 
 
 def is_masked(distribution: Distribution) -> bool:

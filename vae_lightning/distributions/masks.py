@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 
+from vae_lightning.trace import value_inside
 from vae_lightning.types import UserError
 
 
@@ -117,7 +118,7 @@ class MaskedPositions(Distribution):
         return self.base_dist.rsample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        value = torch.where(self.seen_values(), value, _value_inside(self.base_dist, value))
+        value = torch.where(self.seen_values(), value, value_inside(self.base_dist, value))
         return self.only_seen(self.base_dist.log_prob(value))
 
     def entropy(self) -> Tensor:
@@ -153,29 +154,6 @@ class SeenSupport(constraints.Constraint):
 
     def __repr__(self) -> str:
         return f"{self.of_seen!r} where seen"
-
-
-def _value_inside(p: Distribution, like: Tensor) -> Tensor | float:
-    """A value at which a density over the support of p is finite: it replaces the value of a hidden position.
-
-    Args:
-        p: The distribution of one position.
-        like: A value of p, for the dtype and the device.
-    """
-    try:
-        support: Any = p.support
-    except NotImplementedError:  # a distribution need not define its support
-        return 0
-    support = getattr(support, "base_constraint", support)  # of a mixture
-    if hasattr(support, "element"):
-        element: Tensor = support.element(like)
-        return element
-    if support is constraints.simplex:
-        return 1 / like.shape[-1]
-    low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
-    if support.is_discrete or low is None:
-        return 0
-    return low + 1 if high is None else (low + high) / 2
 
 
 def seen_positions(p: Distribution) -> Tensor | None:
