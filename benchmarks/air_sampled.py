@@ -41,6 +41,7 @@ WHAT = {
 }
 REACHED = 0.95
 BASELINE_RATE = 5e-3
+BATCH_SIZE = 64
 KEPT = 0.8  # the share of the running mean of the signal that a step keeps; the value of Mnih & Gregor
 
 Loss = Callable[[Tensor, int], Tensor]
@@ -127,10 +128,16 @@ def canvases(data: MultiDigits, split: Split) -> dict[str, Tensor]:
 # -- one run ----------------------------------------------------------------------------------------------------------
 
 
-def contender(name: str, seed: int) -> tuple[AIR, Loss, torch.optim.Optimizer]:
-    """Return a new model, its loss of a batch at a step, and its optimiser."""
+def contender(name: str, seed: int, **settings: Any) -> tuple[AIR, Loss, torch.optim.Optimizer]:
+    """Return a new model, its loss of a batch at a step, and its optimiser.
+
+    Args:
+        name: One of `WHAT`.
+        seed: The seed of the weights.
+        settings: Arguments of AIR that replace those of the config.
+    """
     torch.manual_seed(seed)
-    model, _ = from_config(**({} if name == "enumerated_floor" else {"floor": 0.0}))
+    model, _ = from_config(**settings, **({} if name == "enumerated_floor" else {"floor": 0.0}))
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     loss: Loss = partial(_enumerated_loss, model, ELBO())
     if name == "sampled":
@@ -164,7 +171,7 @@ def evaluated(model: AIR, test: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def run(
-    name: str, seed: int, steps: int, every: int, train: Tensor, test: dict[str, Tensor], batch_size: int = 64
+    name: str, seed: int, steps: int, every: int, train: Tensor, test: dict[str, Tensor], **settings: Any
 ) -> dict[str, Any]:
     """Train one contender and evaluate it every `every` steps.
 
@@ -175,11 +182,11 @@ def run(
         every: The number of steps between two evaluations; the last step is evaluated, too.
         train: [M, C, H, W].
         test: As `canvases` gives it.
-        batch_size: B.
+        settings: Arguments of AIR that replace those of the config.
     """
-    model, loss_of, optimizer = contender(name, seed)
+    model, loss_of, optimizer = contender(name, seed, **settings)
     checks, spent, begun = [], 0.0, time.process_time()
-    for step, index in zip(range(1, steps + 1), _batches(len(train), batch_size), strict=False):
+    for step, index in zip(range(1, steps + 1), _batches(len(train), BATCH_SIZE), strict=False):
         loss = loss_of(train[index], step - 1)
         optimizer.zero_grad()
         loss.backward()
@@ -213,6 +220,7 @@ def page(results: dict[str, Any]) -> str:
     at = [f"% at {check['step']:,}" for check in runs[0]["checks"]]
     table = [["contender", "seed", *at, "ELBO, nats", "minutes"]]
     table += [["---"] * len(table[0]), *map(said, runs)]
+    besides = f", but for p(n), proportional to {results['rho']}^n" if "rho" in results else ""
     summary = []
     for name, what in WHAT.items():
         last = [one["checks"][-1]["count_accuracy"] for one in runs if one["contender"] == name]
@@ -225,7 +233,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         "Count accuracy on the test canvases (greedy, at posterior means), by training steps; the ELBO at the end",
         "(n summed over in each); minutes of processor time of the training. The network, the canvases and p(n) are",
-        "those of configs/air/digits.yaml. All start at the same weights.",
+        f"those of configs/air/digits.yaml{besides}. All start at the same weights.",
         "",
         *(f"| {' | '.join(row)} |" for row in table),
         "",
@@ -239,6 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--every", type=int, default=400, help="steps between two evaluations; default: 400")
+    parser.add_argument("--rho", type=float, help="p(n) proportional to rho^n; default: p(n) of the config")
     parser.add_argument("--only", nargs="+", choices=list(WHAT), default=list(WHAT), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the results")
     args = parser.parse_args(arguments)
@@ -247,12 +256,16 @@ def main(arguments: list[str] | None = None) -> int:
     command = ["python", "-m", "benchmarks.air_sampled", *(sys.argv[1:] if arguments is None else arguments)]
     header = {"measured": time.strftime("%Y-%m-%d %H:%M"), "command": shlex.join(command), **conditions()}
     results: dict[str, Any] = {"machine": machine(), "header": header, "runs": []}
+    settings: dict[str, Any] = {}
+    if args.rho is not None:
+        results["rho"] = args.rho
+        settings["count_prior"] = {"class_path": "vae_lightning.models.DecayingCount", "init_args": {"rho": args.rho}}
     _, data = from_config()
     train, test = canvases(data, "train")["x"], canvases(data, "test")
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for name in args.only:
-            results["runs"].append(run(name, seed, args.steps, args.every, train, test))
+            results["runs"].append(run(name, seed, args.steps, args.every, train, test, **settings))
             print(" | ".join(said(results["runs"][-1])), flush=True)
             (args.out / "air_sampled.json").write_text(json.dumps(results, indent=1) + "\n")
             (args.out / "air_sampled.md").write_text(page(results))

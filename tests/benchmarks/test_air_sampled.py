@@ -100,7 +100,7 @@ def test_two_steps_of_each_are_recorded(
 
     monkeypatch.setattr("benchmarks.air_sampled.canvases", few)
     monkeypatch.setattr(Family, "validate_args", Family.validate_args)  # main switches it off
-    assert main(["--seeds", "0", "--steps", "2", "--every", "1", f"--out={tmp_path}"]) == 0
+    assert main(["--seeds", "0", "--steps", "2", "--every", "1", "--rho", "0.5", f"--out={tmp_path}"]) == 0
     results = json.loads((tmp_path / "air_sampled.json").read_text())
     assert [one["contender"] for one in results["runs"]] == list(WHAT)
     for one in results["runs"]:
@@ -111,5 +111,5 @@ def test_two_steps_of_each_are_recorded(
             assert check["count_accuracy"] == confusion.diagonal().sum() / 128
     page = (tmp_path / "air_sampled.md").read_text()
     assert all(f"| {name} | 0 |" in page for name in WHAT)
-    assert "0 of 1 seeds" in page
+    assert "but for p(n), proportional to 0.5^n" in page
     assert "enumerated_floor | 0 | " in capsys.readouterr().out
