@@ -109,9 +109,10 @@ def _with_random_images(config: dict[str, Any], images: Path) -> dict[str, Any]:
         given |= {"data_dir": str(images), "verify": False} | ({"num_val": 10} if name == "MNIST" else {})
     elif name != "Digits":
         kept = {key: given[key] for key in ("binarisation", "flip", "batch_size", "eval_batch_size") if key in given}
-        channels = 1 if name == "ProceduralSprites" else 3
+        channels = 1 if name in ("ProceduralSprites", "MultiDigits") else 3
+        size = given.get("canvas_size", 24) if name == "MultiDigits" else 64
         place = {"data_dir": str(images / f"images-{channels}"), "cache_dir": str(images / "cache")}
-        given = {**kept, **place, "height": 64, "width": 64, "channels": channels}
+        given = {**kept, **place, "height": size, "width": size, "channels": channels}
         data = {**data, "class_path": "vae_lightning.data.ImageFolder"}
     return {**config, "data": {**data, "init_args": given}}
 
