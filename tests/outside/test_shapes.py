@@ -178,6 +178,13 @@ def test_a_table_has_a_line_for_each_row_with_its_class(runs: Path) -> None:
     assert np.abs(original - reconstruction).mean() < 1
 
 
+def test_samples_of_a_table_are_rows_of_numbers(runs: Path) -> None:
+    lines = drawn("sample", "table", runs).with_suffix(".txt").read_text().splitlines()[2:]
+    rows = [[float(value) for value in line.split()[-12:]] for line in lines if line]
+    assert len(rows) >= 2
+    assert np.abs(np.array(rows)).mean() < 3  # the columns are standardised
+
+
 # -- sentences of several lengths -------------------------------------------------------------------------------------
 
 
