@@ -16,7 +16,8 @@ HEAD = """\
 [rows.yaml](../benchmarks/papers/rows.yaml) defines the rows. `make results ARGS="--run ROW"` first makes the runs of a
 row.
 
-The unit is nats per image on the official test split, where lower is better. The MIG and the accuracy of counts are exceptions: 1 is best.
+The unit is nats per image on the official test split, where lower is better. The MIG and the accuracy of
+counts are exceptions: 1 is best.
 -log p(x) is estimated by K importance samples and is an upper bound on average; "effective" is the effective number of
 these samples. The standard error is over test images, or over seeds if a row has several. Two runs are tested on the
 same images, so the stated error of the gap between them is too large. Static and dynamic binarisation are different
