@@ -25,6 +25,8 @@ from torch.distributions import (
 )
 from torch.nn import functional as F
 
+from vae_lightning.metrics.evaluator import mean_draws
+from vae_lightning.models.codes import posterior_codes
 from vae_lightning.models.trace_checks import check_trace
 from vae_lightning.objectives import (
     ELBO,
@@ -42,7 +44,7 @@ from vae_lightning.objectives import (
     log_mean_exp,
 )
 from vae_lightning.trace import Latent, Observed, Trace, point
-from vae_lightning.types import UserError
+from vae_lightning.types import Batch, UserError
 
 SIGMA = 0.7
 P_N = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -424,3 +426,30 @@ def test_an_unknown_value_may_lie_outside_any_support(p: Distribution) -> None:
     found = Observed(value, p, known).log_likelihood()
     torch.testing.assert_close(found[:, [0, 2]], p.log_prob(seen)[:, [0, 2]])
     assert (found[:, 1] == 0).all()
+
+
+def mixture(batch: Batch, num_samples: int) -> Trace:
+    """c is 1 with probability 0.1, and z ~ N(10 c, 1): E[z|x] = 1, and its variance is 1 + 9 = 10."""
+    size = len(batch["x"])
+    c = torch.arange(2).repeat(num_samples)[:, None].expand(-1, size)  # [K, B]
+    q_c = Categorical(probs=torch.tensor([0.9, 0.1]).expand(size, 2))
+    q_z = Independent(Normal(10.0 * c[..., None], torch.ones(())), 1)
+    latents = {
+        "c": Latent(c, q_c, Categorical(probs=torch.tensor([0.5, 0.5])), enumerated=True),
+        "z": Latent(q_z.sample(), q_z, Independent(Normal(torch.zeros(1), 1.0), 1)),
+    }
+    p_x = Independent(Normal(torch.zeros(len(c), size, 1), 1.0), 1)
+    shares = q_c.log_prob(c) - math.log(num_samples)
+    return Trace(batch["x"], p_x, latents, log_shares=shares, num_values=2)
+
+
+def test_codes_and_units_weigh_the_values_of_an_enumerated_variable() -> None:
+    """64 draws of 500 examples: the mean of all is 1 to 0.02, and an equal weight of the values would give 5."""
+    torch.manual_seed(0)
+    batch = {"x": torch.zeros(500, 1)}
+    trace = mixture(batch, 4)
+    codes = posterior_codes(mixture, batch, trace)
+    assert codes["z_mean"].mean() == pytest.approx(1.0, abs=0.1)
+    assert codes["z_scale"].square().mean() == pytest.approx(10.0, abs=1.0)
+    assert mean_draws(trace, trace.latents["z"]).mean() == pytest.approx(1.0, abs=0.3)
+    assert set(codes) == {"z_mean", "z_scale"}
