@@ -166,7 +166,7 @@ def _check_exists(name: str, latent: Latent) -> None:
     exists = latent.exists
     if exists is not None and bool(((exists != 0) & (exists != 1)).any()):
         raise UserError(
-            f"latent {name}: exists has a value between 0 and 1; it says whether the variable exists in this row, and "
+            f"latent {name}: exists has a value between 0 and 1; exists tells whether the row has the variable, and "
             "must be 0 or 1, never a probability"
         )
 
