@@ -166,6 +166,9 @@ class AIR(LatentVariableModel):
         one = torch.ones(len(batch["x"]), dtype=torch.long, device=batch["x"].device)
         return {**super().prior_codes(batch), "n": one}
 
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.where_family, self.prior_what]
+
     # -- inference ------------------------------------------------------------------------------------------------
 
     def attend(self, x: Tensor, num_samples: int = 1, at_means: bool = False) -> Steps:

@@ -221,6 +221,9 @@ class CVAE(LatentVariableModel):
         (z,) = named_latents("CVAE", latents, ["z"])
         return self._p_x(z, c)
 
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.prior_family if self.prior is None else self.prior] if self.latent_size else []
+
     def _p_z(self, c: Tensor) -> Distribution:
         return self.prior() if self.prior is not None else self.prior_family(self.prior_network(c))
 

@@ -218,6 +218,9 @@ class HVAE(LatentVariableModel):
             codes[f"z{i + 1}"] = z = self.p_z(i, z).mean
         return {name: code.expand(len(batch["x"]), -1) for name, code in codes.items()}
 
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.prior, *self.normals]
+
     def needed_for(self, name: str, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: codes[name]}  # the layers below follow from it, and those above have no other effect on x
 

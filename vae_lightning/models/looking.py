@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_lightning.distributions.paths import between, centre, centre_or_estimate, moved
+from vae_lightning.distributions.priors import Prior
 from vae_lightning.models.batches import KnownFields
 from vae_lightning.trace import Latent, Trace, distribution_name, drawing, point
 from vae_lightning.types import Batch, UserError
@@ -83,7 +84,7 @@ class Looking(pl.LightningModule):
             batch: The batch; only its size counts, and what the prior is conditioned on.
         """
         codes = {}
-        for name, latent in self._look(batch).latents.items():
+        for name, latent in self.look(batch).latents.items():
             value = centre(latent.p)
             if value is not None and len(latent.p.batch_shape) < 2:
                 codes[name] = value.expand(latent.z.shape)[0]
@@ -97,6 +98,10 @@ class Looking(pl.LightningModule):
             codes: All latents.
         """
         return dict(codes)
+
+    def prior_modules(self) -> list[nn.Module]:
+        """Return the modules whose distributions `sample` draws latents from: every `Prior` of the model."""
+        return [module for module in self.modules() if isinstance(module, Prior)]
 
     # -- what users call --------------------------------------------------------------------------------------------
 
@@ -142,7 +147,7 @@ class Looking(pl.LightningModule):
         Args:
             x: [B, C, H, W], or a batch.
         """
-        q = {name: latent.q for name, latent in self._look(as_batch(x)).latents.items()}
+        q = {name: latent.q for name, latent in self.look(as_batch(x)).latents.items()}
         return next(iter(q.values())) if len(q) == 1 else q
 
     def codes(self, x: Tensor | Batch) -> dict[str, Tensor]:
@@ -153,7 +158,7 @@ class Looking(pl.LightningModule):
         Args:
             x: [B, C, H, W], or a batch.
         """
-        trace = self._look(as_batch(x))
+        trace = self.look(as_batch(x))
         return {name: trace.row(latent.z) for name, latent in trace.latents.items()}
 
     @torch.no_grad()
@@ -188,7 +193,7 @@ class Looking(pl.LightningModule):
             raise UserError(f"interpolate: steps is {steps}; a way needs at least its 2 ends")
         if len(first["x"]) != len(last["x"]):
             raise UserError(f"interpolate: {len(first['x'])} examples and {len(last['x'])}; give as many of each")
-        from_, to = self._look(first), self._look(last)
+        from_, to = self.look(first), self.look(last)
         share = torch.linspace(0, 1, steps, device=first["x"].device)
 
         def way(start: Tensor, end: Tensor, latent: Latent | None = None) -> Tensor:  # [steps, B, ...]
@@ -221,18 +226,18 @@ class Looking(pl.LightningModule):
             UserError: if there is no such latent or dimension, or the model cannot decode latents.
         """
         batch = as_batch(x)
-        trace = self._look(batch)
+        trace = self.look(batch)
         codes = {name: trace.row(one.z) for name, one in trace.latents.items()}
         if start == "prior":
             codes |= self.prior_codes(batch)
-        return self.traverse_codes(codes, batch, trace, latent, dimension, values)
+        return self.traverse_codes(codes, trace, batch, latent, dimension, values)
 
     @torch.no_grad()
     def traverse_codes(
         self,
         codes: Mapping[str, Tensor],
-        batch: Batch,
         trace: Trace,
+        batch: Batch,
         latent: str,
         dimension: int,
         values: Tensor,
@@ -241,8 +246,8 @@ class Looking(pl.LightningModule):
 
         Args:
             codes: Where the other numbers stand, [B, *event] by name.
-            batch: What stands beside z.
-            trace: A trace of the model, for the kind of each latent.
+            trace: A trace of the model, for the space of each latent.
+            batch: What stands beside z, such as `label` [B].
             latent: The name of the latent.
             dimension: The number of the dimension, from 0, in the flattened latent.
             values: [S].
@@ -256,6 +261,19 @@ class Looking(pl.LightningModule):
         copies[latent][(slice(None), *at_first)] = moves.transpose(0, 1).to(z)
         fields = {name: value.expand(len(values), *value.shape) for name, value in batch.items()}
         return self._decode_ways(self.needed_for(latent, copies), fields, len(values)).transpose(0, 1)
+
+    @torch.no_grad()
+    def decode_codes(self, codes: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return the mean of p(x|z) at codes of one's own: [B, C, H, W].
+
+        Args:
+            codes: Latents [B, *event] by name.
+            batch: What stands beside z, such as `label` [B]; {} for a model that is not conditional.
+
+        Raises:
+            UserError: if the model cannot decode latents, or p(x|z) has neither a mean nor a mode.
+        """
+        return self._point_of(point(self.decode_given(codes, batch)))
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -276,8 +294,12 @@ class Looking(pl.LightningModule):
             raise UserError(f"{type(self).__name__}: trace returns a {type(trace).__name__}; it must return a Trace")
         return trace
 
-    def _look(self, batch: Batch) -> Trace:
-        """The trace at the points of the posteriors."""
+    def look(self, batch: Batch) -> Trace:
+        """Return the trace at the points of the posteriors, as in `codes`.
+
+        Args:
+            batch: The batch.
+        """
         with drawing(centre_or_estimate):
             return self.checked_trace(batch)
 
@@ -296,7 +318,7 @@ class Looking(pl.LightningModule):
         """Decode latents [steps, B, *event] beside fields [steps, B, ...]: [steps, B, C, H, W]."""
         flat = {name: code.flatten(0, 1) for name, code in codes.items()}
         beside = {name: value.flatten(0, 1) for name, value in fields.items()}
-        return self._point_of(point(self.decode_given(flat, beside))).unflatten(0, (steps, -1))
+        return self.decode_codes(flat, beside).unflatten(0, (steps, -1))
 
     def _point_of(self, value: Tensor | None) -> Tensor:
         if value is None:

@@ -165,6 +165,20 @@ def number_of_class(model: LatentVariableModel, data: DataModule | None, label: 
     )
 
 
+def check_decodes(model: LatentVariableModel) -> None:
+    """Raise UserError unless the model can decode latents of one's own.
+
+    Args:
+        model: The model.
+    """
+    kind = type(model)
+    if kind.decode is LatentVariableModel.decode and kind.decode_given is LatentVariableModel.decode_given:
+        raise UserError(
+            f"{kind.__name__} has no decode(latents), which draws x at chosen latents; vae-lightning reconstruct and "
+            "sample serve every model"
+        )
+
+
 def _test_rows(data: DataModule, numbers: Sequence[int]) -> dict[str, Any]:
     """Return the test images with these numbers, by reading the batches up to the last of them."""
     if not numbers:
@@ -185,4 +199,4 @@ def _test_rows(data: DataModule, numbers: Sequence[int]) -> dict[str, Any]:
 
 
 def _no_test_images(data: DataModule) -> UserError:
-    return UserError(f"{type(data).__name__} has no test images; the picture needs some")
+    return UserError(f"{type(data).__name__} has no test images, and the picture needs some")
