@@ -450,6 +450,8 @@ def test_an_objective_trains_every_weight(objective: Objective) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
+    assert model.lstm.weight_ih.grad is not None
+    assert (model.lstm.weight_ih.grad[:, -13:].abs().sum(0) > 0).all()  # a step reads where and what of the last
 
 
 @pytest.mark.parametrize("objective", [BetaTC(100), DReG(2), PIWAE(1, 2), InfoVAE()], ids=lambda o: type(o).__name__)
