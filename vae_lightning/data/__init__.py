@@ -10,6 +10,7 @@ from vae_lightning.data.multi_digits import MultiDigits
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
 from vae_lightning.data.scenes import SceneFolder, Scenes
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
+from vae_lightning.data.transitions import Mazes, Transitions
 from vae_lightning.storage.examples import Examples, Images, join, windows
 from vae_lightning.storage.loader import ImageLoader, Loader
 from vae_lightning.storage.transforms import BatchTransform, Draw, Transform
@@ -34,6 +35,7 @@ __all__ = [
     "ImageLoader",
     "Images",
     "Loader",
+    "Mazes",
     "MultiDigits",
     "Omniglot",
     "ProceduralFaces",
@@ -43,6 +45,7 @@ __all__ = [
     "Source",
     "Split",
     "Transform",
+    "Transitions",
     "join",
     "windows",
 ]
