@@ -110,7 +110,7 @@ class Transitions(DataModule):
         Args:
             state: The states, [B, *x_shape].
         """
-        return state.isfinite().flatten(1).all(1)
+        return state.isfinite().reshape(len(state), -1).all(1)
 
     def describe_coverage(self) -> str:
         """Return which part of the world the training data show, in one line."""
