@@ -16,6 +16,7 @@ from tests.helpers import REPOSITORY
 from vae_lightning.__main__ import main
 from vae_lightning.data import Examples, Mazes, Split, Transitions
 from vae_lightning.data.module import SPLITS
+from vae_lightning.noise import derive_seed
 from vae_lightning.synthetic import mazes
 from vae_lightning.types import UserError
 
@@ -125,8 +126,14 @@ def test_the_data_are_a_function_of_the_seed() -> None:
         found = fields(first, split)
         assert all((values == fields(again, split)[name]).all() for name, values in found.items())
         assert not walls(found["state"]) & walls(fields(other, split)["state"])
-    more = Mazes(num_mazes=(60, 9, 10), num_transitions=(100, 20, 30))
-    assert (more.walls("test") == first.walls("test")).all()  # whatever the training set
+
+
+def test_the_mazes_of_test_do_not_depend_on_those_of_training() -> None:
+    few, many = (Mazes(num_mazes=(count, 5, 300), num_transitions=(1, 1, 1)) for count in (5, 4000))
+    assert (few.walls("test") == many.walls("test")).all()
+    assert (few.walls("val") == many.walls("val")).all()
+    drawn = mazes.draw_walls([derive_seed(0, 0, 0, i) for i in range(4000)], 7)
+    assert not (many.walls("train") == drawn).all()  # some were left out
 
 
 def test_starts_are_corners_of_different_mazes() -> None:
