@@ -1,6 +1,6 @@
 """Pictures: how x is shown, captioned sheets, moving pictures and tables, and their files."""
 
-from vae_lightning.pictures.curves import line_chart
+from vae_lightning.pictures.curves import bar_chart, line_chart
 from vae_lightning.pictures.drawing import Picture, draw, reconstructions, samples, scene, scenes_of
 from vae_lightning.pictures.files import save, save_gif, save_png
 from vae_lightning.pictures.grids import reconstruction_grid, sample_grid, stack, to_grid
@@ -12,6 +12,7 @@ __all__ = [
     "Page",
     "Picture",
     "Shown",
+    "bar_chart",
     "draw",
     "line_chart",
     "no_picture",

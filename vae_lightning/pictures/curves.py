@@ -1,4 +1,4 @@
-"""Line charts as SVG: text that a browser draws, without a plotting library."""
+"""Charts of curves and bars as SVG: text that a browser draws, without a plotting library."""
 
 from __future__ import annotations
 
@@ -55,31 +55,62 @@ def line_chart(
     Raises:
         ValueError: if the chart is smaller than 120 x 100 pixels.
     """
-    if width < 120 or height < 100:
-        raise ValueError(f"a chart of {width} x {height} pixels is too small; give at least 120 x 100")
     finite = [point for points in series.values() for point in points if _is_finite(point)]
-    left_to_right, bottom_to_top = _range([x for x, _ in finite], 0.0), _range([y for _, y in finite], 0.04)
-    room = height - 42 - (20 if title else 0)
-    y_ticks = ticks(*bottom_to_top, max(2, room // _TICK_DISTANCE["y"]))
-    left = 14 + _LETTER * max(map(len, tick_labels(y_ticks)), default=0) + (16 if y_label else 0)
-    x_axis = Axis(*left_to_right, left, width - 12)
-    y_axis = Axis(*bottom_to_top, height - 42, 20 if title else 8)
-    names = [name for name in series if len(series) > 1 or name not in ("", y_label)]
-    rows = _legend_rows(names, width)
-    parts = [
-        *_axes(x_axis, y_axis, x_label, y_label),
-        *(
-            part
-            for i, points in enumerate(series.values())
-            for part in _curve(points, x_axis, y_axis, i, list(series)[i])
-        ),
-        *_legend(rows, list(series), height),
-    ]
+    x_range, y_range = _range([x for x, _ in finite], 0.0), _range([y for _, y in finite], 0.04)
+    x_axis, y_axis = _place_axes(x_range, y_range, title, y_label, width, height)
+    names = list(series)
+    rows = _legend_rows([name for name in names if len(names) > 1 or name not in ("", y_label)], width)
+    parts = [*_draw_y(x_axis, y_axis, y_label), *_draw_x(x_axis, y_axis), *_draw_names(x_axis, y_axis, title, x_label)]
+    for i, (name, points) in enumerate(series.items()):
+        parts += _curve(points, x_axis, y_axis, i, name)
+    parts += _legend(rows, names, height)
     if not finite:
-        parts.append(_text((left + width) / 2, height / 2, "no values"))
-    if title:
-        parts.append(_text(width / 2, 13, title, extra=' font-weight="bold"'))
+        parts.append(_text((x_axis.start + x_axis.end) / 2, height / 2, "no values"))
     return _document(parts, width, height + _ROW * len(rows), title or y_label or "chart")
+
+
+def bar_chart(
+    values: Mapping[str, float],
+    errors: Sequence[float | None] = (),
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    width: int = 480,
+    height: int = 300,
+) -> str:
+    """Draw a bar for each value, from zero, with a line of two standard errors to either side: SVG text.
+
+    Args:
+        values: The values by the name below the bar; names without room are left out. A value that is not finite has
+            no bar.
+        errors: The standard error of each value, None where it is unknown; empty if all are unknown.
+        title: The text above the chart.
+        x_label: What the names are.
+        y_label: The name and the unit of the values.
+        width: Pixels.
+        height: Pixels.
+
+    Raises:
+        ValueError: if the chart is smaller than 120 x 100 pixels.
+    """
+    known = [error if error is not None and math.isfinite(error) else 0.0 for error in errors] or [0.0] * len(values)
+    ends = [value + sign * 2 * e for value, e in zip(values.values(), known, strict=True) for sign in (-1, 1)]
+    low, high = _range([0.0, *(end for end in ends if math.isfinite(end))], 0.0)
+    x_axis, y_axis = _place_axes((0.0, max(1.0, len(values))), (low, high), title, y_label, width, height)
+    parts = [*_draw_y(x_axis, y_axis, y_label), *_draw_names(x_axis, y_axis, title, x_label)]
+    each = (x_axis.end - x_axis.start) / max(1, len(values))
+    room = math.ceil((_LETTER * max(map(len, values), default=0) + 4) / each)  # a name for each so many bars
+    for i, ((name, value), error) in enumerate(zip(values.items(), known, strict=True)):
+        middle = x_axis(i + 0.5)
+        if math.isfinite(value):
+            top, bottom = sorted((y_axis(value), y_axis(0.0)))
+            at = f'x="{middle - 0.35 * each:.2f}" y="{top:.2f}" width="{0.7 * each:.2f}" height="{bottom - top:.2f}"'
+            parts.append(f'<rect {at} fill="{_COLOURS[0]}"><title>{escaped(name)}: {value:.4g}</title></rect>')
+            if error:
+                parts.append(_line(middle, y_axis(value - 2 * error), middle, y_axis(value + 2 * error)))
+        if i % room == 0:
+            parts.append(_text(middle, y_axis.start + 16, name))
+    return _document(parts, width, height, title or y_label or "chart")
 
 
 @dataclass(frozen=True)
@@ -146,28 +177,53 @@ def _is_finite(point: Point) -> bool:
     return math.isfinite(point[0]) and math.isfinite(point[1])
 
 
-def _axes(x_axis: Axis, y_axis: Axis, x_label: str, y_label: str) -> list[str]:
-    """Draw the two axes, a faint line at each tick of y, the numbers and the names."""
-    left, right, bottom, top = x_axis.start, x_axis.end, y_axis.start, y_axis.end
-    parts = []
-    y_ticks = ticks(y_axis.low, y_axis.high, max(2, int(bottom - top) // _TICK_DISTANCE["y"]))
-    for value, label in zip(y_ticks, tick_labels(y_ticks), strict=True):
-        at = y_axis(value)
-        parts.append(_line(left, at, right, at, ' stroke-opacity="0.15"'))
-        parts.append(_text(left - 5, at + 4, label, "end"))
-    x_ticks = ticks(x_axis.low, x_axis.high, max(2, int(right - left) // _TICK_DISTANCE["x"]))
-    for value, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
-        at = x_axis(value)
-        parts.append(_line(at, bottom, at, bottom + 4))
-        half = _LETTER * len(label) / 2  # a label at the right edge is moved, so that it stays in the picture
-        parts.append(_text(min(at, right + 11 - half), bottom + 16, label))
-    parts += [_line(left, bottom, right, bottom), _line(left, top, left, bottom)]
-    if x_label:
-        parts.append(_text((left + right) / 2, bottom + 33, x_label))
-    if y_label:
-        middle = (top + bottom) / 2
-        parts.append(_text(12, middle, y_label, extra=f' transform="rotate(-90 12 {middle:.1f})"'))
+def _place_axes(
+    x_range: tuple[float, float], y_range: tuple[float, float], title: str, y_label: str, width: int, height: int
+) -> tuple[Axis, Axis]:
+    """Return the axes of a chart, with room for the texts around them."""
+    if width < 120 or height < 100:
+        raise ValueError(f"a chart of {width} x {height} pixels is too small; give at least 120 x 100")
+    y_axis = Axis(*y_range, height - 42, 22 if title else 8)
+    longest = max(map(len, tick_labels(_y_ticks(y_axis))))
+    left = 14 + _LETTER * longest + (16 if y_label else 0)
+    return Axis(*x_range, left, width - 12), y_axis
+
+
+def _y_ticks(y_axis: Axis) -> list[float]:
+    return ticks(y_axis.low, y_axis.high, max(2, int(y_axis.start - y_axis.end) // _TICK_DISTANCE["y"]))
+
+
+def _draw_y(x_axis: Axis, y_axis: Axis, label: str) -> list[str]:
+    """Draw the axis of y, its name, and a faint line with its number at each tick."""
+    left, right, middle = x_axis.start, x_axis.end, (y_axis.start + y_axis.end) / 2
+    parts = [_line(left, y_axis.start, left, y_axis.end)]
+    values = _y_ticks(y_axis)
+    for value, number in zip(values, tick_labels(values), strict=True):
+        parts.append(_line(left, y_axis(value), right, y_axis(value), ' stroke-opacity="0.15"'))
+        parts.append(_text(left - 5, y_axis(value) + 4, number, "end"))
+    if label:
+        parts.append(_text(12, middle, label, extra=f' transform="rotate(-90 12 {middle:.1f})"'))
     return parts
+
+
+def _draw_x(x_axis: Axis, y_axis: Axis) -> list[str]:
+    """Draw the numbers of x, each below a short line."""
+    parts = []
+    values = ticks(x_axis.low, x_axis.high, max(2, int(x_axis.end - x_axis.start) // _TICK_DISTANCE["x"]))
+    for value, number in zip(values, tick_labels(values), strict=True):
+        at = x_axis(value)
+        half = _LETTER * len(number) / 2  # a number at the right edge is moved, so that it stays in the picture
+        parts.append(_line(at, y_axis.start, at, y_axis.start + 4))
+        parts.append(_text(min(at, x_axis.end + 11 - half), y_axis.start + 16, number))
+    return parts
+
+
+def _draw_names(x_axis: Axis, y_axis: Axis, title: str, x_label: str) -> list[str]:
+    """Draw the axis of x, its name, and the title."""
+    middle = (x_axis.start + x_axis.end) / 2
+    parts = [_line(x_axis.start, y_axis.start, x_axis.end, y_axis.start)]
+    parts += [_text(middle, y_axis.start + 33, x_label)] if x_label else []
+    return parts + ([_text(middle, 13, title, extra=' font-weight="bold"')] if title else [])
 
 
 def _curve(points: Sequence[Point], x_axis: Axis, y_axis: Axis, index: int, name: str) -> Iterator[str]:

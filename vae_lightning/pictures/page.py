@@ -76,7 +76,7 @@ class Page:
         self._add(f"{start}{escaped(text)}</p>")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
-        """Add a table. A number, also one that is given as a text, stands at the right of its cell.
+        """Add a table. A column of numbers, which may be texts such as `84.3 +- 0.2` or `?`, is aligned to the right.
 
         Args:
             columns: The names of the columns; empty for a table without a first row.
@@ -84,7 +84,13 @@ class Page:
             caption: The text above the table.
         """
         head = "".join(f"<th>{escaped(name)}</th>" for name in columns)
-        body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+        texts = [[_cell(value) for value in row] for row in rows]
+        is_number = [all(map(_is_number, column)) and any(column) for column in zip(*texts, strict=True)]
+        starts = ['<td class="number">' if right else "<td>" for right in is_number]
+        lines = [
+            "".join(f"{start}{escaped(text)}</td>" for start, text in zip(starts, row, strict=True)) for row in texts
+        ]
+        body = "\n".join(f"<tr>{line}</tr>" for line in lines)
         caption = f"<caption>{escaped(caption)}</caption>" if caption else ""
         head = f"<thead><tr>{head}</tr></thead>" if columns else ""
         self._add(f'<div class="wide"><table>{caption}{head}<tbody>\n{body}\n</tbody></table></div>')
@@ -161,14 +167,12 @@ class Page:
 
 
 def _cell(value: object) -> str:
-    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    start = '<td class="number">' if _is_number(text) else "<td>"
-    return f"{start}{escaped(text)}</td>"
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _is_number(text: str) -> bool:
-    """True of a number, and of a number with its error: 84.31, -3.2 +- 0.1."""
+    """True of a number, of one with its error, as 84.31 or -3.2 +- 0.1, of an unknown one and of an empty cell."""
     try:
-        return bool([float(part) for part in text.replace("+-", " ").replace("±", " ").split()])
+        return bool([float(part) for part in text.replace("+-", " ").replace("?", "nan").split()]) or not text
     except ValueError:
         return False
