@@ -37,6 +37,19 @@ def lock_run(folder: Path) -> IO[str]:
     return file
 
 
+def is_being_trained(folder: Path) -> bool:
+    """True if a process holds the lock of a run's folder; nothing is written.
+
+    Args:
+        folder: the run's folder.
+    """
+    try:
+        with (folder / _NAME).open() as file:
+            return try_lock(file, shared=True) is False
+    except OSError:
+        return False
+
+
 def owner(folder: Path) -> dict[str, Any]:
     """The host, pid and job of the process that trains a run, or trained it last; empty if unknown.
 
