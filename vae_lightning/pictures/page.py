@@ -171,8 +171,11 @@ def _cell(value: object) -> str:
 
 
 def _is_number(text: str) -> bool:
-    """True of a number, of one with its error, as 84.31 or -3.2 +- 0.1, of an unknown one and of an empty cell."""
+    """True of a number, of one with its error and a mark (-3.2 +- 0.1 *), of an unknown one and of an empty cell."""
     try:
-        return bool([float(part) for part in text.replace("+-", " ").replace("?", "nan").split()]) or not text
+        return (
+            bool([float(part) for part in text.removesuffix(" *").replace("+-", " ").replace("?", "nan").split()])
+            or not text
+        )
     except ValueError:
         return False
