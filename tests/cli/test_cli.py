@@ -75,6 +75,8 @@ def test_a_run_leaves_one_folder_with_what_is_promised(trained: TrainedRun) -> N
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"),
         *("images/reconstructions-0002.png", "images/samples-0002.png"),
     }
+    logged = only(trained.folder, "wandb/offline-run-*/files/media/html/report_*.html")
+    assert logged.read_text() == (trained.folder / "report.html").read_text()
 
 
 def test_metrics_csv_has_every_key_and_nats_that_add_up(trained: TrainedRun) -> None:
