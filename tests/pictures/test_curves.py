@@ -116,6 +116,8 @@ def test_many_points_keep_their_extremes() -> None:
         (0, 2.2e6, 5, ["0", "0.5M", "1.0M", "1.5M", "2.0M"]),
         (3.9997, 4.0001, 3, ["3.9998", "4.0000"]),
         (0, 2e-5, 3, ["0", "1e-05", "2e-05"]),
+        (0.0998, 0.1, 5, ["0.0998", "0.09985", "0.0999", "0.09995", "0.1"]),
+        (2e9, 2e9 + 20, 3, ["2e+09", "2.00000001e+09", "2.00000002e+09"]),
     ],
 )
 def test_ticks_are_round_and_told_apart(low: float, high: float, most: int, labels: list[str]) -> None:

@@ -158,7 +158,8 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     largest = max(map(abs, values), default=0.0)
     step = abs(values[1] - values[0]) if len(values) > 1 else largest
     if largest >= 1e9 or 0 < step < 1e-4:
-        return [f"{value:.3g}" for value in values]
+        tries = ([f"{value:.{digits}g}" for value in values] for digits in range(3, 18))
+        return next(labels for labels in tries if len(set(labels)) == len(set(values)))
     unit, letter = (1e6, "M") if largest >= 1e6 else (1e3, "k") if largest >= 1e4 else (1.0, "")
     digits = max(0, -math.floor(math.log10(step / unit) + 1e-9)) if step else 0
     return ["0" if value == 0 else f"{value / unit:.{digits}f}{letter}" for value in values]
