@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vae_lightning.pictures import line_chart
+from vae_lightning.pictures import bar_chart, line_chart
 from vae_lightning.pictures.curves import tick_labels, ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -122,6 +122,32 @@ def test_many_points_keep_their_extremes() -> None:
 )
 def test_ticks_are_round_and_told_apart(low: float, high: float, most: int, labels: list[str]) -> None:
     assert tick_labels(ticks(low, high, most)) == labels
+
+
+def test_a_bar_is_as_long_as_its_value_from_zero() -> None:
+    svg = bar_chart({"a": 2.0, "b": -1.0, "c": NAN, "<d>": 4.0}, [0.5, None, 1.0, None])
+    root = ElementTree.fromstring(svg)
+    bars = [
+        {name: float(bar.attrib[name]) for name in ("x", "y", "width", "height")} for bar in root.iter(f"{SVG}rect")
+    ]
+    assert [bar["height"] / bars[1]["height"] for bar in bars] == pytest.approx([2, 1, 4], rel=1e-2)
+    zero = bars[0]["y"] + bars[0]["height"]
+    assert bars[1]["y"] == pytest.approx(zero)  # below zero
+    assert bars[2]["y"] + bars[2]["height"] == pytest.approx(zero)
+    assert bars[0]["x"] < bars[1]["x"] < bars[2]["x"]
+    middle = bars[0]["x"] + bars[0]["width"] / 2
+    lines = [line.attrib for line in root.iter(f"{SVG}line")]
+    (error,) = [line for line in lines if line["x1"] == line["x2"] and abs(float(line["x1"]) - middle) < 0.02]
+    length = abs(float(error["y1"]) - float(error["y2"]))
+    assert length == pytest.approx(bars[0]["height"], rel=1e-2)  # two errors of 0.5 to either side
+    assert {"a", "b", "c", "<d>"} <= texts(svg).keys()
+
+
+def test_a_chart_of_many_or_no_bars_is_xml() -> None:
+    ElementTree.fromstring(bar_chart({}))
+    svg = bar_chart({str(i): 1 / (i + 1) for i in range(500)}, title="a")
+    assert len(list(ElementTree.fromstring(svg).iter(f"{SVG}rect"))) == 500
+    assert len(texts(svg)) < 60  # names that would overlap are left out
 
 
 def test_a_chart_too_small_is_refused() -> None:

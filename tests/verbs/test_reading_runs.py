@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,11 @@ from tests.helpers import DIGITS, REPOSITORY
 from tests.pictures.test_page import Reader
 from vae_lightning.__main__ import main
 from vae_lightning.cli import ending
-from vae_lightning.metrics.examples import ExampleValues, fingerprint
 from vae_lightning.runs.ownership import lock_run
 from vae_lightning.runs.record import folder_of, read_run, read_values, state_of
 from vae_lightning.types import UserError
-from vae_lightning.verbs.compare import paired_difference
+from vae_lightning.verbs.compare import Compared, paired_difference, why_not_comparable
+from vae_lightning.verbs.report import page_of
 from vae_lightning.verbs.runs import short_names
 
 QUICK = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=3", "--trainer.log_every_n_steps=1")
@@ -78,27 +79,6 @@ def test_the_values_of_each_example_have_the_mean_and_the_error_of_the_results(t
         assert values[name].std(ddof=1) / math.sqrt(355) == pytest.approx(error, rel=1e-4)
 
 
-def test_the_batches_of_several_ranks_are_put_in_the_order_of_the_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    ranks = [ExampleValues(), ExampleValues()]
-    x = torch.arange(10.0)[:, None]
-    for i, batch in enumerate(x.split(2)):  # five batches, so that the second rank has one less
-        ranks[i % 2].add(batch, {"elbo": batch[:, 0], "loss": batch[:, 0], "scalar": torch.tensor(1.0)})
-    gathered = [[dict(batch) for batch in rank._batches] for rank in ranks]
-    monkeypatch.setattr("vae_lightning.metrics.examples.objects_from_all_ranks", lambda _: gathered)
-    found = ranks[0].from_all_ranks({})
-    assert found["elbo"].tolist() == list(range(10))
-    assert set(found) == {"elbo", "fingerprint"}
-    assert torch.equal(found["fingerprint"], fingerprint(x))
-
-
-def test_a_fingerprint_tells_examples_apart() -> None:
-    x = torch.rand(100, 1, 8, 8)
-    assert fingerprint(x).unique().numel() == 100
-    assert torch.allclose(fingerprint(x * (1 + 1e-7)), fingerprint(x), atol=1e-4)
-    assert fingerprint(x.roll(1, -1)).ne(fingerprint(x)).all()
-    assert fingerprint(torch.zeros(3, 4, dtype=torch.bool)).tolist() == [0, 0, 0]
-
-
 # -- report ------------------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +99,10 @@ def test_train_writes_a_report_of_all_that_the_run_left(trained: Path) -> None:
     )
     assert {"elbo", "log_likelihood", "kl", "dimension of z"} <= set(page.texts)
     assert "kl/z" not in [title for name, title in zip(page.elements, page.texts, strict=False) if name[0] == "svg"]
+    kls = json.loads((folder / "results.json").read_text())["details"]["kl_per_dimension/z"]
+    bars = [title.split(": ") for title in page.texts if re.fullmatch(r"\d: [\d.e-]+", title)]
+    assert [float(value) for _, value in bars] == pytest.approx(sorted(kls, reverse=True), rel=1e-3)
+    assert [int(name) for name, _ in bars] == sorted(range(8), key=lambda i: -kls[i])
     sources = [value for _, attributes in page.elements for key, value in attributes.items() if key in ("src", "href")]
     assert all(value and value.startswith("data:") for value in sources)
 
@@ -151,6 +135,27 @@ def test_a_report_of_damaged_and_hostile_files(runs: Path, tmp_path: Path) -> No
     assert len([name for name, _ in page.elements if name == "img"]) == 2
     assert "results.json: cannot be read" in text
     assert "Left out, because too large or damaged: bad-0002.png." in text
+
+
+@pytest.mark.parametrize("strange", [None, [], {}, "x", 1, [[1]], {"a": None}], ids=str)
+def test_strange_entries_of_results_and_settings_are_no_traceback(
+    trained: Path, tmp_path: Path, strange: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = trained / "vae" / "digits" / "one"
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    results = json.loads((original / "results.json").read_text())
+    for name in results:
+        entries = {**results, name: strange}
+        entries |= {name: dict.fromkeys(results[name], strange)} if strange and isinstance(results[name], dict) else {}
+        (folder / "results.json").write_text(json.dumps(entries))
+        (folder / "config.yaml").write_text(json.dumps(dict.fromkeys(("model", "data", "experiment"), strange)))
+        assert "<h2>" in page_of(folder).html()
+        other = Compared("other", read_run(original), {})
+        assert why_not_comparable(Compared("strange", read_run(folder), {}), other) != ""
+    assert main(["compare", str(folder), str(original), f"--output={tmp_path / 'compare.html'}"]) == 0
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "strange" in capsys.readouterr().out
 
 
 def test_a_report_of_a_fit_alone_says_that_there_are_no_numbers(runs: Path) -> None:

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -96,11 +97,13 @@ class CLI(LightningCLI):
     Args:
         args: The command and its arguments.
         then_test: Whether a fit is followed by a test of its best checkpoint, as in `train`.
+        trusted: The packages that `--trust` names, for the command line in the results.
     """
 
-    def __init__(self, args: list[str], then_test: bool = False) -> None:
+    def __init__(self, args: list[str], then_test: bool = False, trusted: Sequence[str] = ()) -> None:
         self.then_test = then_test
-        self.command = shlex.join(["vae-lightning", *(["train", *args[1:]] if then_test else args)])
+        verb = "train" if then_test else args[0]
+        self.command = shlex.join(["vae-lightning", verb, *args[1:], *(f"--trust={name}" for name in trusted)])
         defaults = {"default_config_files": [str(find_defaults())]}
         super().__init__(
             LatentVariableModel,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from vae_lightning.runs.checkpoint_form import load_plain
+from vae_lightning.runs.checkpoint_form import is_number, load_plain
 from vae_lightning.runs.checkpoint_io import BEST, LAST, PREVIOUS
 from vae_lightning.runs.ownership import is_being_trained
 from vae_lightning.runs.trust import refuse_address
@@ -61,11 +61,11 @@ class Record:
             name: the name without `test/`.
         """
         value = entry(self.results, "metrics", f"test/{name}")
-        return float(value) if isinstance(value, (int, float)) else None
+        return float(value) if is_number(value) else None
 
     def numbers(self) -> dict[str, tuple[float | None, float | None]]:
         """Each number of the test and its standard error by name, without `test/`; None if unknown."""
-        names = [name.removeprefix("test/") for name in entry(self.results, "metrics") or {}]
+        names = [name.removeprefix("test/") for name in mapping(self.results, "metrics")]
         errors = {name for name in names if name.endswith("_stderr")}
         return {name: (self.number(name), self.number(f"{name}_stderr")) for name in names if name not in errors}
 
@@ -80,6 +80,17 @@ def entry(tree: Any, *names: str) -> Any:
     for name in names:
         tree = tree.get(name) if isinstance(tree, dict) else None
     return tree
+
+
+def mapping(tree: Any, *names: str) -> dict[str, Any]:
+    """The dict at the end of a path of names; empty if there is none, or something else.
+
+    Args:
+        tree: the outermost dict.
+        names: the names, from the outermost.
+    """
+    found = entry(tree, *names)
+    return found if isinstance(found, dict) else {}
 
 
 def class_name(recipe: Any) -> str | None:
@@ -123,8 +134,11 @@ def is_run(folder: Path) -> bool:
     Args:
         folder: the folder.
     """
-    has_config = (folder / CONFIG).is_file() and (folder / "checkpoints").is_dir()
-    return has_config or any((folder / name).is_file() for name in (".owner.json", METRICS, RESULTS))
+    try:
+        has_config = (folder / CONFIG).is_file() and (folder / "checkpoints").is_dir()
+        return has_config or any((folder / name).is_file() for name in (".owner.json", METRICS, RESULTS))
+    except OSError:  # a folder that may not be read
+        return False
 
 
 def find_runs(place: Path) -> Iterator[Path]:
@@ -202,7 +216,7 @@ def read_values(folder: Path) -> dict[str, npt.NDArray[np.float64]]:
     try:
         with np.load(folder / VALUES, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name], np.float64) for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError):  # TypeError: a single array, or objects
         return {}
     lengths = {array.shape for array in arrays.values()}
     return arrays if len(lengths) == 1 and len(next(iter(lengths))) == 1 else {}
@@ -251,9 +265,7 @@ def _has_ended(checkpoint: Path) -> bool:
         contents = load_plain(checkpoint)
     except UserError:
         return False
-    states = entry(contents, "callbacks")
-    states = states.values() if isinstance(states, dict) else ()
-    return any(bool(entry(state, "complete")) for state in states)
+    return any(bool(entry(state, "complete")) for state in mapping(contents, "callbacks").values())
 
 
 def last_change(folder: Path) -> str:

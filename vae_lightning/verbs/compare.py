@@ -26,6 +26,7 @@ from vae_lightning.runs.record import (
     entry,
     folder_of,
     last_change,
+    mapping,
     read_curves,
     read_run,
     read_values,
@@ -147,7 +148,7 @@ def _facts(record: Record) -> dict[str, object]:
     """Return what two runs must share. Of the likelihood: its name, and the settings that are numbers of levels."""
     results, config = record.results, record.config
     recipe = entry(config, "model", "init_args", "likelihood")
-    settings = entry(recipe, "init_args") or {}
+    settings = mapping(recipe, "init_args")
     levels = {name: value for name, value in settings.items() if isinstance(value, int) and name.startswith("num_")}
     data = config.get("data") or results.get("data")
     return {

@@ -7,6 +7,7 @@ made from the files in the run's folder alone, so a run of any model has one, an
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from vae_lightning.metrics.formatting import value_and_error
 from vae_lightning.pictures import Page, bar_chart, line_chart
+from vae_lightning.runs.checkpoint_form import is_number
 from vae_lightning.runs.record import (
     CONFIG,
     METRICS,
@@ -23,6 +25,7 @@ from vae_lightning.runs.record import (
     entry,
     folder_of,
     last_change,
+    mapping,
     read_curves,
     read_run,
     state_of,
@@ -139,11 +142,11 @@ def conditions_of(record: Record) -> list[tuple[str, str]]:
         record: The run.
     """
     results = record.results
-    weights = entry(results, "objective", "weights")
+    weights = mapping(results, "objective", "weights").items()
     objective = [
         *([f"{entry(results, 'objective', 'name')}"] if entry(results, "objective", "name") else []),
         *([f"K = {entry(results, 'objective', 'num_samples')}"] if entry(results, "objective", "num_samples") else []),
-        *(f"{name} {value:.4g}" for name, value in (weights.items() if isinstance(weights, dict) else ())),
+        *(f"{name} {value:.4g}" for name, value in weights if is_number(value)),
     ]
     data = [class_name(results.get("data")), f"binarisation {results.get('binarisation') or 'none'}"]
     count, split = entry(results, "data", "num_images"), entry(results, "data", "split")
@@ -167,7 +170,7 @@ def unit_of(record: Record, name: str) -> str:
         record: The run.
         name: The number's name without `test/`.
     """
-    units = entry(record.results, "units") or {}
+    units = mapping(record.results, "units")
     unit = str(units.get(name.partition("/")[0]) or units.get("default") or "")
     return unit.removesuffix(", natural logarithm")
 
@@ -178,8 +181,8 @@ def unit_of(record: Record, name: str) -> str:
 def _add_facts(page: Page, record: Record) -> None:
     """Add what the run is: its state, model, data and machine; and each problem that the test has found."""
     results, config = record.results, record.config
-    versions = entry(results, "versions") or {}
-    seconds = entry(results, "seconds") or {}
+    versions = mapping(results, "versions")
+    seconds = mapping(results, "seconds")
     rows = [
         ("state", f"{state_of(record.folder)}, {last_change(record.folder)}"),
         ("model", class_name(config.get("model") or results.get("model"))),
@@ -193,7 +196,8 @@ def _add_facts(page: Page, record: Record) -> None:
         ("another such run", f"vae-lightning train -c {record.folder / CONFIG}" if config else None),
     ]
     page.table([], [(name, str(value)) for name, value in rows if value not in (None, "")])
-    for line in results.get("collapse") or []:
+    findings = results.get("collapse")
+    for line in findings if isinstance(findings, list) else []:
         page.text(f"Latents: {line}")
 
 
@@ -213,7 +217,7 @@ def _add_numbers(page: Page, record: Record) -> None:
         for name in names
     ]
     page.table(["", "value", "unit", "meaning"], rows)
-    left_out = entry(record.results, "left_out") or {}
+    left_out = mapping(record.results, "left_out")
     if left_out:
         page.text("Not measured: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()), is_note=True)
 
@@ -254,25 +258,21 @@ def charts_of(columns: Sequence[str]) -> dict[str, list[str]]:
 
 def _add_latents(page: Page, record: Record) -> None:
     """Add the KL of each dimension of each latent, the largest first."""
-    details = entry(record.results, "details") or {}
+    details = mapping(record.results, "details")
     for key, values in details.items():
         first, _, latent = key.partition("/")
         if first != "kl_per_dimension" or not isinstance(values, list) or not values:
             continue
         errors = details.get(f"kl_per_dimension_stderr/{latent}")
         known = errors if isinstance(errors, list) and len(errors) == len(values) else [None] * len(values)
-        pairs = [
-            (value if isinstance(value, float) else float("nan"), error)
-            for value, error in zip(values, known, strict=True)
-        ]
-        order = sorted(range(len(pairs)), key=lambda i: -pairs[i][0] if pairs[i][0] == pairs[i][0] else 0.0)
-        bars = {str(i): pairs[i][0] for i in order}
-        used = sum(value >= 0.01 for value in bars.values())
+        kls = [float(value) if is_number(value) else math.nan for value in values]
+        order = sorted(range(len(kls)), key=lambda i: math.inf if math.isnan(kls[i]) else -kls[i])
+        bars = {str(i): kls[i] for i in order}
+        used = sum(value >= 0.01 for value in kls)
         page.heading(f"KL of each dimension of {latent}")
         unit = unit_of(record, key)
-        chart = bar_chart(
-            bars, [pairs[i][1] for i in order], x_label=f"dimension of {latent}", y_label="nats", width=900
-        )
+        lines = [error if is_number(error := known[i]) else None for i in order]
+        chart = bar_chart(bars, lines, x_label=f"dimension of {latent}", y_label="nats", width=900)
         page.chart(
             chart, f"{unit}; lines of two standard errors. {used} of {len(bars)} dimensions have 0.01 nats or more."
         )

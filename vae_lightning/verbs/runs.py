@@ -190,7 +190,7 @@ def _prune(rows: Sequence[Row]) -> None:
     print("without a checkpoint and a result:", *(f"  {printable(folder)}" for folder in deletable), sep="\n")
     try:
         answer = input(f"delete {'this run' if len(deletable) == 1 else f'these {len(deletable)} runs'}? [y/N] ")
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         answer = ""
         print()
     if answer.strip().lower() not in ("y", "yes"):
