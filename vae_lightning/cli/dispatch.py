@@ -48,7 +48,7 @@ def _run(verb: str, rest: list[str], trusted: list[str]) -> None:
     if verb in LIGHTNING_VERBS:
         from vae_lightning.cli.lightning import CLI
 
-        CLI(["fit" if verb == "train" else verb, *rest], then_test=verb == "train")
+        CLI(["fit" if verb == "train" else verb, *rest], then_test=verb == "train", trusted=trusted)
         return
     if verb not in own_verbs():
         raise _unknown(verb)
