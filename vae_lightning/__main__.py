@@ -109,7 +109,12 @@ def console() -> None:
     """The console script's entry point."""
     try:
         signals.install()
-        sys.exit(main())
+        code = main()
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:  # the reader of our lines has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python flushes once more, and complains
+        sys.exit(1)
     except signals.Stopped as stopped:  # the signal came before `main` could catch it
         sys.exit(signals.exit_code(stopped))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from functools import cache
 from io import StringIO
@@ -15,6 +17,7 @@ from docstring_parser import parse
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
 
+from tests.helpers import REPOSITORY
 from vae_lightning import verbs
 from vae_lightning.cli import dispatch
 from vae_lightning.cli.help import LIGHTNING_VERBS, help_text, own_verbs
@@ -154,3 +157,13 @@ def test_the_help_names_every_verb() -> None:
     assert files == own_verbs().keys() >= {"sample", "doctor", "check-data"}
     assert all(f"\n  {name} " in text for name in (*files, *LIGHTNING_VERBS))
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_reader_who_leaves_before_the_end_is_no_error() -> None:
+    """Such as `vae-lightning --help | head -1`."""
+    command = [sys.executable, "-m", "vae_lightning", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 1)
