@@ -51,7 +51,7 @@ def test_every_file_that_is_linked_exists() -> None:
 
 
 def test_under_200_lines() -> None:
-    assert len(README.splitlines()) <= 180
+    assert len(README.splitlines()) < 200
 
 
 @pytest.fixture(scope="module")
