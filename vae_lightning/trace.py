@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -276,6 +277,20 @@ class Trace:
         return values[0].item() if torch.numel(values) else None
 
 
+_draws_means = False
+
+
+@contextmanager
+def at_means() -> Iterator[None]:
+    """A context in which `draw` returns the mean of q, if q has one: a trace without noise, as an encoder alone is."""
+    global _draws_means
+    before, _draws_means = _draws_means, True
+    try:
+        yield
+    finally:
+        _draws_means = before
+
+
 def draw(q: Distribution, *sample_shape: int) -> Tensor:
     """z ~ q, with the pathwise gradient that trains an encoder: [*sample_shape, *batch, *event].
 
@@ -288,6 +303,8 @@ def draw(q: Distribution, *sample_shape: int) -> Tensor:
             "encoder; choose DiagonalNormal, or for classes RelaxedCategorical or Categorical with "
             "straight_through=true (biased)"
         )
+    if _draws_means and has_mean(q):
+        return q.mean.expand(*sample_shape, *q.batch_shape, *q.event_shape)
     return q.rsample(torch.Size(sample_shape))
 
 

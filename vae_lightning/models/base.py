@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.core.saving import _default_map_location
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.distributions import Distribution
 
 from vae_lightning.distributions import noise_scale, num_steps
 from vae_lightning.models.batches import KnownFields, check_batch, check_labels, range_note
@@ -19,6 +18,7 @@ from vae_lightning.models.building import load
 from vae_lightning.models.codes import DRAWS, estimated, predictions
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
+from vae_lightning.models.parts import InParts
 from vae_lightning.models.restoring import check_restored
 from vae_lightning.models.seeded import Seeded
 from vae_lightning.models.trace_checks import check_trace, describe_bound
@@ -31,7 +31,7 @@ from vae_lightning.types import Batch, Shape, UserError
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
 
-class LatentVariableModel(Optimized, Seeded):
+class LatentVariableModel(Optimized, Seeded, InParts):
     """A model with latent variables. To add a model, subclass this and define `trace` and `sample`.
 
     A subclass never calls `self.log`. Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,
@@ -80,17 +80,6 @@ class LatentVariableModel(Optimized, Seeded):
     @abstractmethod
     def sample(self, n: int) -> Tensor:
         """Return means of p(x|z) with z ~ p(z): [n, C, H, W]. To add pixel noise, sample from p(x|z) itself."""
-
-    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        """Return p(x|z) at given latents; only models whose p(x|z) is a function of z alone define this.
-
-        Args:
-            latents: Tensors [..., *event] by the names of the Trace's latents.
-
-        Raises:
-            UserError: if the model has no such function.
-        """
-        raise UserError(f"{type(self).__name__} has no decode(latents): its p(x|z) is not a function of z alone")
 
     def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str]]:
         """Return rows to draw below each original and its reconstruction, by caption; none unless overridden.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from vae_lightning.distributions import (
     given,
 )
 from vae_lightning.models.base import LatentVariableModel
-from vae_lightning.models.batches import check_count
+from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
@@ -35,6 +35,8 @@ class Condition(nn.Module):
 
     shape: Shape
     examples: Tensor
+    field: ClassVar[str] = ""
+    """The one field of the batch that c is a function of, such as `label`; empty if c is a function of x."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -66,6 +68,8 @@ class ClassLabel(Condition):
     Raises:
         UserError: if the data have no label, or a label that is too large (checked on the CPU only).
     """
+
+    field = "label"
 
     def __init__(self, image_shape: Shape, num_classes: int = 10) -> None:
         super().__init__()
@@ -184,9 +188,23 @@ class CVAE(LatentVariableModel):
         x, c = batch["x"], self.condition(batch)  # [B, C, H, W], [B, *c]
         if not self.latent_size:
             return Trace(x, self._p_x(x.new_zeros(num_samples, len(x), 0), c))
-        q_z = self.posterior(self.encoder(torch.cat([x, self.embedding(c)], dim=1)))  # batch [B], event [D]
+        q_z = self._q_z(x, c)  # batch [B], event [D]
         z = draw(q_z, num_samples)  # [K, B, D]
         return Trace(x, self._p_x(z, c), {"z": Latent(z, q_z, self._p_z(c))})
+
+    def infer(self, batch: Batch) -> Mapping[str, Distribution]:
+        return {"z": self._q_z(batch["x"], self.condition(batch))} if self.latent_size else {}
+
+    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
+        name = self.condition.field or "c"
+        values = named_latents("CVAE", latents, ["z", name] if self.latent_size else [name])
+        z = values[0] if self.latent_size else torch.zeros(len(values[0]), 0, device=values[0].device)
+        c = self.condition({"x": z, name: values[-1]}) if self.condition.field else values[-1]
+        return self._p_x(z, c)
+
+    def conditions(self, batch: Batch) -> Mapping[str, Tensor]:
+        field = self.condition.field
+        return {field: batch[field]} if field else {"c": self.condition(batch)}
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
@@ -204,6 +222,9 @@ class CVAE(LatentVariableModel):
             return self._p_x(c.new_zeros(n, 0), c).mean
         p_z = self._p_z(c)
         return self._p_x(p_z.sample(() if p_z.batch_shape else (n,)), c).mean
+
+    def _q_z(self, x: Tensor, c: Tensor) -> Distribution:
+        return self.posterior(self.encoder(torch.cat([x, self.embedding(c)], dim=1)))
 
     def _p_z(self, c: Tensor) -> Distribution:
         return self.prior() if self.prior is not None else self.prior_family(self.prior_network(c))
