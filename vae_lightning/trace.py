@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -277,18 +277,23 @@ class Trace:
         return values[0].item() if torch.numel(values) else None
 
 
-_draws_means = False
+_VALUES_OF: list[Callable[[Distribution], Tensor]] = []  # what `drawing` has set, the last one innermost
 
 
 @contextmanager
-def at_means() -> Iterator[None]:
-    """A context in which `draw` returns the mean of q, if q has one: a trace without noise, as an encoder alone is."""
-    global _draws_means
-    before, _draws_means = _draws_means, True
+def drawing(value_of: Callable[[Distribution], Tensor]) -> Iterator[None]:
+    """Let `draw` return the value that `value_of(q)`, [*batch, *event], gives, in place of samples.
+
+    So a model's `trace` runs at the means of its posteriors, one latent after the other, as it runs at samples.
+
+    Args:
+        value_of: For example the mean of q.
+    """
+    _VALUES_OF.append(value_of)
     try:
         yield
     finally:
-        _draws_means = before
+        _VALUES_OF.pop()
 
 
 def draw(q: Distribution, *sample_shape: int) -> Tensor:
@@ -297,14 +302,15 @@ def draw(q: Distribution, *sample_shape: int) -> Tensor:
     Raises:
         UserError: if samples of q have no pathwise gradient.
     """
+    if _VALUES_OF:
+        value = _VALUES_OF[-1](q)
+        return value.expand(*sample_shape, *value.shape)
     if not q.has_rsample:
         raise UserError(
             f"posterior {distribution_name(q)}: its samples have no pathwise gradient, so they cannot train an "
             "encoder; choose DiagonalNormal, or for classes RelaxedCategorical or Categorical with "
             "straight_through=true (biased)"
         )
-    if _draws_means and has_mean(q):
-        return q.mean.expand(*sample_shape, *q.batch_shape, *q.event_shape)
     return q.rsample(torch.Size(sample_shape))
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_lightning.distributions import IAF
 from vae_lightning.models import AIR, CVAE, DLGM, HVAE, VAE, BottomUp, ImageColumns, LatentVariableModel
+from vae_lightning.models.parts import centre_or_sample
 from vae_lightning.networks import MLP
-from vae_lightning.trace import Latent, Trace, at_means, draw
+from vae_lightning.trace import Latent, Trace, draw, drawing
 from vae_lightning.types import Batch, UserError
 
 TINY = partial(MLP, hidden_sizes=(8,))
@@ -40,7 +40,7 @@ def models() -> dict[str, LatentVariableModel]:
 @pytest.mark.parametrize("name", models())
 def test_infer_and_decode_give_the_distributions_of_a_trace_at_the_means(name: str) -> None:
     model, x = models()[name].eval(), batch()
-    with at_means():
+    with drawing(centre_or_sample):
         trace = model.trace(x)
     found = model.infer(x)
     assert list(found) == list(trace.latents)
@@ -48,18 +48,8 @@ def test_infer_and_decode_give_the_distributions_of_a_trace_at_the_means(name: s
         torch.testing.assert_close(q.mean, trace.latents[latent].q.mean)
         torch.testing.assert_close(q.stddev, trace.latents[latent].q.stddev)
     z = {name: latent.z for name, latent in trace.latents.items()}
-    conditions = model.conditions(x) if z else {"label": x["label"]}
-    p_x = model.decode({**z, **conditions})
+    p_x = model.decode_given(z, x)
     torch.testing.assert_close(p_x.mean.expand_as(trace.p_x.mean), trace.p_x.mean)
-
-
-def test_a_trace_at_the_means_has_no_noise() -> None:
-    q = models()["VAE"].infer(batch())["z"]
-    with at_means():
-        assert torch.equal(draw(q, 2), q.mean.expand(2, 3, 3))
-        iaf = VAE(SHAPE, 3, posterior=IAF).infer(batch())["z"]
-        assert not torch.equal(draw(iaf), draw(iaf))  # it has no mean
-    assert not torch.equal(draw(q), q.mean)
 
 
 class Own(VAE):
@@ -87,12 +77,6 @@ def test_a_model_whose_objects_come_and_go_has_no_encoder() -> None:
         AIR((1, 24, 24), num_steps=2).infer({"x": torch.rand(2, 1, 24, 24)})
 
 
-def test_a_cvae_says_what_its_decoder_takes() -> None:
-    model = models()["CVAE"]
-    with pytest.raises(UserError, match=r'CVAE.decode takes .*\{"z": z, "label": label\}'):
-        model.decode({"z": torch.zeros(2, 3)})
-
-
 @pytest.mark.parametrize(("method", "form"), [("to_onnx", "onnx"), ("to_torchscript", "pt2")])
 def test_lightnings_exports_name_the_command(method: str, form: str, tmp_path: object) -> None:
     export = getattr(models()["VAE"], method)
@@ -103,5 +87,5 @@ def test_lightnings_exports_name_the_command(method: str, form: str, tmp_path: o
 
 def test_the_decoder_of_a_cvae_depends_on_the_label() -> None:
     z, model = torch.zeros(10, 3), models()["CVAE"]
-    means: Tensor = model.decode({"z": z, "label": torch.arange(10)}).mean
+    means: Tensor = model.decode_given({"z": z}, {"label": torch.arange(10)}).mean
     assert len(means.flatten(1).unique(dim=0)) == 10

@@ -161,6 +161,14 @@ class AIR(LatentVariableModel):
         what = self.prior_what().sample((n, self.num_steps))
         return self.decode({"n": p_n.sample((n,)), "z_where": where, "z_what": what}).mean
 
+    def prior_codes(self, batch: Batch) -> dict[str, Tensor]:
+        """Return one object of the prior's mean: no mean of p(n) is a count."""
+        one = torch.ones(len(batch["x"]), dtype=torch.long, device=batch["x"].device)
+        return {**super().prior_codes(batch), "n": one}
+
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.where_family, self.prior_what]
+
     # -- inference ------------------------------------------------------------------------------------------------
 
     def attend(self, x: Tensor, num_samples: int = 1, at_means: bool = False) -> Steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,6 @@ class Condition(nn.Module):
 
     shape: Shape
     examples: Tensor
-    field: ClassVar[str] = ""
-    """The one field of the batch that c is a function of, such as `label`; empty if c is a function of x."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -69,8 +67,6 @@ class ClassLabel(Condition):
         UserError: if the data have no label, or a label that is too large (checked on the CPU only).
     """
 
-    field = "label"
-
     def __init__(self, image_shape: Shape, num_classes: int = 10) -> None:
         super().__init__()
         if num_classes < 1:
@@ -87,7 +83,7 @@ class ClassLabel(Condition):
         is_checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
         if is_checked and label.max() >= num_classes:
             raise UserError(f"ClassLabel: a label is {label.max()}; num_classes must be above it, and is {num_classes}")
-        return F.one_hot(label.long(), num_classes).to(batch["x"].dtype)
+        return F.one_hot(label.long(), num_classes).to(self.examples.dtype)
 
 
 class ImageColumns(Condition):
@@ -195,17 +191,6 @@ class CVAE(LatentVariableModel):
     def infer(self, batch: Batch) -> Mapping[str, Distribution]:
         return {"z": self._q_z(batch["x"], self.condition(batch))} if self.latent_size else {}
 
-    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        name = self.condition.field or "c"
-        values = named_latents("CVAE", latents, ["z", name] if self.latent_size else [name])
-        z = values[0] if self.latent_size else torch.zeros(len(values[0]), 0, device=values[0].device)
-        c = self.condition({"x": z, name: values[-1]}) if self.condition.field else values[-1]
-        return self._p_x(z, c)
-
-    def conditions(self, batch: Batch) -> Mapping[str, Tensor]:
-        field = self.condition.field
-        return {field: batch[field]} if field else {"c": self.condition(batch)}
-
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
         """Return means of p(x|z, c): [n, C, H, W].
@@ -222,6 +207,25 @@ class CVAE(LatentVariableModel):
             return self._p_x(c.new_zeros(n, 0), c).mean
         p_z = self._p_z(c)
         return self._p_x(p_z.sample(() if p_z.batch_shape else (n,)), c).mean
+
+    @property
+    def num_labels(self) -> int:
+        return self.condition.shape[0] if isinstance(self.condition, ClassLabel) else 0
+
+    def sample_given(self, label: Tensor) -> Tensor:
+        if not self.num_labels:
+            raise UserError(f"CVAE: its condition is {type(self.condition).__name__}, which takes no label")
+        return self.sample(len(label), self.condition({"label": label, "x": self.condition.examples}))
+
+    def decode_given(self, latents: Mapping[str, Tensor], batch: Batch) -> Distribution:
+        c = self.condition(batch)  # [B, *c]
+        if not self.latent_size:
+            return self._p_x(c.new_zeros(len(c), 0), c)
+        (z,) = named_latents("CVAE", latents, ["z"])
+        return self._p_x(z, c)
+
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.prior_family if self.prior is None else self.prior] if self.latent_size else []
 
     def _q_z(self, x: Tensor, c: Tensor) -> Distribution:
         return self.posterior(self.encoder(torch.cat([x, self.embedding(c)], dim=1)))

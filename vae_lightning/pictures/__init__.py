@@ -3,13 +3,18 @@
 from vae_lightning.pictures.drawing import Picture, draw, reconstructions, samples, scene, scenes_of
 from vae_lightning.pictures.files import save, save_gif, save_png
 from vae_lightning.pictures.grids import reconstruction_grid, sample_grid, stack, to_grid
+from vae_lightning.pictures.latents import interpolation, manifold, traversals
+from vae_lightning.pictures.planes import beside, scatter
 from vae_lightning.pictures.shown import NoPictureError, Shown, no_picture, show
 
 __all__ = [
     "NoPictureError",
     "Picture",
     "Shown",
+    "beside",
     "draw",
+    "interpolation",
+    "manifold",
     "no_picture",
     "reconstruction_grid",
     "reconstructions",
@@ -18,9 +23,11 @@ __all__ = [
     "save",
     "save_gif",
     "save_png",
+    "scatter",
     "scene",
     "scenes_of",
     "show",
     "stack",
     "to_grid",
+    "traversals",
 ]

@@ -51,15 +51,23 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), or a checkpoint")
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser, picture: str) -> None:
+def add_picture_arguments(
+    parser: argparse.ArgumentParser,
+    picture: str,
+    num_images: int | None = 50,
+    images: str = "the number of images in the picture",
+) -> None:
     """Add RUN and the arguments of a command that draws one picture: the number of images, the seed, the file.
 
     Args:
         parser: The parser of the command.
         picture: The name of the picture's file, without its ending.
+        num_images: The default of `--num_images`; None for a command without this flag.
+        images: The help of `--num_images`.
     """
     add_run(parser)
-    parser.add_argument("--num_images", type=int, default=50, help="the number of images in the picture")
+    if num_images is not None:
+        parser.add_argument("--num_images", type=int, default=num_images, help=images)
     parser.add_argument("--seed", type=int, default=0, help="the seed of the noise")
     parser.add_argument(
         "--output",
@@ -79,7 +87,7 @@ def checkpoint_and_output(arguments: argparse.Namespace, picture: str) -> tuple[
     Raises:
         UserError: if RUN has no checkpoint, or `--num_images` is less than 1.
     """
-    if arguments.num_images < 1:
+    if getattr(arguments, "num_images", 1) < 1:
         raise UserError(f"--num_images is {arguments.num_images}; it must be at least 1")
     checkpoint = best_checkpoint(arguments.run)
     return checkpoint, arguments.output or checkpoint.absolute().parent.parent / "images" / f"{picture}.png"
@@ -98,5 +106,15 @@ def write_picture(picture: Picture, output: Path) -> None:
     try:
         written = save(picture, output)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output") from error
+        raise not_written(output, error) from error
     print(*written, sep="\n")
+
+
+def not_written(output: Path, error: OSError) -> UserError:
+    """Return the error that says why a file cannot be written.
+
+    Args:
+        output: The file.
+        error: What the system said.
+    """
+    return UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output")
