@@ -60,7 +60,7 @@ class LatentVariableModel(Optimized, Seeded, InParts):
         self.likelihood_name = ""  # the name of p(x|z) in the run's last lines; set at the first trace
         self._loaders_checked: set[tuple[str | None, int]] = set()
         self._speed = Speedometer()
-        self._loaded_step = 0
+        self.loaded_step = 0  # of the checkpoint that the weights are from
         self.compiled: LossAndTerms | None = None  # `loss_and_terms` after torch.compile; None if it is not compiled
 
     predicts_samples = False
@@ -223,13 +223,13 @@ class LatentVariableModel(Optimized, Seeded, InParts):
     @property
     def objective_step(self) -> int:
         """The step that the objective's schedules see: in a fit the present step, else the step of the checkpoint."""
-        return self.global_step if self.trainer.state.fn == "fit" else self._loaded_step
+        return self.global_step if self.trainer.state.fn == "fit" else self.loaded_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None:
             check_restored(checkpoint, self, self.trainer)
         super().on_load_checkpoint(checkpoint)
-        self._loaded_step = int(checkpoint.get("global_step", 0))
+        self.loaded_step = int(checkpoint.get("global_step", 0))
 
     def _check_once(self, trace: Trace) -> None:
         """At the first batch of a stage, check the trace; print how each KL is computed, again only if it differs."""
