@@ -27,7 +27,7 @@ ALLOWED = {  # the rooms that each room may import, besides itself; every file i
     "storage": {"noise", "runs", "types"},
     "data": {"noise", "runs", "storage", "synthetic", "types"},
     "models": {*VOCABULARY, *MATHEMATICS, "runs"},
-    "pictures": {*VOCABULARY, "models", "runs"},
+    "pictures": {*VOCABULARY, "distributions", "models", "runs"},
     "metrics": {*VOCABULARY, *MATHEMATICS, "data", "models", "runs", "storage"},
     "callbacks": {*VOCABULARY, "data", "metrics", "models", "pictures", "runs", "storage"},
     "verbs": {*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "pictures", "runs", "storage"},

@@ -12,16 +12,16 @@ from vae_lightning.distributions.paths import inside
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.dimensions import DEAD, Dimension, dimensions
 from vae_lightning.pictures.drawing import Picture, draw
-from vae_lightning.pictures.grids import evaluating
+from vae_lightning.pictures.grids import evaluating, lay
 from vae_lightning.pictures.planes import beside, scatter
 from vae_lightning.pictures.sheets import Block, image_sheet, sheet
 from vae_lightning.pictures.shown import no_picture, on_device, show
-from vae_lightning.pictures.sizes import cell_size, resize
+from vae_lightning.pictures.sizes import BORDER, cell_size, resize
 from vae_lightning.runs.suggestions import hint
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
 
-_FRAMES = 24  # of a moving traversal, there and back
+_FRAMES = 12  # of a moving traversal, there
 _ROWS_AT_ONCE = 200
 _SHEET = 900  # pixels of the largest side of a sheet
 
@@ -84,10 +84,15 @@ def traversals(
         picture = _in_rows(heading, {_caption(one): moved(one, steps) for one in drawn}, places)
         if not moving or picture.frames is not None:
             return picture
-        clips = torch.stack([moved(one, _FRAMES // 2) for one in drawn], 1)  # [T, D, C, H, W]
-        names = [str(one) for one in drawn]
-        frames = [image_sheet(title, {"": frame}, names) for frame in (*clips, *clips.flip(0))]
-        return replace(picture, frames=torch.stack(frames))
+        clips = {str(one): moved(one, _FRAMES) for one in drawn}
+        return replace(picture, frames=_there_and_back(title, clips))
+
+
+def _there_and_back(title: str, clips: Mapping[str, Tensor]) -> Tensor:
+    """Clips [T, C, H, W] by name, all playing together, forwards and backwards: uint8 [2 T - 2, 3, H', W']."""
+    together = torch.stack(list(clips.values()), 1)  # [T, D, C, H, W]
+    frames = (*together, *together[1:-1].flip(0))
+    return torch.stack([image_sheet(title, {"": frame}, list(clips)) for frame in frames])
 
 
 def interpolation(
@@ -262,7 +267,7 @@ def _kept(found: Sequence[Dimension], rows: Sequence[Dimension], drawn: Sequence
     dead = sum(one.is_dead for one in found)
     words = f"{len(drawn)} of {len(rows)} dimensions" if len(drawn) < len(rows) else f"{len(rows)} dimensions"
     words += "" if is_chosen else f", {dead} dead ones (KL < {DEAD} nats) left out"
-    return words if all(one.is_exact for one in drawn) else f"{words}; ~ KL of normals with the moments of q and p"
+    return words if all(one.is_exact for one in drawn) else f"{words}; ~ by the moments of q and p"
 
 
 def _caption(one: Dimension) -> str:
@@ -329,10 +334,8 @@ def _cells(limits: tuple[float, float, float, float], side: int) -> Tensor:
 
 
 def _square(images: Tensor, side: int) -> Tensor:
-    """Images row by row without borders, about 900 pixels high at most: uint8 [3, H, W]."""
+    """Images row by row, about 900 pixels high at most: uint8 [3, H, W]."""
     if images.dim() == 5:  # of a clip, its first frame
         images = images[:, 0]
-    size = cell_size(images.shape[-2], images.shape[-1], _SHEET / side, _SHEET / side)
-    cells = resize(images, *size)  # [side side, c, h, w]
-    rows = cells.unflatten(0, (side, side)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2)  # [c, H, W]
-    return (rows.expand(3, -1, -1) * 255).round().to(torch.uint8)
+    room = _SHEET / side - 2 * BORDER
+    return lay(resize(images, *cell_size(images.shape[-2], images.shape[-1], room, room)), side)

@@ -18,7 +18,8 @@ _COLOURS = (
     (140, 86, 75), (227, 119, 194), (110, 110, 110), (188, 189, 34), (23, 190, 207),
 )
 # fmt: on
-_FRAME, _LINE, _FONT, _TITLE_FONT, _TITLE = 44, 18, 12, 15, 26  # pixels
+_FRAME, _LINE, _FONT, _TITLE_FONT, _TITLE = 74, 18, 12, 15, 26  # pixels
+_BELOW = 26  # pixels
 _MOST_NAMES = 40
 
 
@@ -46,19 +47,16 @@ def scatter(
     rows = (top - points[:, 1].double()) / max(top - bottom, 1e-12) * (size - 1)
     classes = _classes(labels)
     numbers = [-1] * len(points) if labels is None or not classes else labels.tolist()
-    picture = Image.new("RGB", (_FRAME + size + 8 + _legend_width(classes, names), size + _FRAME), "white")
+    picture = Image.new("RGB", (_FRAME + size + 8 + _legend_width(classes, names), size + _BELOW), "white")
     pen = ImageDraw.Draw(picture)
     radius = 2 if len(points) > 1000 else 3
     for x, y, number in zip(columns.tolist(), rows.tolist(), numbers, strict=True):
         if 0 <= x < size and 0 <= y < size:
-            centre = (_FRAME + x, y)
-            pen.ellipse(
-                (centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius), fill=_colour(number)
-            )
+            _dot(pen, _FRAME + x, y, radius, number)
     _draw_frame(pen, size, (left, right, bottom, top), axes)
     for line, number in enumerate(classes):
         middle = 10 + line * _LINE
-        pen.ellipse((_FRAME + size + 12, middle - 4, _FRAME + size + 20, middle + 4), fill=_colour(number))
+        _dot(pen, _FRAME + size + 16, middle, 4, number)
         pen.text((_FRAME + size + 26, middle - 8), _name(number, names), fill="black", font=font(_FONT))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
@@ -78,6 +76,10 @@ def beside(title: str, *pictures: Tensor) -> Tensor:
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     ImageDraw.Draw(picture).text((4, 3), title, fill="black", font=font(_TITLE_FONT))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _dot(pen: ImageDraw.ImageDraw, x: float, y: float, radius: int, number: int) -> None:
+    pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_colour(number))
 
 
 def _around(points: Tensor) -> tuple[float, float, float, float]:
