@@ -14,18 +14,8 @@ from torch.nn import functional as F
 import vae_lightning.distributions as families
 from vae_lightning.distributions import IAF, ContinuousBernoulli, FamilyPrior, FamilyRecipe, UniformSphere
 from vae_lightning.models import AIR, CVAE, DLGM, HVAE, VAE, BottomUp, ImageColumns, LatentVariableModel
-from vae_lightning.models.exporting import (
-    TOLERANCE,
-    Part,
-    decoder_of,
-    encoder_of,
-    export_onnx,
-    export_pt2,
-    flows_of,
-    run_onnx,
-    run_pt2,
-    worst_difference,
-)
+from vae_lightning.models.export_files import TOLERANCE, export_onnx, export_pt2, run_onnx, run_pt2, worst_difference
+from vae_lightning.models.exporting import Part, decoder_of, encoder_of, flows_of
 from vae_lightning.networks import MLP
 from vae_lightning.types import Batch, Network, Shape, UserError
 

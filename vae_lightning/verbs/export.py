@@ -18,19 +18,16 @@ import torch
 
 from vae_lightning.data.loading import data_of
 from vae_lightning.models import LatentVariableModel
-from vae_lightning.models.exporting import (
+from vae_lightning.models.export_files import (
     BATCH_SIZES,
     TOLERANCE,
-    Part,
-    decoder_of,
-    encoder_of,
     export_onnx,
     export_pt2,
-    flows_of,
     run_onnx,
     run_pt2,
     worst_difference,
 )
+from vae_lightning.models.exporting import Part, decoder_of, encoder_of, flows_of
 from vae_lightning.models.loading import load_model
 from vae_lightning.models.weights_file import FILE, config_of, from_safetensors, reload_difference, to_safetensors
 from vae_lightning.noise import reseed
