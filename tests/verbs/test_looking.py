@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -292,3 +293,20 @@ def test_a_run_without_pictures_says_how_to_have_them(tmp_path: Path, capsys: py
     (folder / "images" / "samples-0002.png").write_bytes(b"no picture")
     assert main(["animate", str(folder)]) == 2
     assert "samples-0002.png: cannot be read as a picture" in capsys.readouterr().err
+
+
+def test_the_page_about_it_does_as_it_says(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command and the lines of Python in docs/looking_at_latents.md."""
+    page = (REPOSITORY / "docs" / "looking_at_latents.md").read_text()
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (commands,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    for line in commands.splitlines():
+        assert main(shlex.split(line.replace("RUN", str(run)))[1:]) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    found: dict[str, Any] = {"checkpoint": run / "checkpoints" / "best.ckpt"}
+    exec(code, found)
+    for name, shape in re.findall(r"^(\w+) = .*# \[(.*?)\]", code, re.MULTILINE):
+        sizes = {"B": 200, "C": 1, "H": 8, "W": 8}
+        assert list(found[name].shape) == [sizes.get(size) or int(size) for size in shape.split(", ")]
+    assert found["z"]["z"].shape == (200, 3)

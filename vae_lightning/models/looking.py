@@ -332,4 +332,4 @@ def as_batch(x: Tensor | Batch) -> Batch:
     Args:
         x: [B, ...], or a batch.
     """
-    return {"x": x} if isinstance(x, Tensor) else x
+    return x if isinstance(x, Mapping) else {"x": x}

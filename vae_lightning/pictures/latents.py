@@ -307,9 +307,9 @@ def _check_plane(model: LatentVariableModel, trace: Trace, name: str) -> None:
             f"{type(model).__name__} has no latent {name}{hint(name, known)} with a plane; it has {', '.join(known)}"
         )
     if latent.exists is not None:
-        raise UserError(f"{name} is a latent of objects, of which an image has several; traverse moves one of them")
+        raise UserError(f"{name} has several objects in an image; vae-lightning traverse RUN moves one")
     if latent.q.event_shape.numel() < 2:
-        raise UserError(f"{name} has one dimension, and a plane needs two; traverse moves the one")
+        raise UserError(f"{name} has one dimension, and a plane needs two; vae-lightning traverse RUN moves it")
 
 
 def _plane(z: Tensor) -> _Plane:
