@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,3 +269,38 @@ def test_parquet_without_its_package_names_the_extra(
     monkeypatch.setattr(_tables, "find_spec", lambda _: None)
     run("embed", runs["VAE"], "--format=parquet", expect=2)
     assert "pip install 'vae_lightning[tables]'" in capsys.readouterr().err
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+SMALL = (
+    *("--data.height=8", "--data.width=8", "--model.latent_size=3", "--trainer.max_epochs=1", "--trainer.logger=false"),
+    *("--model.encoder=MLP", "--model.decoder=MLP", "--nll.num_samples=2", "--data.batch_size=8"),
+)
+
+
+def test_the_page_of_own_photos_does_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command and the lines of Python in docs/own_photos.md, on photos of two classes."""
+    page = (REPOSITORY / "docs" / "own_photos.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for i in range(40):
+        place = tmp_path / "my_photos" / ("cats" if i % 2 else "dogs") / f"{i:03}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(place)
+    (training, *others) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    config = REPOSITORY / "configs" / "vae" / "images.yaml"
+    assert main([*shlex.split(training.replace("CONFIG", str(config)))[1:], *SMALL]) == 0
+    folder = only(tmp_path, "runs/vae/images/photos")
+    for line in "".join(others).splitlines():
+        assert main(shlex.split(line.replace("RUN", str(folder)))[1:]) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(folder)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["plane"].shape == (40, 2)
+    assert set(found["codes"]["class_name"]) == {"cats", "dogs"}
+    for name in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE):
+        assert set(re.findall(r"`(\w+)`", name)) <= {*found["codes"].files, "label"}
+    assert len(read_csv(tmp_path / "scores.csv")) == 4
+    assert len(read_csv(folder / "scores-my_photos.csv")) == 40
+    assert parquet.read_table(tmp_path / "codes.parquet").num_rows == 32

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shlex
 import sys
 import types
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 import yaml
@@ -38,11 +41,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only(folder, "vae/digits/*")
 
 
-def test_onnx_runs_without_torch(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(run), "--format=onnx", f"--output={tmp_path}"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.onnx", "encoder.onnx"]  # weights inside
-    assert out[0].startswith(f"encoder     {tmp_path}/encoder.onnx  ")
+PAGE = (REPOSITORY / "docs" / "export.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The lines that each command of docs/export.md prints, by format."""
+    (commands,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("page"))
+        for line in commands.splitlines():
+            args, out = shlex.split(line.replace("RUN", str(run)))[1:], io.StringIO()
+            with redirect_stdout(out):
+                assert main(args) == 0
+            found[args[3]] = out.getvalue().splitlines()
+        assert sorted(path.name for path in Path("for_torch").iterdir()) == ["decoder.pt2", "encoder.pt2"]
+    return found
+
+
+def test_onnx_runs_without_torch(run: Path, exported: dict[str, list[str]]) -> None:
+    out, folder = exported["onnx"], run / "export"
+    assert sorted(path.name for path in folder.glob("*.onnx*")) == ["decoder.onnx", "encoder.onnx"]  # weights inside
+    assert out[0].startswith(f"encoder     {folder}/encoder.onnx  ")
     assert out[1] == "            x [batch, 1, 8, 8] -> z_mean [batch, 3], z_scale [batch, 3]"
     assert out[4] == "            z [batch, 3] -> x_mean [batch, 1, 8, 8]"
     assert len(out) == 6  # nothing of the exporter's own
@@ -52,18 +73,22 @@ def test_onnx_runs_without_torch(run: Path, tmp_path: Path, capsys: pytest.Captu
         )
         assert found
         assert float(found[1]) < 1e-5
-    encoder, decoder = (onnxruntime.InferenceSession(tmp_path / f"{part}.onnx") for part in ("encoder", "decoder"))
+
+
+@pytest.mark.usefixtures("exported")
+def test_the_lines_of_python_in_the_page_do_as_they_say(run: Path) -> None:
     x = np.random.default_rng(0).random((5, 1, 8, 8), dtype=np.float32)
-    z, _ = encoder.run(None, {"x": x})
-    (image,) = decoder.run(None, {"z": z})
+    here: dict[str, Any] = {"folder": run / "export", "x": x}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(code, here)
     expected = load_model(run / "checkpoints" / "best.ckpt")(torch.from_numpy(x)).detach()
-    torch.testing.assert_close(torch.from_numpy(image), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(here["image"]), expected, rtol=0, atol=1e-5)
+    assert here["images"].shape == (16, 1, 8, 8)
 
 
-def test_safetensors_loads_into_the_same_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(run), "--format=safetensors"]) == 0
+def test_safetensors_loads_into_the_same_model(run: Path, exported: dict[str, list[str]]) -> None:
     path = run / "export" / "model.safetensors"
-    assert "difference  0.0e+00 at most from the model" in capsys.readouterr().out
+    assert exported["safetensors"][1].startswith("difference  0.0e+00 at most from the model")
     model, again = load_model(run / "checkpoints" / "best.ckpt"), load_safetensors(path)
     assert type(again) is VAE
     assert dict(again.hparams) == dict(model.hparams)
@@ -75,11 +100,10 @@ def test_safetensors_loads_into_the_same_model(run: Path, capsys: pytest.Capture
     assert config["hyper_parameters"]["latent_size"] == 3
 
 
-def test_hub_writes_a_card_of_the_runs_own_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", str(run), "--format=hub"]) == 0
+def test_hub_writes_a_card_of_the_runs_own_numbers(run: Path, exported: dict[str, list[str]]) -> None:
     folder = run / "export" / "hub"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    assert "uploaded" not in capsys.readouterr().out
+    assert not any("uploaded" in line for line in exported["hub"])
     results, text = json.loads((run / "results.json").read_text()), (folder / "README.md").read_text()
     metrics = results["metrics"]
     nll = f"{metrics['test/nll']:.2f} +- {metrics['test/nll_stderr']:.2f}"

@@ -175,7 +175,7 @@ class FolderExamples:
         with ThreadPoolExecutor(num_cores()) as pool, Progress(f"reading {self.name}", self.total) as progress:
             for start in range(0, self.total, self.batch_size):
                 paths = self.paths[start : start + self.batch_size]
-                found = list(pool.map(self._read, paths))
+                found = [self._kept(*one) for one in pool.map(self._read, paths)]
                 kept = [(start + i, paths[i], pixels) for i, pixels in enumerate(found) if pixels is not None]
                 progress.advance(len(paths))
                 if not kept:
@@ -190,13 +190,18 @@ class FolderExamples:
         if len(self.unreadable) == self.total:
             raise UserError(f"{self.folder}: none of its {self.total} images can be read: {self.unreadable[0]}")
 
-    def _read(self, path: Path) -> Tensor | None:
+    def _read(self, path: Path) -> tuple[Tensor | None, str | None]:
+        """The pixels of a file with a note of its size, or None with the reason; it runs on several threads."""
         try:
-            pixels, note = self.own.pixels(path)
+            return self.own.pixels(path)
         except UserError as error:
-            self.unreadable.append(printable(str(error)))
-            return None
-        if note:
+            return None, str(error)
+
+    def _kept(self, pixels: Tensor | None, note: str | None) -> Tensor | None:
+        """The pixels; the note is counted, or the reason kept."""
+        if pixels is None:
+            self.unreadable.append(printable(str(note)))
+        elif note:
             self._num_resized += 1
             self._resized = self._resized or [printable(note)]
         return pixels
