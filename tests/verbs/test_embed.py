@@ -23,7 +23,7 @@ from vae_lightning.data.own_files import OwnFiles
 from vae_lightning.metrics.likelihood import importance_estimate
 from vae_lightning.models.loading import load_model
 from vae_lightning.types import Batch
-from vae_lightning.verbs import _tables
+from vae_lightning.verbs import _tables, embed
 
 QUICK = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.logger=false", "--model.latent_size=3")
 CHECKED = ("--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu")
@@ -192,6 +192,23 @@ def test_a_table_that_is_interrupted_leaves_the_older_one(tmp_path: Path) -> Non
         interrupted()
     assert path.read_text() == "older"
     assert [one.name for one in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_the_plane_holds_the_two_largest_directions() -> None:
+    """Points with standard deviations 3, 2 and 0.1 along rotated axes: the plane gives back the first two."""
+    torch.manual_seed(0)
+    own = torch.randn(2000, 3, dtype=torch.float64) * torch.tensor([3.0, 2.0, 0.1])
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    points, axes, share = embed._plane(own @ turn.T + 5, "z")
+    for i in range(2):
+        wanted = own[:, i] - own[:, i].mean()
+        assert torch.corrcoef(torch.stack([points[:, i], wanted]))[0, 1].abs() > 0.99
+        assert points[:, i].std().item() == pytest.approx(wanted.std().item(), rel=0.02)
+    variance = own.var(0)  # near 9, 4 and 0.01
+    assert axes[0] == f"direction 1 ({variance[0] / variance.sum():.0%})"
+    assert share == "; the plane has 100% of the variance"
+    two = torch.randn(5, 2)
+    assert embed._plane(two, "z")[0] is two
 
 
 # -- score ------------------------------------------------------------------------------------------------------------
