@@ -248,7 +248,7 @@ def _chosen(
             f"{type(model).__name__} has no latent {latent}{hint(latent, names)} to move; it has {', '.join(names)}"
         )
     if numbers and latent is None and len(names) > 1:
-        raise UserError(f"{type(model).__name__} has the latents {', '.join(names)}; say whose dimensions are meant")
+        raise UserError(f"{type(model).__name__} has the latents {', '.join(names)}; name one beside its dimensions")
     rows = [one for one in found if latent in (None, one.latent)]
     wrong = [number for number in numbers if not 0 <= number < len(rows)]
     if wrong:

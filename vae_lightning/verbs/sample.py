@@ -31,6 +31,8 @@ def make_parser(prog: str, description: str) -> Parser:
     temperature = "what the standard deviations of the prior are multiplied by; below 1: more typical, less diverse"
     parser.add_argument("--temperature", type=float, default=1.0, help=temperature)
     parser.add_argument("--label", help="for a conditional model: the number or the name of the class of all samples")
+    counts = "prior: the counts of objects are drawn from p(n); aggregate: from the mean of q(n|x) in training (AIR)"
+    parser.add_argument("--counts", choices=("prior", "aggregate"), help=f"{counts}; default: as in the run's config")
     add_picture_arguments(parser, "samples")
     return parser
 
@@ -46,6 +48,10 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     model = load_model(checkpoint, trusted)
     if arguments.prior == "fitted":
         use_fitted_prior(model, checkpoint, trusted)
+    if arguments.counts:
+        if not hasattr(model, "sample_counts"):
+            raise UserError(f"--counts: {type(model).__name__} has no count of objects; AIR has one")
+        model.sample_counts = arguments.counts
     data, error = _data_that_shows(checkpoint, trusted)
     label, n = None, arguments.num_images
     if arguments.label is not None:

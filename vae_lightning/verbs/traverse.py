@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         trusted: The packages that `--trust` names.
     """
     checkpoint, output = checkpoint_and_output(arguments, "traverse")
-    for name, least in (("steps", 2), ("rows", 1)):
+    for name, least in (("steps", 2), ("rows", 1), ("num_images", 2)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least {least}")
     if not 0 < arguments.reach < torch.inf:
