@@ -105,6 +105,9 @@ VERBS = {
     "reconstruct": ["reconstruct", RUN, "--num_images=2"],
     "impute": ["impute", RUN, "--num_images=2", "--steps=1"],
     "traverse": ["traverse", RUN, "--num_images=20", "--dimensions=0"],
+    "embed": ["embed", RUN],
+    "score": ["score", RUN, "--num_samples=2"],
+    "export": ["export", RUN, "--format=safetensors"],
     "fit-prior": ["fit-prior", RUN, "--prior=own_pkg.OwnPrior"],
 }
 

@@ -194,9 +194,25 @@ def test_the_mean_of_a_continuous_bernoulli_and_its_slope(eta: float, sign: int,
     (slope,) = torch.autograd.grad(mean.sum(), raw)
     tail = math.exp(-eta) / -math.expm1(-eta)  # 1 / (e^eta - 1)
     below = 1 / eta - tail
-    rough = dtype == torch.float32 and eta < 0.1
-    assert mean.item() == pytest.approx(below if sign < 0 else 1 - below, abs=2e-5 if rough else 3e-7)
-    assert slope.item() == pytest.approx(1 / eta**2 - tail * (1 + tail), abs=2e-3 if rough else 1e-6)
+    assert mean.item() == pytest.approx(below if sign < 0 else 1 - below, abs=3e-7)
+    assert slope.item() == pytest.approx(1 / eta**2 - tail * (1 + tail), abs=1e-6)
+
+
+def test_a_continuous_bernoulli_keeps_its_digits_in_float32() -> None:
+    """The mean, log p and its slope agree with float64 to 1e-6, also near a mean of 1/2 and where the formulas meet."""
+    eta = torch.cat(
+        [torch.linspace(-3, 3, 4001), torch.tensor([-1.0, -1e-2, -1e-3, 1e-2, 1.0]).nextafter(torch.ones(1))]
+    )
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        raw = eta.to(dtype)[:, None].requires_grad_()
+        p = ContinuousBernoulli((1,))(raw)
+        log_p = p.log_prob(torch.full_like(raw, 0.5))
+        found[dtype] = (p.mean, log_p, *torch.autograd.grad(log_p.sum(), raw))
+    for single, double in zip(found[torch.float32], found[torch.float64], strict=True):
+        assert (single - double).abs().max() < 1e-6
+    mean, _, slope = found[torch.float64]
+    torch.testing.assert_close(slope, 0.5 - mean, rtol=0, atol=1e-13)  # d log p / d eta = x - E[x]
 
 
 def test_continuous_bernoulli_has_its_gradient_at_zero_too() -> None:

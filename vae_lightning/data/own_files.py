@@ -72,10 +72,18 @@ class OwnFiles:
             UserError: if a file cannot be read, or is no image. The message begins with the file.
         """
         found = [self.pixels(path) for path in paths]
-        index = torch.arange(first, first + len(found))
-        draw = Draw(index, _EVALUATION_SEED, 0, first + len(found))
-        batch = {"x": torch.stack([pixels for pixels, _ in found])}
-        return {**batch, **self._transform.apply(batch, draw)}, [note for _, note in found if note]
+        batch = self.from_pixels([pixels for pixels, _ in found], torch.arange(first, first + len(found)))
+        return batch, [note for _, note in found if note]
+
+    def from_pixels(self, pixels: Sequence[Tensor], index: Tensor) -> Batch:
+        """Return a batch with `x` [n, C, H, W] of the pixels of n files.
+
+        Args:
+            pixels: What `pixels` has returned for each file, uint8 [C, H, W].
+            index: The number of each file among all files, [n]; noise of a transform is a function of this number.
+        """
+        batch = {"x": torch.stack(list(pixels))}
+        return {**batch, **self._transform.apply(batch, Draw(index, _EVALUATION_SEED, 0, int(index[-1]) + 1))}
 
 
 def _range_and_transform(data: ImageDataModule) -> tuple[int, BatchTransform]:

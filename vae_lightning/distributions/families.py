@@ -53,9 +53,14 @@ class Family(nn.Module):
         return (self.num_params * first, *others)
 
     def forward(self, features: Tensor) -> Distribution:
+        if torch.compiler.is_exporting():  # outside of autocast; a graph with nested regions of autocast is not saved
+            return self._in_full_precision(features)
         with torch.autocast(features.device.type, enabled=False):
-            full = features if features.dtype == torch.float64 else features.float()
-            return name_distribution(self.distribution(full), type(self).__name__)
+            return self._in_full_precision(features)
+
+    def _in_full_precision(self, features: Tensor) -> Distribution:
+        full = features if features.dtype == torch.float64 else features.float()
+        return name_distribution(self.distribution(full), type(self).__name__)
 
     def distribution(self, features: Tensor) -> Distribution:
         """The distribution of features in full precision.

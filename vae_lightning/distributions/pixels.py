@@ -70,6 +70,26 @@ class _LogitPixels(Distribution):
         """The same distribution with other logits."""
 
 
+_NEAR_ZERO = 1.0
+"""The |eta| below which 1 - e^-eta has lost digits, so that a continuous Bernoulli is computed by series."""
+
+
+def _log_sinh_ratio(y: Tensor) -> Tensor:
+    """log(sinh(y) / y) by the series 1 + y^2/6 (1 + y^2/20 (1 + ...)); exact to 1e-14 for |y| <= 1/2."""
+    square, total = y * y, torch.ones_like(y)
+    for n in range(6, 1, -1):
+        total = 1 + total * square / (2 * n * (2 * n + 1))
+    return torch.log1p(total * square / 6)
+
+
+def _langevin(y: Tensor) -> Tensor:
+    """coth(y) - 1/y by the continued fraction y / (3 + y^2 / (5 + y^2 / (7 + ...))); exact to 1e-14 for |y| <= 1/2."""
+    square, total = y * y, torch.full_like(y, 13.0)
+    for n in range(11, 1, -2):
+        total = n + square / total
+    return y / total
+
+
 class ContinuousBernoulliDistribution(_LogitPixels):
     """p(x) = eta e^(eta x) / (e^eta - 1) on [0, 1]: the Bernoulli's shape, normalised for grey values.
 
@@ -93,27 +113,23 @@ class ContinuousBernoulliDistribution(_LogitPixels):
         return self.logits * value - self._log_normaliser()
 
     def _log_normaliser(self) -> Tensor:
-        """log((e^eta - 1) / eta), by its series if eta is small."""
+        """log((e^eta - 1) / eta) = eta / 2 + log(sinh(eta / 2) / (eta / 2)), by a series of sinh if eta is small."""
         size = self.logits.abs()
-        near_zero = size < 1e-2
-        safe = torch.where(near_zero, torch.ones_like(size), size)
-        tail = torch.where(near_zero, self._series(size), torch.log1p(-torch.exp(-safe)) - torch.log(safe))
-        return (self.logits + size) / 2 + tail  # max(eta, 0), with its right gradient at 0
-
-    @staticmethod
-    def _series(size: Tensor) -> Tensor:
-        """log((1 - e^-s) / s) = -s/2 + s^2/24 + O(s^4). Below s = 1e-2 the rest is 4e-12."""
-        return -size / 2 + size**2 / 24
+        near_zero = size < _NEAR_ZERO
+        far, near = torch.where(near_zero, _NEAR_ZERO, size), torch.where(near_zero, self.logits, 0.0)
+        exact = size / 2 + torch.log1p(-torch.exp(-far)) - torch.log(far)
+        return self.logits / 2 + torch.where(near_zero, _log_sinh_ratio(near / 2), exact)
 
     @property
     def mean(self) -> Tensor:
-        """E[x] = 1 / (1 - e^-eta) - 1 / eta."""
-        near_zero = self.logits.abs() < 1e-2
-        safe = torch.where(near_zero, torch.ones_like(self.logits), self.logits)
-        exact = (
-            -1 / torch.expm1(-safe.clamp(min=-80)) - 1 / safe
-        )  # below -80 the first term is negligible beside 1 / eta
-        return torch.where(near_zero, 0.5 + self.logits / 12, exact)
+        """E[x] = 1 / (1 - e^-eta) - 1 / eta = 1/2 + L(eta / 2) / 2, where L is Langevin's function.
+
+        The first form subtracts two large numbers if eta is small, so there the second is used.
+        """
+        near_zero = self.logits.abs() < _NEAR_ZERO
+        far, near = torch.where(near_zero, _NEAR_ZERO, self.logits), torch.where(near_zero, self.logits, 0.0)
+        exact = -1 / torch.expm1(-far.clamp(min=-80)) - 1 / far  # below -80 the first term is negligible beside 1 / eta
+        return torch.where(near_zero, 0.5 + _langevin(near / 2) / 2, exact)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """x = log(1 + u (e^eta - 1)) / eta, the inverse distribution function, in a form that cannot overflow."""

@@ -56,7 +56,7 @@ def impute(
         raise UserError(f"impute: the number of steps is {num_steps}; it must be at least 1")
     x = batch["x"]
     trace = model.trace({**batch, "x": torch.where(missing, torch.rand_like(x), x)})
-    _refuse_impossible_chain(model, trace, missing, corrected)
+    _refuse_impossible_chain(model, trace, batch, missing, corrected)
     z, p_x = _samples(trace), trace.p_x
     sum_of_means, shares = torch.zeros_like(x), []
     for step in range(num_steps):
@@ -64,8 +64,8 @@ def impute(
         sum_of_means += trace.mean(p_x.mean) if step >= num_steps // 2 else 0
         trace = model.trace({**batch, "x": draw})
         if corrected and step >= num_steps // 4:
-            z, share = _accept_or_stay(model, trace, z)
-            p_x = model.decode(z)
+            z, share = _accept_or_stay(model, trace, z, batch)
+            p_x = model.decode_given(z, batch)
             shares.append(share)
         else:
             z, p_x = _samples(trace), trace.p_x
@@ -73,7 +73,9 @@ def impute(
     return Imputation(draw, mean, sum(shares) / len(shares) if corrected else 1.0)
 
 
-def _refuse_impossible_chain(model: LatentVariableModel, trace: Trace, missing: Tensor, corrected: bool) -> None:
+def _refuse_impossible_chain(
+    model: LatentVariableModel, trace: Trace, batch: Batch, missing: Tensor, corrected: bool
+) -> None:
     known = known_pixels(trace.p_x)
     if known is not None and bool((known & missing).any()):
         raise UserError(f"{type(model).__name__}: pixels that the model is conditioned on cannot be missing")
@@ -86,7 +88,7 @@ def _refuse_impossible_chain(model: LatentVariableModel, trace: Trace, missing: 
                 "latents; leave out --corrected"
             )
     if corrected:
-        model.decode(_samples(trace))
+        model.decode_given(_samples(trace), batch)
 
 
 def _samples(trace: Trace) -> dict[str, Tensor]:
@@ -94,11 +96,11 @@ def _samples(trace: Trace) -> dict[str, Tensor]:
 
 
 def _accept_or_stay(
-    model: LatentVariableModel, proposed: Trace, z: Mapping[str, Tensor]
+    model: LatentVariableModel, proposed: Trace, z: Mapping[str, Tensor], batch: Batch
 ) -> tuple[dict[str, Tensor], float]:
     """Take z' ~ q(z|x) with probability min(1, w' / w), else keep z, with w = p(x, z) / q(z|x) at the present x."""
     held = {name: replace(latent, z=z[name]) for name, latent in proposed.latents.items()}
-    log_ratio = proposed.log_weight() - Trace(proposed.x, model.decode(z), held).log_weight()  # [1, B]
+    log_ratio = proposed.log_weight() - Trace(proposed.x, model.decode_given(z, batch), held).log_weight()  # [1, B]
     accept = torch.rand_like(log_ratio).log() < log_ratio
     moved = {
         name: torch.where(accept.reshape(*accept.shape, *[1] * (new.dim() - 2)), new, z[name])

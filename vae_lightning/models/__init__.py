@@ -7,6 +7,7 @@ from vae_lightning.models.cvae import CVAE, ClassLabel, Condition, ImageColumns
 from vae_lightning.models.dlgm import DLGM
 from vae_lightning.models.hvae import HVAE, BottomUp, Inference, Ladder
 from vae_lightning.models.vae import VAE
+from vae_lightning.models.weights_file import load_safetensors, save_safetensors
 
 __all__ = [
     "AIR",
@@ -24,4 +25,6 @@ __all__ = [
     "Ladder",
     "LatentVariableModel",
     "UniformCount",
+    "load_safetensors",
+    "save_safetensors",
 ]

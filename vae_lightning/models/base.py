@@ -16,9 +16,9 @@ from vae_lightning.distributions import noise_scale, num_steps
 from vae_lightning.models.batches import check_batch, check_labels, range_note
 from vae_lightning.models.building import load
 from vae_lightning.models.codes import DRAWS, estimated, predictions
-from vae_lightning.models.looking import Looking
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
+from vae_lightning.models.parts import InParts
 from vae_lightning.models.restoring import check_restored
 from vae_lightning.models.seeded import Seeded
 from vae_lightning.models.trace_checks import check_trace, describe_bound
@@ -31,7 +31,7 @@ from vae_lightning.types import Batch, Shape, UserError
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
 
-class LatentVariableModel(Optimized, Seeded, Looking):
+class LatentVariableModel(Optimized, Seeded, InParts):
     """A model with latent variables. To add a model, subclass this and define `trace` and `sample`.
 
     A subclass never calls `self.log`. Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,
@@ -60,7 +60,7 @@ class LatentVariableModel(Optimized, Seeded, Looking):
         self.likelihood_name = ""  # the name of p(x|z) in the run's last lines; set at the first trace
         self._loaders_checked: set[tuple[str | None, int]] = set()
         self._speed = Speedometer()
-        self._loaded_step = 0
+        self.loaded_step = 0  # of the checkpoint that the weights are from
         self.compiled: LossAndTerms | None = None  # `loss_and_terms` after torch.compile; None if it is not compiled
 
     predicts_samples = False
@@ -223,13 +223,13 @@ class LatentVariableModel(Optimized, Seeded, Looking):
     @property
     def objective_step(self) -> int:
         """The step that the objective's schedules see: in a fit the present step, else the step of the checkpoint."""
-        return self.global_step if self.trainer.state.fn == "fit" else self._loaded_step
+        return self.global_step if self.trainer.state.fn == "fit" else self.loaded_step
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None:
             check_restored(checkpoint, self, self.trainer)
         super().on_load_checkpoint(checkpoint)
-        self._loaded_step = int(checkpoint.get("global_step", 0))
+        self.loaded_step = int(checkpoint.get("global_step", 0))
 
     def _check_once(self, trace: Trace) -> None:
         """At the first batch of a stage, check the trace; print how each KL is computed, again only if it differs."""

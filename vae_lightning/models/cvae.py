@@ -83,7 +83,7 @@ class ClassLabel(Condition):
         is_checked = label.device.type == "cpu" and not torch.compiler.is_compiling()
         if is_checked and label.max() >= num_classes:
             raise UserError(f"ClassLabel: a label is {label.max()}; num_classes must be above it, and is {num_classes}")
-        return F.one_hot(label.long(), num_classes).to(batch["x"].dtype)
+        return F.one_hot(label.long(), num_classes).to(self.examples.dtype)
 
 
 class ImageColumns(Condition):
@@ -184,9 +184,12 @@ class CVAE(LatentVariableModel):
         x, c = batch["x"], self.condition(batch)  # [B, C, H, W], [B, *c]
         if not self.latent_size:
             return Trace(x, self._p_x(x.new_zeros(num_samples, len(x), 0), c))
-        q_z = self.posterior(self.encoder(torch.cat([x, self.embedding(c)], dim=1)))  # batch [B], event [D]
+        q_z = self._q_z(x, c)  # batch [B], event [D]
         z = draw(q_z, num_samples)  # [K, B, D]
         return Trace(x, self._p_x(z, c), {"z": Latent(z, q_z, self._p_z(c))})
+
+    def infer(self, batch: Batch) -> Mapping[str, Distribution]:
+        return {"z": self._q_z(batch["x"], self.condition(batch))} if self.latent_size else {}
 
     @torch.no_grad()
     def sample(self, n: int, c: Tensor | None = None) -> Tensor:
@@ -223,6 +226,9 @@ class CVAE(LatentVariableModel):
 
     def prior_modules(self) -> list[nn.Module]:
         return [self.prior_family if self.prior is None else self.prior] if self.latent_size else []
+
+    def _q_z(self, x: Tensor, c: Tensor) -> Distribution:
+        return self.posterior(self.encoder(torch.cat([x, self.embedding(c)], dim=1)))
 
     def _p_z(self, c: Tensor) -> Distribution:
         return self.prior() if self.prior is not None else self.prior_family(self.prior_network(c))

@@ -62,13 +62,16 @@ class DLGM(LatentVariableModel):
         self.decoder = decoder((sizes[0],), self.likelihood.param_shape)  # T_0
 
     def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
-        x = batch["x"]  # [B, C, H, W]
-        features = self.encoder(x).split(self.feature_sizes, dim=-1)
-        latents = {}
-        for layer, (posterior, prior) in enumerate(zip(self.posteriors, self.priors, strict=True)):
-            q = posterior(features[layer])  # batch [B], event [D_l]
-            latents[f"z{layer + 1}"] = Latent(draw(q, num_samples), q, prior())
-        return Trace(x, self.decode({name: latent.z for name, latent in latents.items()}), latents)
+        posteriors = self.infer(batch)  # batch [B], event [D_l] each
+        latents = {
+            name: Latent(draw(q, num_samples), q, prior())
+            for (name, q), prior in zip(posteriors.items(), self.priors, strict=True)
+        }
+        return Trace(batch["x"], self.decode({name: latent.z for name, latent in latents.items()}), latents)
+
+    def infer(self, batch: Batch) -> Mapping[str, Distribution]:
+        features = self.encoder(batch["x"]).split(self.feature_sizes, dim=-1)
+        return {f"z{i + 1}": family(features[i]) for i, family in enumerate(self.posteriors)}
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
         xi = named_latents("DLGM", latents, [f"z{i + 1}" for i in range(len(self.noise_maps))])  # L x [..., D_l]

@@ -21,8 +21,9 @@ from vae_lightning.distributions import (
 from vae_lightning.distributions.paths import centre
 from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count, layer_sizes, named_latents
+from vae_lightning.models.parts import centre_or_sample
 from vae_lightning.networks import MLP
-from vae_lightning.trace import Latent, Trace, draw
+from vae_lightning.trace import Latent, Trace, draw, drawing
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 Conditional: TypeAlias = Callable[[int, Tensor | None], Distribution]
@@ -188,6 +189,10 @@ class HVAE(LatentVariableModel):
     def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         latents = self.inference(batch["x"], self.p_z, num_samples)
         return Trace(batch["x"], self.decode({name: latent.z for name, latent in latents.items()}), latents)
+
+    def infer(self, batch: Batch) -> Mapping[str, Distribution]:
+        with drawing(centre_or_sample):
+            return {name: latent.q for name, latent in self.inference(batch["x"], self.p_z, 1).items()}
 
     def p_z(self, i: int, above: Tensor | None) -> Distribution:
         """Return p(z_l|z_(l+1)) at z_(l+1) = `above`, with l = i + 1; p(z_L) if `above` is None."""

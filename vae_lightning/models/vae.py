@@ -74,6 +74,9 @@ class VAE(LatentVariableModel):
         p_x = self.likelihood(self.decoder(z))  # batch [K, B], event [C, H, W]
         return Trace(x, p_x, {"z": Latent(z, q_z, self.prior())})
 
+    def infer(self, batch: Batch) -> Mapping[str, Distribution]:
+        return {"z": self.encode(batch["x"])}
+
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
         (z,) = named_latents("VAE", latents, ["z"])
         return self.likelihood(self.decoder(z))
