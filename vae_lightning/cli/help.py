@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 _WIDTH = 40  # width of the left column
 LIGHTNING_VERBS = {
-    "train": ("-c configs/vae/digits.yaml", "fit, then test the best checkpoint and print the results"),
+    "train": ("-c vae/digits", "fit, then test the best checkpoint and print the results"),
     "fit": ("-c CONFIG", "fit alone"),
     "validate": ("-c CONFIG --ckpt_path FILE", "the validation numbers of a checkpoint"),
     "test": ("-c CONFIG --ckpt_path FILE", "the test numbers of a checkpoint, into results.json"),
@@ -26,6 +26,7 @@ _TAIL = """\
 Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE
 --model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). If a flag replaces a class, the
 options that you gave for the old class are kept if the new one has them, and its own defaults are taken for the others.
+CONFIG is a file, or the name of a config that vae-lightning configs lists: vae/mnist.
 A config is code, because it names the classes to build: run none from a stranger.
 
 A stopped run goes on in its folder by --ckpt_path last (the experiment's newest run), by --ckpt_path RUN, or, if it was

@@ -51,6 +51,7 @@ from vae_lightning.models.restoring import check_fits
 from vae_lightning.runs import folder as runs
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import WholeFiles
+from vae_lightning.runs.configs import DEFAULTS, shipped_folder, with_config_files
 from vae_lightning.runs.differences import config_changes
 from vae_lightning.runs.loggers import MetricsCSV, start_wandb
 from vae_lightning.types import UserError
@@ -79,13 +80,10 @@ def find_defaults() -> Path:
     Raises:
         UserError: if the file is missing.
     """
-    here = Path(__file__).parents[1]  # the package
-    for folder in (here.parent / "configs", here / "configs"):
-        if (folder / "defaults.yaml").is_file():
-            return folder / "defaults.yaml"
-    raise UserError(
-        f"defaults.yaml not found in {here.parent / 'configs'} or {here / 'configs'}; reinstall the package"
-    )
+    path = shipped_folder() / DEFAULTS
+    if not path.is_file():
+        raise UserError(f"{path}: not found; reinstall the package")
+    return path
 
 
 class CLI(LightningCLI):
@@ -168,6 +166,7 @@ class CLI(LightningCLI):
             parser: The parser of all commands.
             args: The command and its arguments.
         """
+        args = with_config_files(args)
         check_configs(args)
         self.config = without_enums(parser.parse_args(with_own_defaults(args)))
         check_settings(self.config[self.config.subcommand])

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vae_lightning.runs import container, folder
 from vae_lightning.runs.checkpoint_form import check_whole_fit
+from vae_lightning.runs.configs import experiment_of_config
 from vae_lightning.runs.folder import Complete, Run
 from vae_lightning.runs.login import wandb_is_disabled, wandb_is_offline
 from vae_lightning.runs.trust import refuse_address
@@ -74,11 +75,7 @@ def experiment_of(configs: list[Any] | None) -> str:
     Args:
         configs: The config files of the command line; the last one gives the name.
     """
-    if not configs:
-        return "unnamed"
-    path = Path(os.path.normpath(str(configs[-1]))).with_suffix("")
-    parts = path.parts
-    return "/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts else path.name
+    return experiment_of_config(str(configs[-1])) if configs else "unnamed"
 
 
 # -- its folder --------------------------------------------------------------------------------------------------------
