@@ -38,7 +38,14 @@ from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoint
 from vae_lightning.cli.errors import Parser, check_configs, one_line
 from vae_lightning.cli.links import drop_untold, model_class, told
 from vae_lightning.cli.overrides import with_own_defaults
-from vae_lightning.cli.run_settings import choose_run, prepare_folder, prepare_wandb, set_precision, wandb_arguments
+from vae_lightning.cli.run_settings import (
+    choose_run,
+    keep_init_from,
+    prepare_folder,
+    prepare_wandb,
+    set_precision,
+    wandb_arguments,
+)
 from vae_lightning.cli.summary import summary
 from vae_lightning.cli.trainer_checks import CheckedSettings, check_settings, check_trainer, without_enums
 from vae_lightning.data import DataModule
@@ -48,12 +55,14 @@ from vae_lightning.metrics.predictions import describe, rows_of, save_arrays
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.loading import check_weights, differences
 from vae_lightning.models.restoring import check_fits
+from vae_lightning.models.starting import start_from
 from vae_lightning.runs import folder as runs
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import WholeFiles
 from vae_lightning.runs.configs import DEFAULTS, shipped_folder, with_config_files
 from vae_lightning.runs.differences import config_changes
 from vae_lightning.runs.loggers import MetricsCSV, start_wandb
+from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.types import UserError
 
 LINKED_CALLBACKS: dict[str, type[pl.Callback]] = {
@@ -72,6 +81,11 @@ _CKPT_HELP = {
     True: "the run to resume: a run's folder or a checkpoint; last: the newest run of this experiment",
     False: "the weights: a run's folder (its best checkpoint), or a checkpoint",
 }
+_INIT_HELP = (
+    "start a new fit from another run's weights: a run's folder (its best checkpoint), or a checkpoint. Slots and data "
+    "may be others: what fits by name and shape is loaded, what does not is listed and starts fresh. A resumed run "
+    "does not load them again; validate, test and predict ignore the flag"
+)
 
 
 def find_defaults() -> Path:
@@ -136,6 +150,7 @@ class CLI(LightningCLI):
             help="the precision of float32 matrix products in a fit (torch.set_float32_matmul_precision); null: high "
             "(TF32) on a GPU, highest on a CPU. A test always takes highest",
         )
+        parser.add_argument("--init_from", type=str | None, help=_INIT_HELP)
         for key, callback in LINKED_CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         for name in TOLD:
@@ -182,6 +197,7 @@ class CLI(LightningCLI):
         settings = self.config[verb]
         self.run = choose_run(settings, verb, self.then_test)
         self.folder = self.run.folder
+        keep_init_from(settings, self.run)
         self.config_text = self._dump(settings)
         prepare_folder(self.folder, Path(settings.runs_dir).expanduser())
         settings.trainer.default_root_dir = str(self.folder)
@@ -252,6 +268,7 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check that the checkpoint fits the model, and print the settings that differ from the checkpoint's."""
         if self.run.contents is None:
+            self._start_weights(self.config[self.config.subcommand].init_from)
             return
         check_fits(self.run.path, self.run.contents, self.model)
         check_weights(self.run.contents, self.folder if self.run.path is None else self.run.path)
@@ -266,6 +283,17 @@ class CLI(LightningCLI):
             if changed:
                 print(f"not as the checkpoint's own run (there -> here): {'; '.join(changed)}", flush=True)
         self.run = replace(self.run, contents=None)  # Lightning reads the file again; this frees the first copy
+
+    def _start_weights(self, run: str | None) -> None:
+        """Load what fits of another run's weights into the new model of a fit, and print what does not fit."""
+        if run is None or self.config.subcommand != "fit":
+            return
+        path = runs.best_checkpoint(run)
+        checkpoint = read_checkpoint(path)
+        check_weights(checkpoint, path)
+        started = start_from(self.model, checkpoint, path)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"init_from {path}, step {checkpoint['global_step']}: {started}", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -76,6 +77,28 @@ def experiment_of(configs: list[Any] | None) -> str:
         configs: The config files of the command line; the last one gives the name.
     """
     return experiment_of_config(str(configs[-1])) if configs else "unnamed"
+
+
+def keep_init_from(settings: Namespace, run: Run) -> None:
+    """Make `settings.init_from` absolute for the record; of a resumed run, keep what its config.yaml has recorded.
+
+    Args:
+        settings: The parsed command line of the command.
+        run: The run that the command belongs to.
+
+    Raises:
+        UserError: if the path is an address.
+    """
+    if settings.init_from is not None:
+        refuse_address(settings.init_from)
+        settings.init_from = str(Path(settings.init_from).expanduser().absolute())
+    config = run.folder / "config.yaml"
+    if run.contents is None or not config.is_file():
+        return
+    recorded = (yaml.safe_load(config.read_text()) or {}).get("init_from")
+    if settings.init_from not in (None, recorded) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(f"{run.folder} goes on from its own checkpoint: --init_from {settings.init_from} is not read", flush=True)
+    settings.init_from = recorded
 
 
 # -- its folder --------------------------------------------------------------------------------------------------------
