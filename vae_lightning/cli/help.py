@@ -21,6 +21,20 @@ LIGHTNING_VERBS = {
 }
 """Usage and purpose of the verbs that Lightning's own command line runs."""
 
+INIT_FROM = (
+    "start a new fit from another run's weights: a run's folder (its best checkpoint), or a checkpoint. Slots and data "
+    "may be others: what fits by name and shape is loaded, what does not is listed and starts fresh. A resumed run "
+    "does not load them again; validate, test and predict ignore the flag"
+)
+"""The help of `--init_from`."""
+SEEDS = (
+    "train and test one run a seed; then print the mean and the standard error over these seeds of each test number "
+    "and write them to seeds.json. The runs are <runs_dir>/<experiment>/<group>/seed-<SEED>; the group is --run_id, else a "
+    "name made from the settings. So the same command goes on with the seeds that are missing, and further seeds join "
+    "the group. If a run fails, the others are still trained; a wrong setting or a signal ends the command"
+)
+"""The help of `--seeds`, which `train` alone has."""
+
 _HEAD = "Train, test and look at variational autoencoders: vae-lightning COMMAND ..."
 _TAIL = """\
 Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE

@@ -36,6 +36,7 @@ from vae_lightning.callbacks import (
 )
 from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
 from vae_lightning.cli.errors import Parser, check_configs, one_line
+from vae_lightning.cli.help import INIT_FROM, SEEDS
 from vae_lightning.cli.links import drop_untold, model_class, told
 from vae_lightning.cli.overrides import with_own_defaults
 from vae_lightning.cli.run_settings import (
@@ -81,11 +82,6 @@ _CKPT_HELP = {
     True: "the run to resume: a run's folder or a checkpoint; last: the newest run of this experiment",
     False: "the weights: a run's folder (its best checkpoint), or a checkpoint",
 }
-_INIT_HELP = (
-    "start a new fit from another run's weights: a run's folder (its best checkpoint), or a checkpoint. Slots and data "
-    "may be others: what fits by name and shape is loaded, what does not is listed and starts fresh. A resumed run "
-    "does not load them again; validate, test and predict ignore the flag"
-)
 
 
 def find_defaults() -> Path:
@@ -150,7 +146,9 @@ class CLI(LightningCLI):
             help="the precision of float32 matrix products in a fit (torch.set_float32_matmul_precision); null: high "
             "(TF32) on a GPU, highest on a CPU. A test always takes highest",
         )
-        parser.add_argument("--init_from", type=str | None, help=_INIT_HELP)
+        parser.add_argument("--init_from", type=str | None, help=INIT_FROM)
+        if self.then_test:
+            parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=SEEDS)
         for key, callback in LINKED_CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         for name in TOLD:
@@ -195,6 +193,8 @@ class CLI(LightningCLI):
         """Choose the run, prepare its folder, and set precision and W&B, before the model and data are built."""
         verb = self.config.subcommand
         settings = self.config[verb]
+        if settings.get("seeds"):
+            raise UserError("seeds: a config has one seed_everything; give --seeds on the command line of train")
         self.run = choose_run(settings, verb, self.then_test)
         self.folder = self.run.folder
         keep_init_from(settings, self.run)
@@ -209,7 +209,7 @@ class CLI(LightningCLI):
     def _dump(self, settings: Namespace) -> str:
         """Return the configuration without the settings of this run alone, so that another run can start from it."""
         kept = settings.clone()
-        for name in ("config", "ckpt_path", "run_id", "weights_only"):
+        for name in ("config", "ckpt_path", "run_id", "weights_only", "seeds"):
             kept.pop(name, None)
         kept.data.init_args.pop("seed", None)  # linked to seed_everything
         drop_untold(kept.model)
