@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.forks import start_for_real
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, only
@@ -160,7 +161,8 @@ def test_a_signal_reaches_the_run_which_saves_and_goes_on(tmp_path: Path) -> Non
     assert process.returncode == 128 + signal.SIGTERM
     assert "SIGTERM: stopped" in out
     assert "seed 1" not in out
-    short = [*SMALL[:3], "--trainer.max_epochs=1", "--nll.num_samples=2", "--run_id=g", "--seeds", "0"]
+    epoch = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"]
+    short = [*SMALL[:3], f"--trainer.max_epochs={epoch + 2}", "--nll.num_samples=2", "--run_id=g", "--seeds", "0"]
     again = start_for_real(
         "-m", "vae_lightning", "train", *short, f"--runs_dir={tmp_path}", cwd=REPOSITORY, env=clean_environment()
     )

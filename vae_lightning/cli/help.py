@@ -29,8 +29,8 @@ INIT_FROM = (
 """The help of `--init_from`."""
 SEEDS = (
     "train and test one run a seed; then print the mean and the standard error over these seeds of each test number "
-    "and write them to seeds.json. The runs are <runs_dir>/<experiment>/<group>/seed-<SEED>; the group is --run_id, else a "
-    "name made from the settings. So the same command goes on with the seeds that are missing, and further seeds join "
+    "and write them to seeds.json. The runs are <runs_dir>/<experiment>/<group>/seed-<SEED>; the group is --run_id, "
+    "else a name made from the settings. So the same command goes on with the missing seeds, and further seeds join "
     "the group. If a run fails, the others are still trained; a wrong setting or a signal ends the command"
 )
 """The help of `--seeds`, which `train` alone has."""
