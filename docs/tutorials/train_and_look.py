@@ -39,7 +39,8 @@ elbo = float(trainer.callback_metrics["val/elbo"])
 print(f"val/elbo {elbo:.1f} nats an image")
 
 # %% Looking: a trace is one run of the model. Everything is read off its distributions.
-batch = {name: values[:100] for name, values in next(iter(data.val_dataloader())).items()}
+batches = list(data.val_dataloader())
+batch = {name: torch.cat([one[name] for one in batches]) for name in ("x", "label")}  # 176 images
 vae.eval()
 with torch.no_grad():
     trace = vae.trace(batch, num_samples=50)
@@ -58,12 +59,12 @@ save(reconstructions(vae, data, batch, seed=0, title="reconstructions"), picture
 data.predicted_splits = ("train",)
 (in_order,) = data.predict_dataloader()  # the training images as in evaluation
 with torch.no_grad():
-    codes = vae.encode(batch["x"]).mean  # [100, 8]
+    codes = vae.encode(batch["x"]).mean  # [176, 8]
     parts = [(vae.encode(part["x"]).mean, part["label"]) for part in in_order]
 known, labels = (torch.cat(column) for column in zip(*parts, strict=True))
 nearest = torch.cdist(codes, known).argmin(1)
 accuracy = float((labels[nearest] == batch["label"]).float().mean())
-print(f"{100 * accuracy:.0f} % of the digits are of the class of the nearest of {len(known)} codes")
+print(f"{100 * accuracy:.0f} % of {len(codes)} digits are of the class of the nearest of {len(known)} codes")
 
 # %% The way back: p(x|z) at a point halfway between two codes.
 with torch.no_grad():
