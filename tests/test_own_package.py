@@ -104,6 +104,7 @@ VERBS = {
     "sample": ["sample", RUN, "--num_images=2"],
     "reconstruct": ["reconstruct", RUN, "--num_images=2"],
     "impute": ["impute", RUN, "--num_images=2", "--steps=1"],
+    "traverse": ["traverse", RUN, "--num_images=20", "--dimensions=0"],
     "fit-prior": ["fit-prior", RUN, "--prior=own_pkg.OwnPrior"],
 }
 

@@ -27,10 +27,14 @@ ALLOWED = {  # the rooms that each room may import, besides itself; every file i
     "storage": {"noise", "runs", "types"},
     "data": {"noise", "runs", "storage", "synthetic", "types"},
     "models": {*VOCABULARY, *MATHEMATICS, "runs"},
-    "pictures": {*VOCABULARY, "models", "runs"},
+    "pictures": {*VOCABULARY, "distributions", "models", "runs"},
     "metrics": {*VOCABULARY, *MATHEMATICS, "data", "models", "runs", "storage"},
     "callbacks": {*VOCABULARY, "data", "metrics", "models", "pictures", "runs", "storage"},
-    "verbs": {*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "pictures", "runs", "storage"},
+    "worlds": {*VOCABULARY, "data", "metrics", "models", "pictures", "runs", "storage", "synthetic"},
+    "verbs": {
+        *{*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "pictures", "runs", "storage"},
+        *{"synthetic", "worlds"},
+    },
     "cli": {*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "runs", "verbs"},
     "__main__": {"cli", "runs", "verbs"},
     "templates": {"types", "trace", "objectives", "models", "data", "storage", "__main__"},  # what `new` copies

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -276,12 +277,34 @@ class Trace:
         return values[0].item() if torch.numel(values) else None
 
 
+_VALUES_OF: list[Callable[[Distribution], Tensor]] = []  # what `drawing` has set, the last one innermost
+
+
+@contextmanager
+def drawing(value_of: Callable[[Distribution], Tensor]) -> Iterator[None]:
+    """Let `draw` return the value that `value_of(q)`, [*batch, *event], gives, in place of samples.
+
+    So a model's `trace` runs at the means of its posteriors, one latent after the other, as it runs at samples.
+
+    Args:
+        value_of: For example the mean of q.
+    """
+    _VALUES_OF.append(value_of)
+    try:
+        yield
+    finally:
+        _VALUES_OF.pop()
+
+
 def draw(q: Distribution, *sample_shape: int) -> Tensor:
     """z ~ q, with the pathwise gradient that trains an encoder: [*sample_shape, *batch, *event].
 
     Raises:
         UserError: if samples of q have no pathwise gradient.
     """
+    if _VALUES_OF:
+        value = _VALUES_OF[-1](q)
+        return value.expand(*sample_shape, *value.shape)
     if not q.has_rsample:
         raise UserError(
             f"posterior {distribution_name(q)}: its samples have no pathwise gradient, so they cannot train an "

@@ -212,7 +212,7 @@ def test_a_latent_of_another_size_is_told_which_it_is() -> None:
         (X[0, 0], r"\[8, 8\]"),
         (X.reshape(32, 1, 4, 16), r"\[32, 1, 4, 16\]"),
         (X.numpy(), "ndarray"),
-        ({"x": X}, "dict"),
+        ({"x": [X]}, "list"),
     ],
 )
 def test_an_image_to_encode_has_the_models_shape(x: Any, found: str) -> None:

@@ -52,7 +52,7 @@ def _run(verb: str, rest: list[str], trusted: list[str]) -> None:
         if verb == "train" and asks_for_seeds(rest):
             train_seeds(rest, trusted)
             return
-        CLI(["fit" if verb == "train" else verb, *rest], then_test=verb == "train")
+        CLI(["fit" if verb == "train" else verb, *rest], then_test=verb == "train", trusted=trusted)
         return
     if verb not in own_verbs():
         raise _unknown(verb)

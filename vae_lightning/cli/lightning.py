@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,12 +37,14 @@ from vae_lightning.callbacks import (
     SteadyBar,
 )
 from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
+from vae_lightning.cli.ending import write_report
 from vae_lightning.cli.errors import Parser, check_configs, one_line
 from vae_lightning.cli.help import INIT_FROM, SEEDS
 from vae_lightning.cli.links import drop_untold, model_class, told
 from vae_lightning.cli.overrides import with_own_defaults
 from vae_lightning.cli.run_settings import (
     choose_run,
+    find_defaults,
     keep_init_from,
     prepare_folder,
     prepare_wandb,
@@ -60,7 +64,7 @@ from vae_lightning.models.starting import start_from
 from vae_lightning.runs import folder as runs
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import WholeFiles
-from vae_lightning.runs.configs import DEFAULTS, shipped_folder, with_config_files
+from vae_lightning.runs.configs import with_config_files
 from vae_lightning.runs.differences import config_changes
 from vae_lightning.runs.loggers import MetricsCSV, start_wandb
 from vae_lightning.runs.trust import read_checkpoint
@@ -84,28 +88,19 @@ _CKPT_HELP = {
 }
 
 
-def find_defaults() -> Path:
-    """Return `configs/defaults.yaml`, which lies beside the package in a checkout and inside it in a wheel.
-
-    Raises:
-        UserError: if the file is missing.
-    """
-    path = shipped_folder() / DEFAULTS
-    if not path.is_file():
-        raise UserError(f"{path}: not found; reinstall the package")
-    return path
-
-
 class CLI(LightningCLI):
     """Runs fit, validate, test or predict, in Lightning's way: the whole run happens inside the constructor.
 
     Args:
         args: The command and its arguments.
         then_test: Whether a fit is followed by a test of its best checkpoint, as in `train`.
+        trusted: The packages that `--trust` names, for the command line in the results.
     """
 
-    def __init__(self, args: list[str], then_test: bool = False) -> None:
+    def __init__(self, args: list[str], then_test: bool = False, trusted: Sequence[str] = ()) -> None:
         self.then_test = then_test
+        verb = "train" if then_test else args[0]
+        self.command = shlex.join(["vae-lightning", verb, *args[1:], *(f"--trust={name}" for name in trusted)])
         defaults = {"default_config_files": [str(find_defaults())]}
         super().__init__(
             LatentVariableModel,
@@ -243,7 +238,12 @@ class CLI(LightningCLI):
                 if isinstance(logger, Logger)  # `true` means Lightning's CSV file, which `MetricsCSV` replaces
             ]
             loggers.append(MetricsCSV(self.folder / "metrics.csv", self.run.step))
-        callbacks: list[pl.Callback] = [RunFolder(self.config_text), ExactResume(), StartNotes(), CheckedSettings()]
+        callbacks: list[pl.Callback] = [
+            RunFolder(self.config_text, self.command),
+            ExactResume(),
+            StartNotes(),
+            CheckedSettings(),
+        ]
         has_bar = any(isinstance(callback, ProgressBar) for callback in settings.callbacks or [])
         if settings.enable_progress_bar is None:
             settings.enable_progress_bar = has_bar or sys.stdout.isatty()
@@ -331,8 +331,13 @@ class CLI(LightningCLI):
             if not best and (self.folder / "checkpoints").is_dir():  # fast_dev_run writes no checkpoint
                 best = str(runs.best_checkpoint(self.folder))
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        self._end()
+
+    def _end(self) -> None:
+        """Write the report and print the summary."""
+        report = write_report(self.trainer, self.folder)
         if self.trainer.is_global_zero:
-            print(summary(self.trainer, self.folder, self.config_text), flush=True)
+            print(summary(self.trainer, self.folder, self.config_text, report), flush=True)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict and write the predictions to a file; Lightning would return them and write nothing.
@@ -357,9 +362,8 @@ class CLI(LightningCLI):
             print(f"{path}: {', '.join(f'{name} {list(values.shape)}' for name, values in arrays.items())}", flush=True)
 
     def after_test(self) -> None:
-        """Print the summary."""
-        if self.trainer.is_global_zero:
-            print(summary(self.trainer, self.folder, self.config_text), flush=True)
+        """Write the report and print the summary."""
+        self._end()
 
 
 class DataCLI(CLI):

@@ -15,11 +15,26 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vae_lightning.runs import container, folder
 from vae_lightning.runs.checkpoint_form import check_whole_fit
-from vae_lightning.runs.configs import experiment_of_config
+from vae_lightning.runs.configs import DEFAULTS, experiment_of_config, shipped_folder
 from vae_lightning.runs.folder import Complete, Run
 from vae_lightning.runs.login import wandb_is_disabled, wandb_is_offline
 from vae_lightning.runs.trust import refuse_address
 from vae_lightning.types import UserError
+
+# -- the defaults of all runs --------------------------------------------------------------------------------------
+
+
+def find_defaults() -> Path:
+    """Return `configs/defaults.yaml`, which lies beside the package in a checkout and inside it in a wheel.
+
+    Raises:
+        UserError: if the file is missing.
+    """
+    path = shipped_folder() / DEFAULTS
+    if not path.is_file():
+        raise UserError(f"{path}: not found; reinstall the package")
+    return path
+
 
 # -- which run ---------------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from vae_lightning.data.module import SPLITS, DataModule, Resident, Split  # noqa: F401 - SPLITS for users' imports
 from vae_lightning.storage.cache import Contents, Header, broken_chunks, open_cache, prepare_cache, read_header
+from vae_lightning.storage.decode import check_shape, decode
 from vae_lightning.storage.examples import Images
 from vae_lightning.storage.files import MissingFileError
 from vae_lightning.storage.transforms import Binarisation, Transform
@@ -94,6 +97,22 @@ class ImageDataModule(DataModule):
 
     def batch_transform(self, split: Split) -> Transform:
         return self.transform(self.images(split).max_value)
+
+    def decode_file(self, contents: bytes, name: str) -> np.ndarray:
+        """Return the pixels of an image file that is not in the data set, uint8 [C, H, W] from 0 to 255.
+
+        The middle of the image is kept if its aspect ratio differs. A data set that decodes files of its own overrides
+        this, so that both kinds of files are fitted alike.
+
+        Args:
+            contents: The bytes of the file.
+            name: The file's name, for messages.
+
+        Raises:
+            UserError: if the file is no image, or the data set's images are neither grey, RGB nor RGBA.
+        """
+        check_shape(self.image_shape)
+        return decode(contents, name, self.image_shape)
 
     def dequantised_levels(self, split: Split) -> int | None:
         return self.images(split).max_value + 1 if self.dequantise else None

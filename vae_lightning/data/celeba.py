@@ -15,7 +15,7 @@ from vae_lightning.data.base import SPLITS, CachedImages, Source
 from vae_lightning.runs.whole_files import file_digest, one_at_a_time
 from vae_lightning.storage.archive import ImageArchive
 from vae_lightning.storage.cache import Contents, fill_from
-from vae_lightning.storage.decode import CROP_FILTER, decode_crop
+from vae_lightning.storage.decode import CROP_FILTER, decode_crop, image_size
 from vae_lightning.storage.files import (
     BYTE_ORDER_MARK,
     MissingFileError,
@@ -117,6 +117,12 @@ class CelebA(CachedImages):
             return decode_crop(read(name), name, box, self.image_shape, _SIZE)
 
         return Contents(fill_from(names, decode), self._attributes(names))
+
+    def decode_file(self, contents: bytes, name: str) -> np.ndarray:
+        """Crop an image of the aligned size as the data set's own; another image keeps its middle."""
+        if image_size(contents, name) != _SIZE:
+            return super().decode_file(contents, name)
+        return decode_crop(contents, name, CROPS[self.crop], self.image_shape, _SIZE)
 
     def _open_archive(self, path: Path, names: list[str]) -> _Members:
         archive = ImageArchive(path)  # raises UserError for half a file, or for a web page that Google sent instead

@@ -157,7 +157,10 @@ class ImageFolder(CachedImages):
         return classes_of([self._relative(path) for path in files], folder_by_split)
 
     def _decode(self, path: Path) -> np.ndarray:
-        return decode(read_file(path), str(path), self.image_shape, self.fit, self.grey_bits)
+        return self.decode_file(read_file(path), str(path))
+
+    def decode_file(self, contents: bytes, name: str) -> np.ndarray:
+        return decode(contents, name, self.image_shape, self.fit, self.grey_bits)
 
     def _split(self, files: Sequence[Path], folder_by_split: Mapping[Split, str]) -> dict[Split, list[Path]]:
         """The files of each split. A split without a folder gets a fraction of train's folder, or of all files."""

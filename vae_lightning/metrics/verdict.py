@@ -29,12 +29,11 @@ from torch import Tensor
 from vae_lightning.metrics.estimate import Estimate, mean_and_error
 from vae_lightning.metrics.evaluator import Finding
 from vae_lightning.metrics.formatting import with_error
+from vae_lightning.models.dimensions import DEAD
 
 COLLAPSED = 0.1
 """Nats per image. A latent with a smaller KL, mutual information or swap cost counts as unused: one bit is 0.69 nats,
 and the standard error of a likelihood over 10,000 images is about 0.2."""
-DEAD = 0.01
-"""Nats per image of one dimension. Ten such dimensions are a collapsed latent (0.1 nats)."""
 NARROW, WIDE = 0.005, 10.0
 """Limits of sigma of q(z|x), in units of the prior's: below NARROW sigma is near its floor (1e-3), above WIDE it
 diverges."""

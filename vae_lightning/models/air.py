@@ -161,6 +161,14 @@ class AIR(LatentVariableModel):
         what = self.prior_what().sample((n, self.num_steps))
         return self.decode({"n": p_n.sample((n,)), "z_where": where, "z_what": what}).mean
 
+    def prior_codes(self, batch: Batch) -> dict[str, Tensor]:
+        """Return one object of the prior's mean: no mean of p(n) is a count."""
+        one = torch.ones(len(batch["x"]), dtype=torch.long, device=batch["x"].device)
+        return {**super().prior_codes(batch), "n": one}
+
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.where_family, self.prior_what]
+
     # -- inference ------------------------------------------------------------------------------------------------
 
     def attend(self, x: Tensor, num_samples: int = 1, at_means: bool = False) -> Steps:
@@ -197,7 +205,7 @@ class AIR(LatentVariableModel):
     def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x = batch["x"]
         steps = self.attend(x, num_samples)
-        floor = 0.0 if step is None or not self.training else self.floor(step)
+        floor = 0.0 if step is None else self.floor(step)
         log_q = log_count(*mixed(steps.logits, floor))  # [S, B, N + 1]
         painted = self.painted(steps.where, steps.what)  # [S, B, N, C, H, W]
         canvases = [torch.zeros_like(painted[:, :, 0])]

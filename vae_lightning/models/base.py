@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch.core.saving import _default_map_location
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.distributions import Distribution
 
 from vae_lightning.distributions import noise_scale, num_steps
-from vae_lightning.models.batches import KnownFields, check_batch, check_labels, range_note
+from vae_lightning.models.batches import check_batch, check_labels, range_note
 from vae_lightning.models.building import load
 from vae_lightning.models.codes import DRAWS, estimated, predictions
+from vae_lightning.models.looking import Looking
 from vae_lightning.models.optimization import Optimized, OptimizerRecipe, SchedulerRecipe
 from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.restoring import check_restored
@@ -31,7 +31,7 @@ from vae_lightning.types import Batch, Shape, UserError
 LossAndTerms: TypeAlias = Callable[[Batch, int], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]
 
 
-class LatentVariableModel(Optimized, Seeded):
+class LatentVariableModel(Optimized, Seeded, Looking):
     """A model with latent variables. To add a model, subclass this and define `trace` and `sample`.
 
     A subclass never calls `self.log`. Metrics are nats per example: `{train,val,test}/{loss,elbo,log_likelihood,kl,
@@ -67,30 +67,8 @@ class LatentVariableModel(Optimized, Seeded):
     """Whether `predict` returns one sample of q(z|x) beside the mean and the scale."""
 
     @abstractmethod
-    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
-        """Return the model's distributions at `batch["x"]`.
-
-        Args:
-            batch: The batch.
-            num_samples: The number of samples of each latent that is not enumerated.
-            step: The optimizer step, for schedules inside the model; None in evaluation, where a schedule has its end
-                value.
-        """
-
-    @abstractmethod
     def sample(self, n: int) -> Tensor:
         """Return means of p(x|z) with z ~ p(z): [n, C, H, W]. To add pixel noise, sample from p(x|z) itself."""
-
-    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        """Return p(x|z) at given latents; only models whose p(x|z) is a function of z alone define this.
-
-        Args:
-            latents: Tensors [..., *event] by the names of the Trace's latents.
-
-        Raises:
-            UserError: if the model has no such function.
-        """
-        raise UserError(f"{type(self).__name__} has no decode(latents): its p(x|z) is not a function of z alone")
 
     def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str]]:
         """Return rows to draw below each original and its reconstruction, by caption; none unless overridden.
@@ -201,7 +179,7 @@ class LatentVariableModel(Optimized, Seeded):
             batch: The batch, on the model's device.
             step: The step that the objective's schedules see.
         """
-        trace_of = self.trace if torch.compiler.is_compiling() else self._checked_trace
+        trace_of = self.trace if torch.compiler.is_compiling() else self.checked_trace
         trace = trace_of(batch, self.objective.num_samples, step if self.training else None)
         if not torch.compiler.is_compiling():
             self._check_once(trace)
@@ -224,23 +202,12 @@ class LatentVariableModel(Optimized, Seeded):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return `predictions`: mean and scale of q(z|x), a sample if `predicts_samples`, what is found, the label."""
-        trace = self._checked_trace(batch)
+        trace = self.checked_trace(batch)
         if batch_idx == dataloader_idx == 0 and (names := estimated(trace)):
             rank_zero_info(
                 f"{', '.join(names)}: q(z|x) has no closed form; mean and scale are estimated from {DRAWS} draws"
             )
         return predictions(type(self).__name__, self.trace, batch, trace, self.predicts_samples)
-
-    def _checked_trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
-        """Return the trace; report a field that the batch does not have in one line."""
-        try:
-            trace: object = self.trace(batch, num_samples, step)
-        except KeyError:
-            self.trace(KnownFields(type(self).__name__, batch), num_samples, step)  # fails if a field is missing
-            raise
-        if not isinstance(trace, Trace):
-            raise UserError(f"{type(self).__name__}: trace returns a {type(trace).__name__}; it must return a Trace")
-        return trace
 
     @torch.no_grad()
     def _check_before_compiled(self, batch: Batch) -> None:
@@ -249,7 +216,7 @@ class LatentVariableModel(Optimized, Seeded):
             return
         training = [module for module in self.modules() if module.training]
         self.eval()
-        self._check_once(self._checked_trace(batch, self.objective.num_samples, self.objective_step))
+        self._check_once(self.checked_trace(batch, self.objective.num_samples, self.objective_step))
         for module in training:
             module.training = True
 

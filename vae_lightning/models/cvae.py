@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -21,7 +21,7 @@ from vae_lightning.distributions import (
     given,
 )
 from vae_lightning.models.base import LatentVariableModel
-from vae_lightning.models.batches import check_count
+from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.networks import MLP
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
@@ -204,6 +204,25 @@ class CVAE(LatentVariableModel):
             return self._p_x(c.new_zeros(n, 0), c).mean
         p_z = self._p_z(c)
         return self._p_x(p_z.sample(() if p_z.batch_shape else (n,)), c).mean
+
+    @property
+    def num_labels(self) -> int:
+        return self.condition.shape[0] if isinstance(self.condition, ClassLabel) else 0
+
+    def sample_given(self, label: Tensor) -> Tensor:
+        if not self.num_labels:
+            raise UserError(f"CVAE: its condition is {type(self.condition).__name__}, which takes no label")
+        return self.sample(len(label), self.condition({"label": label, "x": self.condition.examples}))
+
+    def decode_given(self, latents: Mapping[str, Tensor], batch: Batch) -> Distribution:
+        c = self.condition(batch)  # [B, *c]
+        if not self.latent_size:
+            return self._p_x(c.new_zeros(len(c), 0), c)
+        (z,) = named_latents("CVAE", latents, ["z"])
+        return self._p_x(z, c)
+
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.prior_family if self.prior is None else self.prior] if self.latent_size else []
 
     def _p_z(self, c: Tensor) -> Distribution:
         return self.prior() if self.prior is not None else self.prior_family(self.prior_network(c))

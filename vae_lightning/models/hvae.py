@@ -18,6 +18,7 @@ from vae_lightning.distributions import (
     StandardNormal,
     normal_product,
 )
+from vae_lightning.distributions.paths import centre
 from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count, layer_sizes, named_latents
 from vae_lightning.networks import MLP
@@ -193,8 +194,35 @@ class HVAE(LatentVariableModel):
         return self.prior() if above is None else self.normals[i](self.transitions[i](above))
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
-        (z1,) = named_latents("HVAE", latents, ["z1"])
-        return self.likelihood(self.decoder(z1))
+        """Return p(x|z_1).
+
+        Without z_1 it is the mean of p(z_1|z_2), and so on: the lowest layer that is given decides.
+
+        Args:
+            latents: Tensors [..., D_l] by the names of the Trace's latents.
+        """
+        layers = range(len(self.normals) + 1)
+        lowest = next((i for i in layers if isinstance(latents, Mapping) and f"z{i + 1}" in latents), 0)
+        (z,) = named_latents("HVAE", latents, [f"z{lowest + 1}"])
+        for i in reversed(range(lowest)):
+            z = self.p_z(i, z).mean
+        return self.likelihood(self.decoder(z))
+
+    def prior_codes(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean of p(z_L), of p(z_(L-1)|z_L) at this mean, and so on; none if the prior has no mean."""
+        z = centre(self.prior())
+        if z is None:
+            return {}
+        codes = {f"z{len(self.normals) + 1}": z}
+        for i in reversed(range(len(self.normals))):
+            codes[f"z{i + 1}"] = z = self.p_z(i, z).mean
+        return {name: code.expand(len(batch["x"]), -1) for name, code in codes.items()}
+
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.prior, *self.normals]
+
+    def needed_for(self, name: str, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: codes[name]}  # the layers below follow from it, and those above have no other effect on x
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

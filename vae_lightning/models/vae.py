@@ -18,6 +18,7 @@ from vae_lightning.distributions import (
 )
 from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count, named_latents
+from vae_lightning.models.looking import as_batch
 from vae_lightning.networks import MLP
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
@@ -62,9 +63,9 @@ class VAE(LatentVariableModel):
         self.decoder = decoder(latent_shape, self.likelihood.param_shape)  # theta
         self.prior.bind(self.encode, image_shape)
 
-    def encode(self, x: Tensor) -> Distribution:
+    def encode(self, x: Tensor | Batch) -> Distribution:
         """Return q(z|x): batch [B], event [D], or event [c, h, w] if the latent is a set of feature maps."""
-        return self.posterior(self.encoder(x))
+        return self.posterior(self.encoder(as_batch(x)["x"]))
 
     def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x = batch["x"]  # [B, C, H, W]

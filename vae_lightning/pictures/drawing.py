@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor
 
 from vae_lightning.models import LatentVariableModel
+from vae_lightning.models.temperature import at_temperature
+from vae_lightning.pictures.encoding import gif_bytes, png_bytes
 from vae_lightning.pictures.grids import evaluating
 from vae_lightning.pictures.sheets import at_times, image_sheet, spread, strip_sheet
 from vae_lightning.pictures.shown import Shown, checked, names_of_classes, no_picture, on_device, show
@@ -20,7 +24,7 @@ _MAX_MOVING_SIDE = 1000  # pixels
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn under one name.
+    """What is drawn under one name. A notebook shows it where it is the last line of a cell.
 
     Args:
         still: uint8 [3, H, W]; of clips, some of their frames side by side. None if everything is text.
@@ -31,6 +35,22 @@ class Picture:
     still: Tensor | None = None
     frames: Tensor | None = None
     text: str | None = None
+
+    def __repr__(self) -> str:
+        parts = {"still": self.still, "frames": self.frames}
+        shapes = [f"{name}=uint8 {list(value.shape)}" for name, value in parts.items() if value is not None]
+        return f"Picture({', '.join([*shapes, *([] if self.text is None else ['text'])])})"
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the still picture for a notebook."""
+        return None if self.still is None else png_bytes(self.still)
+
+    def _repr_html_(self) -> str | None:
+        """Return the moving picture and the table for a notebook; None if there is neither."""
+        moving = b"" if self.frames is None else base64.b64encode(gif_bytes(self.frames))
+        image = f'<img src="data:image/gif;base64,{moving.decode()}">' if moving else ""
+        table = "" if self.text is None else f"<pre>{html.escape(self.text)}</pre>"
+        return image + table or None
 
 
 def draw(title: str, rows: Mapping[str, Shown], labels: Sequence[str] = ()) -> Picture:
@@ -84,7 +104,15 @@ def reconstructions(model: LatentVariableModel, data: object, batch: Batch, seed
         return draw(title, drawable, names_of_classes(data, batch, len(x)))
 
 
-def samples(model: LatentVariableModel, data: object, n: int, seed: int, title: str) -> Picture:
+def samples(
+    model: LatentVariableModel,
+    data: object,
+    n: int,
+    seed: int,
+    title: str,
+    temperature: float = 1.0,
+    label: Tensor | None = None,
+) -> Picture:
     """Draw samples of the model.
 
     Args:
@@ -93,13 +121,16 @@ def samples(model: LatentVariableModel, data: object, n: int, seed: int, title: 
         n: The number of samples.
         seed: The seed of the samples.
         title: The text above the picture.
+        temperature: What the standard deviations of the prior are multiplied by.
+        label: The labels of the samples of a conditional model, [n]; None for the way of `model.sample(n)`.
 
     Raises:
         NoPictureError: if x has no picture.
-        UserError: if `show` returned something that cannot be drawn.
+        UserError: if `show` returned something that cannot be drawn, if the model takes no label, or if its prior has
+            no temperature.
     """
-    with evaluating(model, seed):
-        x = model.sample(n)
+    with evaluating(model, seed), at_temperature(model, temperature):
+        x = model.sample(n) if label is None else model.sample_given(label.to(model.device))
         shown = show(data, x)
         if shown is None:
             raise no_picture(x)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from torch import Tensor
 
 from vae_lightning.pictures.drawing import Picture
+from vae_lightning.pictures.encoding import gif_bytes, png_bytes
 from vae_lightning.runs.whole_files import write_whole
-
-_MILLISECONDS = 150  # of each frame
 
 
 def save(picture: Picture, path: Path) -> list[Path]:
@@ -42,23 +40,15 @@ def save_png(grid: Tensor, path: Path) -> None:
         grid: uint8 [3, H, W].
         path: The file.
     """
-    from PIL import Image
-
-    png = io.BytesIO()
-    Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy()).save(png, format="PNG")
-    write_whole(path, png.getvalue())
+    write_whole(path, png_bytes(grid))
 
 
-def save_gif(frames: Tensor, path: Path) -> None:
+def save_gif(frames: Tensor, path: Path, milliseconds: int = 150) -> None:
     """Write a moving picture as an animated GIF that starts again at its end.
 
     Args:
         frames: uint8 [T, 3, H, W].
         path: The file.
+        milliseconds: How long each frame is shown.
     """
-    from PIL import Image
-
-    images = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()).quantize(256) for frame in frames]
-    gif = io.BytesIO()
-    images[0].save(gif, format="GIF", save_all=True, append_images=images[1:], duration=_MILLISECONDS, loop=0)
-    write_whole(path, gif.getvalue())
+    write_whole(path, gif_bytes(frames, milliseconds))

@@ -154,7 +154,7 @@ def _assemble(parts: Sequence[Tensor], margin: int, writes: Sequence[_Write], ti
     import numpy as np
     from PIL import Image, ImageDraw
 
-    width = max(*(part.shape[2] for part in parts), int(_font(_TITLE_FONT).getlength(title)) + 8 - margin)
+    width = max(*(part.shape[2] for part in parts), int(font(_TITLE_FONT).getlength(title)) + 8 - margin)
     padded = [F.pad(part, (margin, width - part.shape[2], 0, 0), value=255) for part in parts]
     pixels = F.pad(torch.cat(padded, dim=1), (0, 0, _TITLE_HEIGHT, 0), value=255)
     picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
@@ -167,7 +167,7 @@ def _assemble(parts: Sequence[Tensor], margin: int, writes: Sequence[_Write], ti
 def _margin(blocks: Sequence[Block]) -> int:
     """The pixels that the widest caption needs; 0 without captions."""
     texts = {text for block in blocks for text in (*block.rows, block.name)}
-    widest = max(_font(_FONT).getlength(text) for text in texts)
+    widest = max(font(_FONT).getlength(text) for text in texts)
     return min(_MAX_MARGIN, int(widest) + 12) if widest else 0
 
 
@@ -190,16 +190,21 @@ def _in_cells(images: Tensor, height: int, width: int) -> Tensor:
 
 def _write(text: str, left: float, top: float, room: float, size: int, pen: ImageDraw.ImageDraw) -> None:
     """Write a text in one line; a text that is wider than its room is cut."""
-    font = _font(size)
-    if font.getlength(text) > room:
-        while text and font.getlength(text + "...") > room:
+    letters = font(size)
+    if letters.getlength(text) > room:
+        while text and letters.getlength(text + "...") > room:
             text = text[:-1]
         text = text + "..." if text else ""
-    pen.text((left, top), text, fill="black", font=font)
+    pen.text((left, top), text, fill="black", font=letters)
 
 
 @cache
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
+    """Return the font of captions.
+
+    Args:
+        size: The height in pixels.
+    """
     from PIL import ImageFont
 
     return ImageFont.load_default(size)

@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,6 +44,7 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset({
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000")
 _MODES: Mapping[int, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTED = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})  # keys of `Image.info`
+_TURNED = range(5, 9)  # orientations of EXIF that exchange width and height
 _PIL = r"PIL\."
 _SILENCE = ("ignore", None, Warning, re.compile(_PIL), 0)  # what `filterwarnings` inserts for `_PIL`
 _silencing = threading.Lock()
@@ -110,6 +111,26 @@ def decode_crop(
         resized = F.interpolate(_chw(cropped)[None], (height, width), mode="bilinear", antialias=True)
         pixels = resized[0].numpy()
         return _without_hidden_colours(pixels)
+    except Exception as error:
+        raise UserError(f"{name}: {_reason(error, contents)}") from error
+
+
+def image_size(contents: bytes, name: str) -> tuple[int, int]:
+    """Return (W, H) of an image file as `decode` sees it, turned as EXIF says. The pixels are not read.
+
+    Args:
+        contents: The bytes of the file.
+        name: The file's name, for messages.
+
+    Raises:
+        UserError: if the file is no image. The message begins with `name`.
+    """
+    try:
+        image = _open(contents)
+        turned = False
+        with contextlib.suppress(Exception):  # broken EXIF turns nothing
+            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        return image.size[::-1] if turned else image.size
     except Exception as error:
         raise UserError(f"{name}: {_reason(error, contents)}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,15 +52,23 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), or a checkpoint")
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser, picture: str) -> None:
+def add_picture_arguments(
+    parser: argparse.ArgumentParser,
+    picture: str,
+    num_images: int | None = 50,
+    images: str = "the number of images in the picture",
+) -> None:
     """Add RUN and the arguments of a command that draws one picture: the number of images, the seed, the file.
 
     Args:
         parser: The parser of the command.
         picture: The name of the picture's file, without its ending.
+        num_images: The default of `--num_images`; None for a command without this flag.
+        images: The help of `--num_images`.
     """
     add_run(parser)
-    parser.add_argument("--num_images", type=int, default=50, help="the number of images in the picture")
+    if num_images is not None:
+        parser.add_argument("--num_images", type=int, default=num_images, help=images)
     parser.add_argument("--seed", type=int, default=0, help="the seed of the noise")
     parser.add_argument(
         "--output",
@@ -79,7 +88,7 @@ def checkpoint_and_output(arguments: argparse.Namespace, picture: str) -> tuple[
     Raises:
         UserError: if RUN has no checkpoint, or `--num_images` is less than 1.
     """
-    if arguments.num_images < 1:
+    if getattr(arguments, "num_images", 1) < 1:
         raise UserError(f"--num_images is {arguments.num_images}; it must be at least 1")
     checkpoint = best_checkpoint(arguments.run)
     return checkpoint, arguments.output or checkpoint.absolute().parent.parent / "images" / f"{picture}.png"
@@ -98,5 +107,40 @@ def write_picture(picture: Picture, output: Path) -> None:
     try:
         written = save(picture, output)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output") from error
+        raise not_written(output, error) from error
     print(*written, sep="\n")
+
+
+def not_written(output: Path, error: OSError) -> UserError:
+    """Return the error that says why a file cannot be written.
+
+    Args:
+        output: The file.
+        error: What the system said.
+    """
+    return UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output")
+
+
+def printable(text: object) -> str:
+    """Return a text that comes from a file or a file's name as a terminal can show it, in one line.
+
+    Args:
+        text: Any value; its `str` is taken.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
+
+
+def in_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Return a table as text: columns as wide as their longest cell, two spaces apart.
+
+    Args:
+        rows: The cells of each row, of as many columns each.
+        right: The columns that are aligned to the right.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = [f"{cell:{'>' if i in right else '<'}{widths[i]}}" for i, cell in enumerate(row)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)

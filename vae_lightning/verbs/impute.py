@@ -7,7 +7,6 @@ mean training image, one draw of the chain, the mean of the chain's draws.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from vae_lightning.data import ImageDataModule
 from vae_lightning.data.loading import data_of
-from vae_lightning.metrics import MeanAndError, SpreadRows, draw_missing, impute, missing_error
+from vae_lightning.metrics import MeanAndError, draw_missing, impute, missing_error
 from vae_lightning.metrics.formatting import with_error
 from vae_lightning.models.loading import load_model
 from vae_lightning.noise import reseed
@@ -25,6 +24,7 @@ from vae_lightning.pictures.shown import names_of_classes
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
+from vae_lightning.verbs._images import spread_images
 
 
 def make_parser(prog: str, description: str) -> Parser:
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     data = data_of(checkpoint, trusted)
     if not isinstance(data, ImageDataModule):
         raise UserError(f"impute: {type(data).__name__} is no ImageDataModule, whose pixels could be missing")
-    batch = _spread_images(data.test_dataloader(), arguments.num_images)
+    batch = spread_images(data.test_dataloader(), arguments.num_images)
     x = batch["x"]
     reseed(model.device, arguments.seed)
     missing = draw_missing(x, arguments.missing)
@@ -83,15 +83,6 @@ def _draw(data: ImageDataModule, batch: Batch, rows: dict[str, Tensor], title: s
         write_picture(draw(title, drawable, names_of_classes(data, batch, 20)), output)
     else:
         print(no_picture(batch["x"]))
-
-
-def _spread_images(batches: Iterable[Batch], n: int) -> Batch:
-    """Return n images spread over the whole set, because the first n of a file sorted by class are of one class."""
-    rows, first = SpreadRows(n), 0
-    for batch in batches:
-        rows.add(batch, first)
-        first += len(batch["x"])
-    return rows.from_all_ranks()
 
 
 def _mean_image(data: ImageDataModule, num_images: int = 10_000) -> Tensor:

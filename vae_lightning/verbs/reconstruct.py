@@ -1,15 +1,18 @@
-"""`reconstruct RUN`: draw test images above their reconstructions into a PNG file."""
+"""`reconstruct RUN`: draw test images, or files of yours, above their reconstructions into a PNG file.
+
+A file of another size is resized as the run's data set resizes its own, and a line says so.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from vae_lightning.data.loading import data_of
 from vae_lightning.models.loading import load_model
 from vae_lightning.pictures import reconstructions
 from vae_lightning.storage.loader import first_images
 from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
+from vae_lightning.verbs._images import FILE_OR_INDEX, data_for, images_of, test_batches, with_label
 
 
 def make_parser(prog: str, description: str) -> Parser:
@@ -20,6 +23,9 @@ def make_parser(prog: str, description: str) -> Parser:
         description: The purpose of the command.
     """
     parser = Parser(prog, description)
+    own = f"the images to reconstruct, each {FILE_OR_INDEX}; default: the first test images"
+    parser.add_argument("--images", nargs="+", default=[], metavar="FILE|INDEX", help=own)
+    parser.add_argument("--label", help="for a conditional model: the number or the name of the class of all images")
     add_picture_arguments(parser, "reconstructions")
     return parser
 
@@ -33,8 +39,12 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     """
     checkpoint, output = checkpoint_and_output(arguments, "reconstructions")
     model = load_model(checkpoint, trusted)
-    data = data_of(checkpoint, trusted)
-    batch = first_images(data.test_dataloader(), arguments.num_images)
+    data = data_for(checkpoint, trusted, arguments.images)
+    if arguments.images:
+        batch = images_of(data, arguments.images)
+    else:
+        batch = first_images(test_batches(data), arguments.num_images)
+    batch = with_label(batch, model, data, arguments.label)
     title = f"reconstructions, {checkpoint.name}"
     write_picture(reconstructions(model, data, batch, arguments.seed, title), output)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from vae_lightning.data import DataModule
 from vae_lightning.data.loading import data_of
 from vae_lightning.models.loading import load_model
@@ -12,6 +14,7 @@ from vae_lightning.pictures import NoPictureError, samples
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
+from vae_lightning.verbs._images import number_of_class
 from vae_lightning.verbs.fit_prior import use_fitted_prior
 
 
@@ -25,6 +28,11 @@ def make_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog, description)
     fitted = "own: the prior of the model; fitted: the prior that fit-prior has written beside the checkpoint"
     parser.add_argument("--prior", choices=("own", "fitted"), default="own", help=fitted)
+    temperature = "what the standard deviations of the prior are multiplied by; below 1: more typical, less diverse"
+    parser.add_argument("--temperature", type=float, default=1.0, help=temperature)
+    parser.add_argument("--label", help="for a conditional model: the number or the name of the class of all samples")
+    counts = "prior: the counts of objects are drawn from p(n); aggregate: from the mean of q(n|x) in training (AIR)"
+    parser.add_argument("--counts", choices=("prior", "aggregate"), help=f"{counts}; default: as in the run's config")
     add_picture_arguments(parser, "samples")
     return parser
 
@@ -40,13 +48,27 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     model = load_model(checkpoint, trusted)
     if arguments.prior == "fitted":
         use_fitted_prior(model, checkpoint, trusted)
-    title = f"samples{' of the fitted prior' if arguments.prior == 'fitted' else ''}, {checkpoint.name}"
+    if arguments.counts:
+        if not hasattr(model, "sample_counts"):
+            raise UserError(f"--counts: {type(model).__name__} has no count of objects; AIR has one")
+        model.sample_counts = arguments.counts
     data, error = _data_that_shows(checkpoint, trusted)
+    label, n = None, arguments.num_images
+    if arguments.label is not None:
+        label = torch.full((n,), number_of_class(model, data, arguments.label))
     try:
-        picture = samples(model, data, arguments.num_images, arguments.seed, title)
+        title, temperature = _title(arguments, checkpoint), arguments.temperature
+        picture = samples(model, data, n, arguments.seed, title, temperature, label)
     except NoPictureError as no_picture:
         raise error or no_picture from None
     write_picture(picture, output)
+
+
+def _title(arguments: argparse.Namespace, checkpoint: Path) -> str:
+    parts = ["samples of the fitted prior" if arguments.prior == "fitted" else "samples"]
+    parts += [] if arguments.label is None else [f"label {arguments.label}"]
+    parts += [] if arguments.temperature == 1 else [f"temperature {arguments.temperature:g}"]
+    return ", ".join([*parts, checkpoint.name])
 
 
 def _data_that_shows(checkpoint: Path, trusted: list[str]) -> tuple[DataModule | None, UserError | None]:
