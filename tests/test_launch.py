@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -160,3 +164,108 @@ def test_every_key_of_the_sweep_is_a_flag() -> None:
     defaults = yaml.safe_load((REPOSITORY / "configs" / "defaults.yaml").read_text())
     assert sweep["metric"]["name"] == defaults["checkpoint"]["monitor"]
     assert sweep["metric"]["goal"].startswith(defaults["checkpoint"]["mode"])
+
+
+# -- optuna.py, the workflow, the hooks --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def search(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The file launch/optuna.py as a module."""
+    monkeypatch.setattr(sys, "path", [str(LAUNCH), *sys.path])  # as Python sets it for a file in this folder
+    spec = importlib.util.spec_from_file_location("launch_optuna", LAUNCH / "optuna.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_flag_of_the_search_is_a_flag(search: ModuleType) -> None:
+    from optuna.trial import FixedTrial
+
+    drawn = {"width": 64, "latent_size": 3, "lr": 1e-3, "batch_size": 32}
+    config = assert_understood(["fit", "-c", "vae/digits", *search.suggest(FixedTrial(drawn))])
+    model = config.model.init_args
+    assert (model.latent_size, model.encoder.init_args.hidden_sizes, config.data.init_args.batch_size) == (
+        3,
+        [64, 64],
+        32,
+    )
+    assert model.optimizer.init_args.lr == 1e-3
+    assert config.checkpoint.monitor == search.MONITOR
+
+
+def test_a_search_goes_on_to_the_number_of_trials_and_prints_the_best_first(
+    search: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from optuna.trial import Trial, TrialState
+
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED, *[TrialState.COMPLETE] * 3]
+    ran = []
+
+    def run(trial: Trial, args: list[str], _: Path) -> tuple[TrialState, float | None]:
+        ran.append(args)
+        trial.report(-100.0 - trial.number, 1)
+        return (state := states[trial.number]), 10.0 * trial.number - 99 if state is TrialState.COMPLETE else None
+
+    monkeypatch.setattr(search, "run", run)
+    for total, number in ((2, 3), (2, 3), (4, 5)):  # the failed trial does not count
+        command = ["optuna.py", "-c", "a.yaml", f"--trials={total}", f"--folder={tmp_path}", "--data.data_dir=d"]
+        monkeypatch.setattr(sys, "argv", command)
+        assert search.main() == 0
+        assert len(ran) == number
+    assert len({tuple(args) for args in ran}) == len(ran)  # a study that goes on draws other values
+    assert ran[0][-1] == "--data.data_dir=d"
+    lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    assert lines[0].split() == ["trial", "state", "val/elbo", "batch_size", "latent_size", "lr", "width"]
+    assert [line.split()[:3] for line in lines[1:]] == [
+        *(["4", "complete", "-59.00"], ["3", "complete", "-69.00"], ["0", "complete", "-99.00"]),
+        *(["2", "pruned", "-102.00"], ["1", "fail", "-"]),
+    ]
+
+
+def test_a_search_that_only_fails_ends(
+    search: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake in a flag of `fit`: three real processes would be waited for; their end is what counts."""
+    monkeypatch.setattr(sys, "argv", ["optuna.py", "-c", "no/such", f"--folder={tmp_path}"])
+    monkeypatch.setattr(search.sys, "executable", "/bin/false")
+    assert search.main() == 1
+    assert "the last 3 trials failed" in capsys.readouterr().err
+
+
+def test_half_a_line_of_a_running_trial_is_not_read(search: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert search.read(path) == []
+    path.write_text("step,epoch,train/elbo,val/elbo\n9,0,-5,\n9,0,,-7.5\n19,1,,-6.25\n29,2,,-6.1")
+    assert search.read(path) == [(0, -7.5), (1, -6.25)]
+
+
+@pytest.mark.slow
+def test_a_real_search_of_two_trials(tmp_path: Path) -> None:
+    small = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", f"--folder={tmp_path / 'study'}"]
+    command = [sys.executable, str(LAUNCH / "optuna.py"), "-c", "vae/digits", "--trials=2", *small]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    assert re.search(r"\n +[01]  complete +-\d+\.\d\d ", done.stdout)
+    assert len(list((tmp_path / "study").glob("trial-*/checkpoints/best.ckpt"))) == 2
+
+
+def test_the_workflow_runs_what_a_submission_must_pass() -> None:
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/check.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands == ["make check", "make test"]
+    assert workflow[True].keys() == {"push", "pull_request"}  # YAML reads `on` as true
+    assert workflow["permissions"] == {"contents": "read"}
+    targets = set(re.findall(r"^([a-z-]+)(?: [a-z-]+)*:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert {command.split()[1] for command in commands} <= targets
+
+
+def test_the_hooks_are_those_of_make_check_at_the_locked_version() -> None:
+    (entry,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {hook["id"] for hook in entry["hooks"]} == {"ruff-check", "ruff-format"}
+    locked = re.search(r"^ruff==(\S+)", (REPOSITORY / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked is not None
+    assert entry["rev"] == f"v{locked[1]}"

@@ -37,6 +37,7 @@ ALLOWED = {  # the rooms that each room may import, besides itself; every file i
     },
     "cli": {*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "runs", "verbs"},
     "__main__": {"cli", "runs", "verbs"},
+    "templates": {"types", "trace", "objectives", "models", "data", "storage", "__main__"},  # what `new` copies
 }
 
 

@@ -26,7 +26,8 @@ from vae_lightning.cli.slots import slots, subclasses
 from vae_lightning.metrics.evaluator import Evaluator
 from vae_lightning.verbs import Command, DataCommand, doctor
 
-OWN_FLAGS = {"seed_everything", "runs_dir", "experiment", "run_id", "matmul_precision", "model", "data", "ckpt_path"}
+OWN_FLAGS = {"seed_everything", "runs_dir", "experiment", "run_id", "matmul_precision", "init_from"}
+OWN_FLAGS |= {"model", "data", "ckpt_path"}
 GIVEN_BY_THE_MODEL = {"event_shape", "in_shape", "out_shape", "image_shape"}  # arguments of classes that are no flags
 
 

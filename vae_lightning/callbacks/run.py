@@ -158,6 +158,7 @@ class RunFolder(pl.Callback):
             "evaluation": config["evaluation"],
             "details": evaluation["details"],
             "left_out": _in_words(evaluation["left_out"], trainer),
+            "init_from": config.get("init_from"),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "data": {**config["data"], "split": "test", "num_images": self._images},
             "binarisation": getattr(data, "binarisation", None),

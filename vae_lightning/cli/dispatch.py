@@ -47,7 +47,11 @@ def _run(verb: str, rest: list[str], trusted: list[str]) -> None:
     trust(trusted)  # makes these packages importable from here on
     if verb in LIGHTNING_VERBS:
         from vae_lightning.cli.lightning import CLI
+        from vae_lightning.cli.seeds import asks_for_seeds, train_seeds
 
+        if verb == "train" and asks_for_seeds(rest):
+            train_seeds(rest, trusted)
+            return
         CLI(["fit" if verb == "train" else verb, *rest], then_test=verb == "train", trusted=trusted)
         return
     if verb not in own_verbs():

@@ -155,9 +155,9 @@ def _near_miss(message: str, text: str, options: Sequence[str]) -> str:
         return hint(match[1], re.findall(r"'([^']+)'", text))
     if match := _NO_FILE.search(message):
         near = nearest_config(Path(match[1]))
-        return f" (did you mean {near}?)" if near else ""
+        return f" (did you mean {near}?)" if near else "; vae-lightning configs lists the shipped ones"
     if _NO_CONFIG.fullmatch(message):
-        return " (give a config: -c configs/vae/digits.yaml)"
+        return " (give a config: -c vae/digits)"
     return argparse_hint(message, options) + _misspelt_form(message)
 
 

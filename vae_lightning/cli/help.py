@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 _WIDTH = 40  # width of the left column
 LIGHTNING_VERBS = {
-    "train": ("-c configs/vae/digits.yaml", "fit, then test the best checkpoint and print the results"),
+    "train": ("-c vae/digits", "fit, then test the best checkpoint and print the results"),
     "fit": ("-c CONFIG", "fit alone"),
     "validate": ("-c CONFIG --ckpt_path FILE", "the validation numbers of a checkpoint"),
     "test": ("-c CONFIG --ckpt_path FILE", "the test numbers of a checkpoint, into results.json"),
@@ -21,11 +21,26 @@ LIGHTNING_VERBS = {
 }
 """Usage and purpose of the verbs that Lightning's own command line runs."""
 
+INIT_FROM = (
+    "start a new fit from another run's weights: a run's folder (its best checkpoint), or a checkpoint. Slots and data "
+    "may be others: what fits by name and shape is loaded, what does not is listed and starts fresh. A resumed run "
+    "does not load them again; validate, test and predict ignore the flag"
+)
+"""The help of `--init_from`."""
+SEEDS = (
+    "train and test one run a seed; then print the mean and the standard error over these seeds of each test number "
+    "and write them to seeds.json. The runs are <runs_dir>/<experiment>/<group>/seed-<SEED>; the group is --run_id, "
+    "else a name made from the settings. So the same command goes on with the missing seeds, and further seeds join "
+    "the group. If a run fails, the others are still trained; a wrong setting or a signal ends the command"
+)
+"""The help of `--seeds`, which `train` alone has."""
+
 _HEAD = "Train, test and look at variational autoencoders: vae-lightning COMMAND ..."
 _TAIL = """\
 Any value of a config has a flag: --trainer.max_epochs=5 --model.latent_size=16 --model.objective=IWAE
 --model.objective.num_samples=16 --data.data_dir=DIR --trainer.logger=false (no W&B). If a flag replaces a class, the
 options that you gave for the old class are kept if the new one has them, and its own defaults are taken for the others.
+CONFIG is a file, or the name of a config that vae-lightning configs lists: vae/mnist.
 A config is code, because it names the classes to build: run none from a stranger.
 
 A stopped run goes on in its folder by --ckpt_path last (the experiment's newest run), by --ckpt_path RUN, or, if it was

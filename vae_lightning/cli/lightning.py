@@ -39,9 +39,18 @@ from vae_lightning.callbacks import (
 from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
 from vae_lightning.cli.ending import write_report
 from vae_lightning.cli.errors import Parser, check_configs, one_line
+from vae_lightning.cli.help import INIT_FROM, SEEDS
 from vae_lightning.cli.links import drop_untold, model_class, told
 from vae_lightning.cli.overrides import with_own_defaults
-from vae_lightning.cli.run_settings import choose_run, prepare_folder, prepare_wandb, set_precision, wandb_arguments
+from vae_lightning.cli.run_settings import (
+    choose_run,
+    find_defaults,
+    keep_init_from,
+    prepare_folder,
+    prepare_wandb,
+    set_precision,
+    wandb_arguments,
+)
 from vae_lightning.cli.summary import summary
 from vae_lightning.cli.trainer_checks import CheckedSettings, check_settings, check_trainer, without_enums
 from vae_lightning.data import DataModule
@@ -51,11 +60,14 @@ from vae_lightning.metrics.predictions import describe, rows_of, save_arrays
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.loading import check_weights, differences
 from vae_lightning.models.restoring import check_fits
+from vae_lightning.models.starting import start_from
 from vae_lightning.runs import folder as runs
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import WholeFiles
+from vae_lightning.runs.configs import with_config_files
 from vae_lightning.runs.differences import config_changes
 from vae_lightning.runs.loggers import MetricsCSV, start_wandb
+from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.types import UserError
 
 LINKED_CALLBACKS: dict[str, type[pl.Callback]] = {
@@ -74,21 +86,6 @@ _CKPT_HELP = {
     True: "the run to resume: a run's folder or a checkpoint; last: the newest run of this experiment",
     False: "the weights: a run's folder (its best checkpoint), or a checkpoint",
 }
-
-
-def find_defaults() -> Path:
-    """Return `configs/defaults.yaml`, which lies beside the package in a checkout and inside it in a wheel.
-
-    Raises:
-        UserError: if the file is missing.
-    """
-    here = Path(__file__).parents[1]  # the package
-    for folder in (here.parent / "configs", here / "configs"):
-        if (folder / "defaults.yaml").is_file():
-            return folder / "defaults.yaml"
-    raise UserError(
-        f"defaults.yaml not found in {here.parent / 'configs'} or {here / 'configs'}; reinstall the package"
-    )
 
 
 class CLI(LightningCLI):
@@ -144,6 +141,9 @@ class CLI(LightningCLI):
             help="the precision of float32 matrix products in a fit (torch.set_float32_matmul_precision); null: high "
             "(TF32) on a GPU, highest on a CPU. A test always takes highest",
         )
+        parser.add_argument("--init_from", type=str | None, help=INIT_FROM)
+        if self.then_test:
+            parser.add_argument("--seeds", type=int, nargs="+", metavar="SEED", help=SEEDS)
         for key, callback in LINKED_CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         for name in TOLD:
@@ -174,6 +174,7 @@ class CLI(LightningCLI):
             parser: The parser of all commands.
             args: The command and its arguments.
         """
+        args = with_config_files(args)
         check_configs(args)
         self.config = without_enums(parser.parse_args(with_own_defaults(args)))
         check_settings(self.config[self.config.subcommand])
@@ -187,8 +188,11 @@ class CLI(LightningCLI):
         """Choose the run, prepare its folder, and set precision and W&B, before the model and data are built."""
         verb = self.config.subcommand
         settings = self.config[verb]
+        if settings.get("seeds"):
+            raise UserError("seeds: a config has one seed_everything; give --seeds on the command line of train")
         self.run = choose_run(settings, verb, self.then_test)
         self.folder = self.run.folder
+        keep_init_from(settings, self.run)
         self.config_text = self._dump(settings)
         prepare_folder(self.folder, Path(settings.runs_dir).expanduser())
         settings.trainer.default_root_dir = str(self.folder)
@@ -200,7 +204,7 @@ class CLI(LightningCLI):
     def _dump(self, settings: Namespace) -> str:
         """Return the configuration without the settings of this run alone, so that another run can start from it."""
         kept = settings.clone()
-        for name in ("config", "ckpt_path", "run_id", "weights_only"):
+        for name in ("config", "ckpt_path", "run_id", "weights_only", "seeds"):
             kept.pop(name, None)
         kept.data.init_args.pop("seed", None)  # linked to seed_everything
         drop_untold(kept.model)
@@ -264,6 +268,7 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check that the checkpoint fits the model, and print the settings that differ from the checkpoint's."""
         if self.run.contents is None:
+            self._start_weights(self.config[self.config.subcommand].init_from)
             return
         check_fits(self.run.path, self.run.contents, self.model)
         check_weights(self.run.contents, self.folder if self.run.path is None else self.run.path)
@@ -278,6 +283,17 @@ class CLI(LightningCLI):
             if changed:
                 print(f"not as the checkpoint's own run (there -> here): {'; '.join(changed)}", flush=True)
         self.run = replace(self.run, contents=None)  # Lightning reads the file again; this frees the first copy
+
+    def _start_weights(self, run: str | None) -> None:
+        """Load what fits of another run's weights into the new model of a fit, and print what does not fit."""
+        if run is None or self.config.subcommand != "fit":
+            return
+        path = runs.best_checkpoint(run)
+        checkpoint = read_checkpoint(path)
+        check_weights(checkpoint, path)
+        started = start_from(self.model, checkpoint, path)
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"init_from {path}, step {checkpoint['global_step']}: {started}", flush=True)
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:

@@ -9,15 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vae_lightning.runs import container, folder
 from vae_lightning.runs.checkpoint_form import check_whole_fit
+from vae_lightning.runs.configs import DEFAULTS, experiment_of_config, shipped_folder
 from vae_lightning.runs.folder import Complete, Run
 from vae_lightning.runs.login import wandb_is_disabled, wandb_is_offline
 from vae_lightning.runs.trust import refuse_address
 from vae_lightning.types import UserError
+
+# -- the defaults of all runs --------------------------------------------------------------------------------------
+
+
+def find_defaults() -> Path:
+    """Return `configs/defaults.yaml`, which lies beside the package in a checkout and inside it in a wheel.
+
+    Raises:
+        UserError: if the file is missing.
+    """
+    path = shipped_folder() / DEFAULTS
+    if not path.is_file():
+        raise UserError(f"{path}: not found; reinstall the package")
+    return path
+
 
 # -- which run ---------------------------------------------------------------------------------------------------------
 
@@ -74,11 +91,29 @@ def experiment_of(configs: list[Any] | None) -> str:
     Args:
         configs: The config files of the command line; the last one gives the name.
     """
-    if not configs:
-        return "unnamed"
-    path = Path(os.path.normpath(str(configs[-1]))).with_suffix("")
-    parts = path.parts
-    return "/".join(parts[parts.index("configs") + 1 :]) if "configs" in parts else path.name
+    return experiment_of_config(str(configs[-1])) if configs else "unnamed"
+
+
+def keep_init_from(settings: Namespace, run: Run) -> None:
+    """Make `settings.init_from` absolute for the record; of a resumed run, keep what its config.yaml has recorded.
+
+    Args:
+        settings: The parsed command line of the command.
+        run: The run that the command belongs to.
+
+    Raises:
+        UserError: if the path is an address.
+    """
+    if settings.init_from is not None:
+        refuse_address(settings.init_from)
+        settings.init_from = str(Path(settings.init_from).expanduser().absolute())
+    config = run.folder / "config.yaml"
+    if run.contents is None or not config.is_file():
+        return
+    recorded = (yaml.safe_load(config.read_text()) or {}).get("init_from")
+    if settings.init_from not in (None, recorded) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(f"{run.folder} goes on from its own checkpoint: --init_from {settings.init_from} is not read", flush=True)
+    settings.init_from = recorded
 
 
 # -- its folder --------------------------------------------------------------------------------------------------------

@@ -28,13 +28,18 @@ def check_fits(path: str | Path | None, checkpoint: Mapping[str, Any], model: nn
     own = model.state_dict()
     for saved in (checkpoint["state_dict"], checkpoint.get("current_model_state", own)):
         for name in sorted(saved.keys() | own.keys()):
-            found, wanted = _shape(saved, name), _shape(own, name)
+            found, wanted = shape_in(saved, name), shape_in(own, name)
             if found != wanted:
                 raise UserError(f"{path} does not fit the model of the config: {name} is {found} there, {wanted} here")
 
 
-def _shape(state: Mapping[str, Any], name: str) -> str:
-    """The shape of a tensor, with its dtype unless that is a float, which loading converts."""
+def shape_in(state: Mapping[str, Any], name: str) -> str:
+    """The shape of a tensor in words, with its dtype unless that is a float, which loading converts.
+
+    Args:
+        state: tensors by name, as in a `state_dict`.
+        name: the tensor's name; it may be absent.
+    """
     if name not in state:
         return "absent"
     value = state[name]

@@ -12,8 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
+from vae_lightning.runs.configs import config_file, config_folders, config_names, short_name
+
 _LEAST_RATIO = 0.65  # of difflib; VEA and VAE have a ratio of 0.67
-_CONFIGS = tuple(folder / "configs" for folder in (Path(), Path(__file__).parents[2], Path(__file__).parents[1]))
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -76,23 +77,11 @@ def _config_suggestion(token: str, last: str) -> str:
     """A suggestion of `-c` for a lone token that names a config; empty if the token is the value of the flag `last`."""
     if last.startswith("-") and "=" not in last:
         return ""
-    path = config_file(token)
-    return f"give -c {path or token}" if path or Path(token).suffix in (".yaml", ".yml") else ""
-
-
-def config_file(name: str) -> str | None:
-    """The path of a config; None if there is no such file.
-
-    Args:
-        name: a YAML file, or the short name of a shipped config: `vae/mnist` for configs/vae/mnist.yaml.
-    """
-    paths = [Path(name)] if Path(name).suffix in (".yaml", ".yml") else []
-    paths += [folder / f"{name}.yaml" for folder in _CONFIGS]
-    return next((str(path) for path in paths if path.is_file()), None)
+    return f"give -c {token}" if config_file(token) or Path(token).suffix in (".yaml", ".yml") else ""
 
 
 def nearest_config(path: Path) -> str | None:
-    """The config that a wrong path probably means: a shipped config, or one of a similar name in the same folder.
+    """The config that a wrong path probably means, as -c takes it: one beside the path, or one with a short name.
 
     Args:
         path: a path that is not a file.
@@ -101,15 +90,13 @@ def nearest_config(path: Path) -> str | None:
     name = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
     beside = {file.name: file for file in _yaml_files(path.parent)}
     near = nearest(path.name, beside)
-    if near and not config_file(name):
+    if near:
         return str(Path(name).with_name(near))
-    short = name.removeprefix("configs/").removesuffix(".yaml")
-    return config_file(name) or config_file(nearest(short, _shipped()) or name)
-
-
-def _shipped() -> list[str]:
-    """The short names of the shipped configs: `vae/mnist`."""
-    return [str(file.relative_to(folder).with_suffix("")) for folder in _CONFIGS for file in folder.glob("*/*.yaml")]
+    short = nearest(short_name(name), (known for folder in config_folders() for known in config_names(folder)))
+    if short is None or path.suffix not in (".yaml", ".yml"):
+        return short
+    file = Path("configs", f"{short}.yaml")
+    return str(file) if file.is_file() else short
 
 
 def _yaml_files(folder: Path) -> Iterator[Path]:

@@ -1,0 +1,1 @@
+"""A data set of signals, and a model of signals, for vae_lightning."""
