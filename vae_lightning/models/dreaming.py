@@ -84,6 +84,10 @@ class Dreaming(LatentVariableModel):
         UserError: if a size or a shape does not fit.
     """
 
+    unused_latent_is_right = (
+        "This is right where s and a determine s', as in a maze without slip; if they do not, enumerate z "
+        "(--model.posterior=Categorical --model.prior_network=... --model.objective=IWAE with one sample)"
+    )
     example_state: Tensor
     example_action: Tensor
 
@@ -225,7 +229,8 @@ class Dreaming(LatentVariableModel):
         shares = q_z.log_prob(z) - math.log(num_samples)
         latents = {"z": Latent(z, q_z, p_z, enumerated=True)}
         p_x = self.p_next(z, given, state)
-        return Trace(x, p_x, latents, shares, self.latent_size, observed=observed, found=found)
+        costs = {"posterior": _cross_entropy(x, p_x, p_z, q_z, values)}
+        return Trace(x, p_x, latents, shares, self.latent_size, observed=observed, costs=costs, found=found)
 
     def _found(self, state: Tensor, action: Tensor) -> dict[str, Tensor]:
         """Return what the model dreams of s and a, without a look at s'."""
@@ -256,11 +261,10 @@ class Dreaming(LatentVariableModel):
             rows = torch.arange(_EXAMPLES) % len(first["x"])
             self.example_state, self.example_action = first["state"][rows], first["action"][rows]
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("state_dict", {}).get("example_state")
-        if isinstance(saved, Tensor) and self.states.is_map:  # the examples of a fit of another size of mazes
+    def adapt_to(self, state: Mapping[str, Tensor]) -> None:
+        saved = state.get("example_state")
+        if isinstance(saved, Tensor) and self.states.is_map:  # the examples of a fit on mazes of another size
             self.example_state = self.example_state.new_zeros(saved.shape)
-        super().on_load_checkpoint(checkpoint)
 
     def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str]]:
         """Return in words what is dreamt of the reward and of the end, beside the truth."""
@@ -307,6 +311,17 @@ def check_actions(action: Tensor, num_actions: int, where: str = "Dreaming") -> 
         raise UserError(
             f"{where}: an action is {outside}; it must be from 0 to {num_actions - 1}, {num_actions} actions"
         )
+
+
+def _cross_entropy(x: Tensor, p_x: Distribution, p_z: Distribution, q_z: Distribution, values: Tensor) -> Tensor:
+    """-sum_c p(c|s', s, a) log q(c|s', s, a), [B]: it trains q alone, towards the posterior of the C values.
+
+    The exact likelihood (`IWAE` with one sample) does not depend on q, so that nothing else would train q.
+    """
+    c = values[:, None]  # [C, 1, D]
+    with torch.no_grad():
+        posterior = (p_x.log_prob(x)[: len(values)] + p_z.log_prob(c)).softmax(0)  # [C, B]
+    return -(posterior * q_z.log_prob(c)).sum(0)
 
 
 def _drawn(p: Distribution, n: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
