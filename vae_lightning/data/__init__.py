@@ -8,6 +8,7 @@ from vae_lightning.data.mnist import MNIST, BinarizedMNIST
 from vae_lightning.data.module import DataModule, Split
 from vae_lightning.data.multi_digits import MultiDigits
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
+from vae_lightning.data.recorded import Recorded
 from vae_lightning.data.scenes import SceneFolder, Scenes
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
 from vae_lightning.data.transitions import Mazes, Transitions
@@ -40,6 +41,7 @@ __all__ = [
     "Omniglot",
     "ProceduralFaces",
     "ProceduralSprites",
+    "Recorded",
     "SceneFolder",
     "Scenes",
     "Source",

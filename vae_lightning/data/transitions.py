@@ -59,14 +59,16 @@ class Transitions(DataModule):
         UserError: if the share is not in [0, 1).
     """
 
-    cap: int
-    """The largest number of steps of an episode of the world."""
-
     def __init__(self, data_dir: str = "data", *, terminal_share: float = 1 / 16, **kwargs: Any) -> None:
         super().__init__(data_dir=data_dir, **kwargs)
         if not 0 <= terminal_share < 1:
             raise UserError(f"{type(self).__name__}: terminal_share is {terminal_share}; it must be in [0, 1)")
         self.terminal_share = terminal_share
+
+    @property
+    @abstractmethod
+    def cap(self) -> int:
+        """The largest number of steps of an episode of the world."""
 
     @abstractmethod
     def transitions(self, split: Split) -> Mapping[str, Tensor]:
@@ -204,11 +206,16 @@ class Mazes(Transitions):
         self.size, self.slip, self.coverage, self.maze_seed = size, slip, coverage, maze_seed
         self.num_mazes = dict(zip(SPLITS, num_mazes, strict=True))
         self.num_transitions = dict(zip(SPLITS, num_transitions, strict=True))
-        self.x_shape, self.cap = (size, size), 4 * size**2
+        self.x_shape = (size, size)
         self._check_memory()
         self._walls: dict[Split, mazes.Bools] = {}
         self._numbers: dict[Split, list[int]] = {}
         self._shown: mazes.Bools | None = None
+
+    @property
+    def cap(self) -> int:
+        """The largest number of steps of an episode: 4 n^2."""
+        return 4 * self.size**2
 
     def _check_memory(self) -> None:
         """Check the memory before mazes are drawn: a foreign config.yaml may ask for any number."""
