@@ -22,7 +22,7 @@ from vae_lightning.distributions import (
     StandardNormal,
 )
 from vae_lightning.models.base import LatentVariableModel
-from vae_lightning.models.batches import check_count
+from vae_lightning.models.batches import KnownFields, check_count
 from vae_lightning.models.states import States
 from vae_lightning.networks import MLP, LocalConv
 from vae_lightning.noise import reseed
@@ -58,7 +58,7 @@ class Dreaming(LatentVariableModel):
     (https://arxiv.org/abs/1810.01112). A batch has `x` = s', `state` = s, `action`, `reward` and `done`. Most of s' is
     s, so the decoder starts from a copy of s (see `States`). z [K, B, D] holds what s and a do not determine: nothing
     in a world without chance, where a KL near 0 is right. With the posterior `Categorical` the values of z are
-    enumerated and not sampled, so that no chance is lost in training; give such a model a `prior_network`.
+    enumerated and not sampled, so that no outcome is lost in training; give such a model a `prior_network`.
 
     States are cells [n, n] or other whole numbers (`vocabulary`), vectors [D], or images [C, H, W]. With convolutions
     (`LocalConv`) a trained model takes cells of any n.
@@ -75,8 +75,10 @@ class Dreaming(LatentVariableModel):
         likelihood: Family of p(s'|s, a, z). null: Classes for whole numbers, else a Gaussian with one learned sigma.
         prior: p(z), the same for every s and a; not used if there is a prior_network.
         prior_network: Network from s and a to the parameters of p(z|s, a).
+        action_in_decoder: Whether the decoder reads a. false: a acts through z alone, p(s'|s, z) p(z|s, a). Choose it
+            for chance with few outcomes that several actions share, such as a slip: z is then the move that is made.
         outcome: Network from s', s and a to the parameters of reward and done.
-        reward_likelihood: Family of p(r|s, a, s').
+        reward_likelihood: Family of p(r|s, a, s'). null: N(., 0.1^2).
         copy_gain: How many nats the copy path gives to "as before" where the parameters of s' are logits.
         kwargs: Arguments of `LatentVariableModel`.
 
@@ -103,8 +105,9 @@ class Dreaming(LatentVariableModel):
         likelihood: FamilyRecipe | None = None,
         prior: PriorRecipe = StandardNormal,
         prior_network: NetworkRecipe | None = None,
+        action_in_decoder: bool = True,
         outcome: NetworkRecipe | None = None,
-        reward_likelihood: FamilyRecipe = _REWARD,
+        reward_likelihood: FamilyRecipe | None = None,
         copy_gain: float = 4.0,
         **kwargs: Any,
     ) -> None:
@@ -120,21 +123,28 @@ class Dreaming(LatentVariableModel):
                 f"Dreaming: a categorical z is one group of latent_size={latent_size} values, which are enumerated, "
                 f"not groups of {self.posterior.group_size}; leave group_size out"
             )
+        if not action_in_decoder and prior_network is None:
+            raise UserError(
+                "Dreaming: action_in_decoder is false, so that a acts through p(z|s, a); give a prior_network"
+            )
+        self.action_in_decoder = action_in_decoder
         state, features = self.states.planes_shape[0], self.states.features_shape
         self.encoder = self._network(encoder, 2 * state, self.posterior.param_shape)
-        self.decoder = self._network(decoder, state + latent_size, features)
+        self.decoder = self._network(decoder, state + latent_size, features, action_in_decoder)
         self.prior = None if prior_network is not None else prior((latent_size,))
         if prior_network is not None:
             self.prior_family = self.posterior if self.enumerates else DiagonalNormal((latent_size,))
             self.prior_network = self._network(prior_network, state, self.prior_family.param_shape)
-        self.p_reward, self.p_done = reward_likelihood(()), Bernoulli(())
+        self.p_reward, self.p_done = (reward_likelihood or _REWARD)(()), Bernoulli(())
         self.outcome = self._network(outcome, 2 * state, (self.p_reward.param_shape[0] + 1,))
         self.register_buffer("example_state", torch.zeros(_EXAMPLES, *x_shape, dtype=self._state_dtype))
         self.register_buffer("example_action", torch.arange(_EXAMPLES) % num_actions)
 
-    def _network(self, recipe: NetworkRecipe | None, channels: int, out_shape: Shape) -> Network:
+    def _network(
+        self, recipe: NetworkRecipe | None, channels: int, out_shape: Shape, with_action: bool = True
+    ) -> Network:
         """Build a network that reads `channels` planes, or numbers, and the action."""
-        in_shape = (channels + self.num_actions, *self.states.planes_shape[1:])
+        in_shape = (channels + with_action * self.num_actions, *self.states.planes_shape[1:])
         return (recipe or (LocalConv if self.states.is_map else MLP))(in_shape, out_shape)
 
     @property
@@ -170,7 +180,8 @@ class Dreaming(LatentVariableModel):
             given: s and a, as `given` returns them.
             state: s.
         """
-        return self.states.p_next(self.decoder(self._joined(given.expand(len(z), *given.shape), z)), state)
+        read = given if self.action_in_decoder else self.states(state)
+        return self.states.p_next(self.decoder(self._joined(read.expand(len(z), *read.shape), z)), state)
 
     def p_outcome(self, following: Tensor, given: Tensor) -> tuple[Distribution, Distribution]:
         """p(r|s, a, s') and p(done|s, a, s'), with batch shape [B].
@@ -257,7 +268,7 @@ class Dreaming(LatentVariableModel):
 
     def on_train_batch_start(self, batch: Batch | list[Batch], batch_idx: int) -> None:
         if self.global_step == 0:
-            first = batch[0] if isinstance(batch, list) else batch
+            first = KnownFields("Dreaming", batch[0] if isinstance(batch, list) else batch)
             rows = torch.arange(_EXAMPLES) % len(first["x"])
             self.example_state, self.example_action = first["state"][rows], first["action"][rows]
 
