@@ -31,6 +31,7 @@ from vae_lightning.trace import Latent, Observed, Trace, draw
 from vae_lightning.types import Batch, Network, NetworkRecipe, Shape, UserError
 
 _REWARD = partial(DiagonalNormal, sigma=0.1)
+_ACTION_GAIN = 3.0  # nats by which p(z|s, a) starts nearer to the value z = a than to others
 _EXAMPLES = 100  # transitions of the first batch of a fit that `sample` starts from
 _DREAM_STEPS, _DREAMS = 24, 8  # of the picture `dream`
 
@@ -169,8 +170,18 @@ class Dreaming(LatentVariableModel):
         Args:
             given: s and a, as `given` returns them.
         """
-        p: Distribution = self.prior() if self.prior is not None else self.prior_family(self.prior_network(given))
+        if self.prior is not None:
+            return self.prior()
+        features = self.prior_network(given)
+        if not self.action_in_decoder and self.enumerates:  # z starts as a, so that each value has a part of its own
+            features = features + _ACTION_GAIN * self._action_as_z(given)
+        p: Distribution = self.prior_family(features)
         return p
+
+    def _action_as_z(self, given: Tensor) -> Tensor:
+        """The one-hot action among the values of z, [B, D]; the action stands last in s and a."""
+        action = given.flatten(2)[:, -self.num_actions :, 0] if self.states.is_map else given[:, -self.num_actions :]
+        return F.pad(action, (0, self.latent_size - self.num_actions))
 
     def p_next(self, z: Tensor, given: Tensor, state: Tensor) -> Distribution:
         """p(s'|s, a, z), with batch shape [K, B].
