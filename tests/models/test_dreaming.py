@@ -47,14 +47,6 @@ def steps(count: int = 6, data: DataModule = DATA, dtype: torch.dtype = torch.fl
 # -- the bound ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_may_act_through_z_alone() -> None:
-    model, batch = slippery_model(action_in_decoder=False), steps()
-    assert model.decoder.in_shape == (7, 7, 7)  # four kinds of cells and three values of z
-    before, after = (model.trace({**batch, "action": action}) for action in (batch["action"], 3 - batch["action"]))
-    torch.testing.assert_close(before.p_x.log_prob(before.x), after.p_x.log_prob(after.x))
-    assert not torch.allclose(before.latents["z"].log_p(), after.latents["z"].log_p())
-
-
 def exact_log_p(model: Dreaming, batch: dict[str, Tensor]) -> Tensor:
     """log p(s', r, done|s, a) of a model with a categorical z, by a loop over its values."""
     x, state, action = batch["x"], batch["state"], batch["action"]
@@ -84,6 +76,19 @@ def test_with_enumerated_z_the_importance_bound_is_the_exact_likelihood(num_samp
     )
     torch.testing.assert_close(log_marginal_likelihood(model, batch, 2), exact, rtol=1e-12, atol=1e-9)
     assert (ELBO()(trace, 0)["elbo"] < exact).all()
+
+
+def test_a_may_act_through_z_alone_and_z_starts_as_a() -> None:
+    torch.manual_seed(0)
+    model, batch = (
+        mazes_model(latent_size=5, posterior=Categorical, prior_network=SMALL, action_in_decoder=False),
+        steps(),
+    )
+    assert model.decoder.in_shape == (9, 7, 7)  # four kinds of cells and five values of z
+    one, other = (model.trace({**batch, "action": action}) for action in (batch["action"], 3 - batch["action"]))
+    torch.testing.assert_close(one.p_x.log_prob(one.x), other.p_x.log_prob(other.x))
+    for trace, action in ((one, batch["action"]), (other, 3 - batch["action"])):
+        assert torch.equal(trace.latents["z"].log_p().argmax(0), action)
 
 
 def test_the_cost_trains_q_alone_and_is_least_at_the_posterior() -> None:
@@ -355,7 +360,8 @@ def test_mazes_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch, capfd
         ({"x_shape": (7, 7)}, "x_shape is (7, 7); a state is a vector (D,), an image (C, H, W)"),
         ({"num_actions": 0}, "num_actions is 0"),
         ({"posterior": partial(Categorical, group_size=4)}, "a categorical z is one group of latent_size=8"),
-        ({"action_in_decoder": False}, "give a prior_network"),
+        ({"action_in_decoder": False}, "give a prior_network, and a latent_size of at least 4"),
+        ({"action_in_decoder": False, "prior_network": SMALL, "latent_size": 3}, "a latent_size of at least 4"),
         ({"likelihood": DiagonalNormal}, "states of 4 classes need [28, 7]"),
         ({"decoder": partial(LocalConv, channels=(8,), kernel_sizes=(2,))}, "must be odd and positive"),
         ({"decoder": partial(LocalConv, channels=(8,))}, "differ in length"),

@@ -17,6 +17,7 @@ from vae_lightning.distributions import (
     Bernoulli,
     Categorical,
     DiagonalNormal,
+    Family,
     FamilyRecipe,
     PriorRecipe,
     StandardNormal,
@@ -119,14 +120,12 @@ class Dreaming(LatentVariableModel):
         self.states = States(x_shape, vocabulary, likelihood, copy_gain)
         self.posterior = posterior((latent_size,))
         self.enumerates = isinstance(self.posterior, Categorical) and not self.posterior.straight_through
-        if self.enumerates and self.posterior.group_size != latent_size:
+        if self.enumerates:
+            _check_one_group(self.posterior, latent_size)
+        if not action_in_decoder and (prior_network is None or latent_size < num_actions):
             raise UserError(
-                f"Dreaming: a categorical z is one group of latent_size={latent_size} values, which are enumerated, "
-                f"not groups of {self.posterior.group_size}; leave group_size out"
-            )
-        if not action_in_decoder and prior_network is None:
-            raise UserError(
-                "Dreaming: action_in_decoder is false, so that a acts through p(z|s, a); give a prior_network"
+                "Dreaming: action_in_decoder is false, so that a acts through p(z|s, a) alone; give a prior_network, "
+                f"and a latent_size of at least {num_actions}, the number of actions"
             )
         self.action_in_decoder = action_in_decoder
         state, features = self.states.planes_shape[0], self.states.features_shape
@@ -315,6 +314,15 @@ class Dreaming(LatentVariableModel):
         if all(isinstance(one, list) for one in shown):
             return {"dream": [" -> ".join(texts) for texts in zip(*shown, strict=True)]}
         return {}
+
+
+def _check_one_group(posterior: Family, latent_size: int) -> None:
+    size = getattr(posterior, "group_size", latent_size)
+    if size != latent_size:
+        raise UserError(
+            f"Dreaming: a categorical z is one group of latent_size={latent_size} values, which are enumerated, not "
+            f"groups of {size}; leave group_size out"
+        )
 
 
 def check_actions(action: Tensor, num_actions: int, where: str = "Dreaming") -> None:
