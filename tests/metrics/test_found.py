@@ -87,10 +87,10 @@ LABELS = torch.ones(3, dtype=torch.long)
     [
         ({}, {"label": LABELS}, "the model finds nothing"),
         ({"label": LABELS}, {}, "found has label, and the batch has no label"),
-        ({"label": LABELS, "count": LABELS}, {}, "no label; found has count, and the batch has no count"),
+        ({"label": LABELS, "count": LABELS}, {}, "no label; the count is scored as count_accuracy"),
         ({"label": LABELS.float()}, {"label": LABELS}, "label is not of whole numbers: found is torch.float32"),
         ({"label": LABELS}, {"label": LABELS[:, None]}, r"found label is \[B\], the batch's is \[B, 1\]"),
-        ({"segmentation": LABELS}, {"segmentation": LABELS}, "segmentation have no order"),
+        ({"segmentation": LABELS}, {"segmentation": LABELS}, "the numbers of segments have no order"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal
 from torch.nn import functional as F
 
+from tests.helpers import read_picture, run_cli
+from vae_lightning.__main__ import main
 from vae_lightning.data import MultiDigits
 from vae_lightning.data.module import Split
 from vae_lightning.distributions import Bernoulli, DiagonalNormal, Family, Laplace, LearnedNormal
@@ -38,6 +41,7 @@ from vae_lightning.objectives import (
     Objective,
     log_mean_exp,
 )
+from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.trace import Trace
 from vae_lightning.types import Network, UserError
 
@@ -446,6 +450,8 @@ def test_an_objective_trains_every_weight(objective: Objective) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
+    assert model.lstm.weight_ih.grad is not None
+    assert (model.lstm.weight_ih.grad[:, -13:].abs().sum(0) > 0).all()  # a step reads where and what of the last
 
 
 @pytest.mark.parametrize("objective", [BetaTC(100), DReG(2), PIWAE(1, 2), InfoVAE()], ids=lambda o: type(o).__name__)
@@ -584,6 +590,23 @@ def test_a_canvas_of_another_size_than_the_checkpoints_is_refused_in_one_line(tm
     assert wide.sample(2).shape == (2, 1, 24, 24)
 
 
+def test_the_command_draws_counts_of_the_aggregate_posterior_if_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    trainer, model = quick_trainer(tmp_path, max_steps=1), digits_model(decoder_bias=5.0)
+    trainer.fit(model, few_canvases())
+    model.aggregate_counts.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    trainer.save_checkpoint(tmp_path / "air.ckpt")
+    output = tmp_path / "samples.png"
+    spread = []
+    for flags, said in (([], "p(n) (sample_counts=prior)"), (["--counts=aggregate"], "sample_counts=aggregate")):
+        assert main(["sample", str(tmp_path / "air.ckpt"), "--num_images=9", f"--output={output}", *flags]) == 0
+        assert said in caplog.text + "".join(capsys.readouterr())
+        spread.append(len(read_picture(output)[:, 20:].unique()))  # below the caption
+    assert spread[0] > spread[1]  # no object, in the aggregate posterior that was set above
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -606,3 +629,30 @@ def test_a_thousand_steps_count_nine_canvases_of_ten() -> None:
     with torch.no_grad():
         found = model.eval().trace({"x": held_out["x"]}).found
     assert (found["count"] == held_out["count"]).double().mean() >= 0.9
+
+
+TWO_RANKS = (
+    *("-c", "configs/air/digits.yaml", "--trainer.accelerator=cpu", "--trainer.logger=false", "--seed_everything=0"),
+    *("--data.num_images=[256,40,41]", "--data.batch_size=16", "--trainer.max_epochs=2", "--nll.num_samples=4"),
+    *("--model.hidden_size=32", "--trainer.devices=2"),
+)
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_go_on_and_find_what_one_finds(tmp_path: Path) -> None:
+    where = (f"--runs_dir={tmp_path}", "--experiment=air")
+    run_cli("train", *TWO_RANKS, *where, "--run_id=whole")
+    run_cli("fit", *TWO_RANKS, *where, "--run_id=half", "--trainer.max_steps=11")  # 8 steps an epoch
+    run_cli("fit", *TWO_RANKS, *where, "--run_id=half")
+    whole, half = (read_checkpoint(tmp_path / "air" / run / "checkpoints" / "last.ckpt") for run in ("whole", "half"))
+    assert whole["global_step"] == half["global_step"] == 16
+    assert all(torch.equal(half["state_dict"][name], value) for name, value in whole["state_dict"].items())
+
+    results = tmp_path / "air" / "whole" / "results.json"
+    two = json.loads(results.read_text())
+    run_cli("test", *TWO_RANKS, *where, f"--ckpt_path={results.parent}", "--trainer.devices=1")
+    one = json.loads(results.read_text())
+    assert (two["devices"], one["devices"]) == (2, 1)
+    for name in ("test/count_accuracy", "test/presence/1", "test/presence/2", "test/box_recall", "test/extent_iou"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5), name
+    assert two["metrics"]["test/elbo"] == pytest.approx(one["metrics"]["test/elbo"], rel=0.02)

@@ -73,3 +73,8 @@ def test_samples_of_images_need_no_run_folder(run: Path) -> None:
     checkpoint = shutil.copy(run / "checkpoints" / "last.ckpt", "alone.ckpt")
     assert main(["sample", str(checkpoint), "--num_images=3", "--output=a.png"]) == 0
     assert read_picture(Path("a.png")).float().std() > 0
+
+
+def test_counts_of_a_model_without_objects_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(run), "--counts=aggregate"]) == 2
+    assert capsys.readouterr().err.endswith("error: --counts: VAE has no count of objects; AIR has one\n")

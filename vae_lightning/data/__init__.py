@@ -1,6 +1,7 @@
 """Data sets. One index gathers a whole batch of examples; images are held as bytes."""
 
 from vae_lightning.data.base import CachedImages, ImageDataModule, Source
+from vae_lightning.data.billiards import Billiards
 from vae_lightning.data.celeba import CelebA
 from vae_lightning.data.digits import Digits
 from vae_lightning.data.images import ImageFolder
@@ -23,6 +24,7 @@ __all__ = [
     "MNIST",
     "SVHN",
     "BatchTransform",
+    "Billiards",
     "BinarizedMNIST",
     "CachedImages",
     "CelebA",

@@ -40,7 +40,7 @@ class AsWholeNumbers(BatchTransform):
 
 
 class Transitions(DataModule):
-    """Steps of a world with discrete actions, a batch of which a model of p(s', reward, done | s, a) explains.
+    """Steps of a world with discrete actions, which a model of p(s', reward, done | s, a) explains.
 
     A batch holds `x`, the next state s', [B, *x_shape]; `state`, the state s, in the same form; `action`, int64 [B];
     `reward`, float32 [B]; `done`, float32 [B], 1 if the step ended the episode for good, and 0 if the episode goes on
@@ -110,7 +110,7 @@ class Transitions(DataModule):
         Args:
             state: The states, [B, *x_shape].
         """
-        return state.isfinite().flatten(1).all(1)
+        return state.isfinite().reshape(len(state), -1).all(1)
 
     def describe_coverage(self) -> str:
         """Return which part of the world the training data show, in one line."""

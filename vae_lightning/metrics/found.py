@@ -15,17 +15,20 @@ from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch
 
-_WITHOUT_ORDER = ("segmentation",)
-"""Entries whose numbers a model may choose freely: segment 1 of the model may be segment 3 of the truth."""
+_LEFT_OUT = {
+    "segmentation": "the numbers of segments have no order",  # segment 1 of the model may be segment 3 of the truth
+    "count": "the count is scored as count_accuracy",  # by SceneScores
+}
+"""Entries that are not compared here, and why."""
 
 
 class FoundAccuracy(Evaluator):
     """The share of whole numbers that the model finds as they are in the batch, by name: `found_accuracy/label`.
 
-    Use it for labels, counts and tokens. An entry of `Trace.found` is compared with the entry of the batch of the same
+    Use it for labels and tokens. An entry of `Trace.found` is compared with the entry of the batch of the same
     name and shape, [B] or [B, ...]. A negative truth is unknown and is left out. The share is taken over the known
     numbers of an example, and averaged over the examples that have any; NaN if none has. The numbers of segments are
-    not compared, because their order is free.
+    not compared, because their order is free; `SceneScores` compares them, and the counts.
     """
 
     units: ClassVar[Mapping[str, str]] = {"found_accuracy": "share, 1 at best"}
@@ -56,8 +59,8 @@ class FoundAccuracy(Evaluator):
 
 def _why_not(name: str, found: Tensor, batch: Batch) -> str | None:
     """Why an entry of `Trace.found` cannot be compared with the batch; None if it can."""
-    if name in _WITHOUT_ORDER:
-        return f"the numbers of found {name} have no order"
+    if name in _LEFT_OUT:
+        return _LEFT_OUT[name]
     truth = batch.get(name)
     if truth is None:
         return f"found has {name}, and the batch has no {name}"

@@ -197,7 +197,7 @@ class AIR(LatentVariableModel):
     def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x = batch["x"]
         steps = self.attend(x, num_samples)
-        floor = 0.0 if step is None or not self.training else self.floor(step)
+        floor = 0.0 if step is None else self.floor(step)
         log_q = log_count(*mixed(steps.logits, floor))  # [S, B, N + 1]
         painted = self.painted(steps.where, steps.what)  # [S, B, N, C, H, W]
         canvases = [torch.zeros_like(painted[:, :, 0])]

@@ -11,7 +11,7 @@ that the last state of an episode shows the player. All functions take many maze
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Cells: TypeAlias = NDArray[np.uint8]
 Bools: TypeAlias = NDArray[np.bool_]
 Whole: TypeAlias = NDArray[np.int64]
+Kind = TypeVar("Kind", bound=np.generic)
 
 FLOOR, WALL, PLAYER, GOAL = range(4)
 """What a cell holds."""
@@ -26,8 +27,8 @@ ACTIONS = ("up", "down", "left", "right")
 """The names of actions 0 .. 3."""
 STEP_REWARD, GOAL_REWARD = -0.01, 1.0
 """The reward of a step, and of the step that reaches the goal."""
-COLOURS = np.array([[255, 255, 255], [40, 40, 40], [40, 170, 60], [220, 40, 40]], np.uint8)
-"""Red, green and blue of floor, wall, player and goal: white, black, green, red."""
+COLOURS = np.array([[235, 235, 235], [40, 40, 40], [40, 170, 60], [220, 40, 40]], np.uint8)
+"""Red, green and blue of floor, wall, player and goal: light grey, dark grey, green, red."""
 
 _MOVES = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])  # rows and columns of each action
 
@@ -85,9 +86,14 @@ def place_players(walls: Bools, places: Whole | None = None) -> Cells:
     """
     cells = np.where(walls, np.uint8(WALL), np.uint8(FLOOR))
     cells[:, -1, -1] = GOAL
-    flat = cells.reshape(len(cells), -1)
+    flat = _flat(cells)
     flat[np.arange(len(cells)), 0 if places is None else places] = PLAYER
     return cells
+
+
+def _flat(cells: NDArray[Kind]) -> NDArray[Kind]:
+    """A view [N, n n] of [N, n, n]; N may be 0."""
+    return cells.reshape(len(cells), cells.shape[-1] ** 2)
 
 
 def find_players(cells: Cells) -> Whole:
@@ -96,7 +102,7 @@ def find_players(cells: Cells) -> Whole:
     Args:
         cells: States with one player each, [N, n, n].
     """
-    return (cells.reshape(len(cells), -1) == PLAYER).argmax(1)
+    return (_flat(cells) == PLAYER).argmax(1)
 
 
 def step(
@@ -121,7 +127,7 @@ def step(
     row, column = np.stack(np.divmod(places, size)) + _MOVES[action].T
     inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
     target = np.where(inside, row * size + column, places)
-    target = np.where(cells.reshape(len(cells), -1)[np.arange(len(cells)), target] == WALL, places, target)
+    target = np.where(_flat(cells)[np.arange(len(cells)), target] == WALL, places, target)
     done = target == size**2 - 1
     return place_players(cells == WALL, target), np.where(done, GOAL_REWARD, STEP_REWARD).astype(np.float32), done
 
@@ -172,7 +178,7 @@ def shortest_path(cells: Cells) -> Whole:
     Args:
         cells: The states, uint8 [N, n, n].
     """
-    return distances(cells == WALL).reshape(len(cells), -1)[np.arange(len(cells)), find_players(cells)]
+    return _flat(distances(cells == WALL))[np.arange(len(cells)), find_players(cells)]
 
 
 def are_states(cells: Cells) -> Bools:

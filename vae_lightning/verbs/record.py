@@ -85,9 +85,7 @@ def _parsed(pairs: list[str]) -> dict[str, Any]:
             found[name] = yaml.safe_load(value)
             json.dumps(found[name])  # what the recording's file can hold
         except (yaml.YAMLError, TypeError) as error:
-            raise UserError(
-                f"record: --env_args {name}: {value!r} is not a number, a text, or a list of them"
-            ) from error
+            raise UserError(f"record: --env_args {name}: {value!r} is no number, text or list of them") from error
     return found
 
 

@@ -25,6 +25,8 @@ def make_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog, description)
     fitted = "own: the prior of the model; fitted: the prior that fit-prior has written beside the checkpoint"
     parser.add_argument("--prior", choices=("own", "fitted"), default="own", help=fitted)
+    counts = "prior: the counts of objects are drawn from p(n); aggregate: from the mean of q(n|x) in training (AIR)"
+    parser.add_argument("--counts", choices=("prior", "aggregate"), help=f"{counts}; default: as in the run's config")
     add_picture_arguments(parser, "samples")
     return parser
 
@@ -40,6 +42,10 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     model = load_model(checkpoint, trusted)
     if arguments.prior == "fitted":
         use_fitted_prior(model, checkpoint, trusted)
+    if arguments.counts:
+        if not hasattr(model, "sample_counts"):
+            raise UserError(f"--counts: {type(model).__name__} has no count of objects; AIR has one")
+        model.sample_counts = arguments.counts
     title = f"samples{' of the fitted prior' if arguments.prior == 'fitted' else ''}, {checkpoint.name}"
     data, error = _data_that_shows(checkpoint, trusted)
     try:

@@ -63,7 +63,8 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.integer[Any]]):
             "image": spaces.Box(0, 255, (_PIXELS * size, _PIXELS * size, 3), np.uint8),
         }
         self.observation_space = views[observation]
-        self.cells = mazes.place_players(mazes.draw_walls([maze_seed or 0], size))
+        self.walls = mazes.draw_walls([maze_seed or 0], size)
+        self.cells = mazes.place_players(self.walls)
         self.steps, self.optimal = 0, int(mazes.shortest_path(self.cells)[0])
 
     def reset(
@@ -76,11 +77,11 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.integer[Any]]):
             options: Not used.
         """
         super().reset(seed=seed)
-        number = int(self.np_random.integers(2**63 - 1)) if self.maze_seed is None else self.maze_seed
-        walls = mazes.draw_walls([number], self.size)
-        free = np.flatnonzero(~walls)[:-1]  # the goal is the last one
+        if self.maze_seed is None:
+            self.walls = mazes.draw_walls([int(self.np_random.integers(2**63 - 1))], self.size)
+        free = np.flatnonzero(~self.walls)[:-1]  # the goal is the last one
         place = free[:1] if self.start == "corner" else self.np_random.choice(free, 1)
-        self.cells = mazes.place_players(walls, place)
+        self.cells = mazes.place_players(self.walls, place)
         self.steps, self.optimal = 0, int(mazes.shortest_path(self.cells)[0])
         return self._observed(), self._info()
 
