@@ -190,6 +190,12 @@ def test_vectors_are_read_in_their_units() -> None:
     mean = model.p_next(z, model.given(state, action), state).mean * units + 5
     state = state * units + 5
     torch.testing.assert_close(other.p_next(z, other.given(state, action), state).mean, mean, atol=1e-2, rtol=1e-3)
+    *_, last = other.decoder.layers.children()
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.ones_(last.bias)  # one spread of the change more
+    found = other.p_next(z, other.given(state, action), state).mean[0]
+    torch.testing.assert_close((found - state) / units, torch.full((50, 3), 0.1), atol=0, rtol=0.3)
 
 
 def test_a_step_is_a_function_of_its_generator() -> None:
@@ -206,6 +212,20 @@ def test_a_step_is_a_function_of_its_generator() -> None:
     assert model.training
     assert model.step(batch["state"], batch["action"]).done.dtype == torch.bool
     assert model.sample(3).shape == (3, 7, 7)
+
+
+@pytest.mark.parametrize(("logit", "ends"), [(2.0, True), (-2.0, False)])
+def test_reward_and_end_are_read_off_the_next_state(logit: float, ends: bool) -> None:
+    model, batch = mazes_model(), steps()
+    *_, last = model.outcome.layers.children()
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.zeros_(last.weight)
+    last.bias.data = torch.tensor([0.3, logit])
+    dreamt = model.step(batch["state"], batch["action"])
+    torch.testing.assert_close(dreamt.reward, torch.full((6,), 0.3))
+    assert (dreamt.done == ends).all()
+    seen = model.eval().trace(batch).found
+    assert torch.equal(seen["dreamt_done"], dreamt.done)
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
