@@ -52,11 +52,12 @@ def load(
             model = build(parser, {"model": {"class_path": name, "dict_kwargs": hparams}}, path, trusted).model
             if is_overridden("configure_model", model):
                 model.configure_model()
-        if (
-            not overrides
-        ):  # those that a subclass's constructor passed on would be added, and given twice by the next load
+        if not overrides:
+            # else the settings that a subclass's constructor passed on would be given twice by the next load
             model.hparams.clear()
             pl.LightningModule._set_hparams(model, dict(checkpoint["hyper_parameters"]))
+        if hasattr(model, "adapt_to"):
+            model.adapt_to(checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading if strict is None else strict)
     except NOT_BUILT as error:
