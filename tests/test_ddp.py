@@ -52,7 +52,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_share_one_folder(two: Path) -> None:
     names = {path.name for path in two.iterdir()}
-    assert names == {".owner.json", "config.yaml", "checkpoints", "images", "metrics.csv", "results.json", "wandb"}
+    assert names == {
+        *(".owner.json", "config.yaml", "checkpoints", "images", "metrics.csv", "results.json", "wandb"),
+        *("report.html", "test_values.npz"),
+    }
     only(two, "wandb/offline-run-*")
     assert sorted(p.name for p in (two / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert read_results(two)["devices"] == 2

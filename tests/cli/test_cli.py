@@ -71,10 +71,12 @@ def test_a_run_leaves_one_folder_with_what_is_promised(trained: TrainedRun) -> N
     assert RUN_ID.fullmatch(trained.folder.name)
     names = {str(p.relative_to(trained.folder)) for p in trained.folder.rglob("*") if p.is_file()}
     assert {name for name in names if not name.startswith("wandb/")} == {
-        *("config.yaml", "metrics.csv", "results.json", ".owner.json"),
+        *("config.yaml", "metrics.csv", "results.json", "test_values.npz", "report.html", ".owner.json"),
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"),
         *("images/reconstructions-0002.png", "images/samples-0002.png"),
     }
+    logged = only(trained.folder, "wandb/offline-run-*/files/media/html/report_*.html")
+    assert logged.read_text() == (trained.folder / "report.html").read_text()
 
 
 def test_metrics_csv_has_every_key_and_nats_that_add_up(trained: TrainedRun) -> None:

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import IO, Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from vae_lightning import __version__
 from vae_lightning.data import DataModule
-from vae_lightning.metrics import CollapseReport, Evaluation
+from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.metrics.evaluator import objects_from_all_ranks
+from vae_lightning.metrics.examples import ExampleValues
 from vae_lightning.metrics.formatting import in_words_of, number
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.ownership import lock_run
-from vae_lightning.runs.whole_files import remove_stale_parts, write_whole
+from vae_lightning.runs.record import CONFIG, RESULTS, VALUES
+from vae_lightning.runs.whole_files import remove_stale_parts, whole_file, write_whole
 from vae_lightning.types import Batch
 
 _UNITS = {
@@ -40,19 +43,24 @@ _UNITS = {
 class RunFolder(pl.Callback):
     """Writes `config.yaml` when a fit begins, and `results.json` when a test ends, to the trainer's root folder.
 
+    A test also writes `test_values.npz`: `nll` and the objective's terms of each test example, [N], and a fingerprint
+    of the example, by which `compare` pairs the examples of two runs.
+
     W&B also gets the configuration. If the data set has names of its classes, `classes.json` lists them by their
     numbers. During a fit no other process may use the folder.
 
     Args:
         config: The resolved configuration as YAML text, without settings of this run alone: a new run can start from
             this text.
+        command: The command line that began the run, for its results; empty if there is none.
     """
 
-    def __init__(self, config: str) -> None:
-        self.config = config
+    def __init__(self, config: str, command: str = "") -> None:
+        self.config, self.command = config, command
         self._lock: IO[str] | None = None
         self._since = self._seconds_before = 0.0
         self._images = 0
+        self._values = ExampleValues()
         self._seconds: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,7 +77,7 @@ class RunFolder(pl.Callback):
         self._seconds["fit"] = self._fit_seconds()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since, self._images = time.monotonic(), 0
+        self._since, self._images, self._values = time.monotonic(), 0, ExampleValues()
 
     def on_test_batch_end(
         self,
@@ -81,6 +89,7 @@ class RunFolder(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self._images += len(batch["x"])
+        self._values.add(batch["x"], outputs)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -94,7 +103,7 @@ class RunFolder(pl.Callback):
         self._since = time.monotonic()
         if self._lock is None:
             return
-        write_whole(Path(trainer.default_root_dir) / "config.yaml", self.config.encode())
+        write_whole(Path(trainer.default_root_dir) / CONFIG, self.config.encode())
         data = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, DataModule) and data.class_names:
             write_whole(Path(trainer.default_root_dir) / "classes.json", json.dumps(data.class_names).encode())
@@ -118,18 +127,32 @@ class RunFolder(pl.Callback):
             objects_from_all_ranks(self._images)
         )  # fewer than the data set's if limit_test_batches is set
         self._seconds["test"] = round(time.monotonic() - self._since, 1)
+        nll = next((c.nll_of_examples for c in trainer.callbacks if isinstance(c, MarginalLikelihood)), [])  # type: ignore[attr-defined]
+        values = self._values.from_all_ranks({"nll": nll})
+        self._values = ExampleValues()
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.default_root_dir)
             text = json.dumps(_with_nulls(self._results(trainer)), indent=2, allow_nan=False)
-            write_whole(Path(trainer.default_root_dir) / "results.json", text.encode() + b"\n")
+            with whole_file(folder / VALUES) as file:
+                np.savez_compressed(file, **{name: value.numpy() for name, value in values.items()})  # type: ignore[arg-type]
+            write_whole(folder / RESULTS, text.encode() + b"\n")
 
     def _results(self, trainer: pl.Trainer) -> dict[str, Any]:
         config = yaml.safe_load(self.config)
         data = trainer.datamodule  # type: ignore[attr-defined]
+        model = trainer.lightning_module
         assert isinstance(data, DataModule)
+        assert isinstance(model, LatentVariableModel)
         evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), Evaluation()).results()  # type: ignore[attr-defined]
         return {
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items() if "test/" in name},
             "units": _in_words({**_UNITS, **evaluation["units"]}, trainer),
+            "likelihood": model.likelihood_name or None,
+            "objective": {
+                "name": type(model.objective).__name__,
+                "num_samples": model.objective.num_samples,
+                "weights": model.objective.coefficients(model.objective_step),
+            },
             "nll": config["nll"],
             "collapse": [in_words_of(line, _is_of_images(trainer)) for line in _findings(trainer)],
             "evaluation": config["evaluation"],
@@ -140,6 +163,7 @@ class RunFolder(pl.Callback):
             "binarisation": getattr(data, "binarisation", None),
             "model": config["model"],
             "seed": config["seed_everything"],
+            "command": self.command or None,
             "precision": str(trainer.precision),
             "devices": trainer.world_size,
             "machine": machine(trainer.strategy.root_device),

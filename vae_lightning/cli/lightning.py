@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import warnings
@@ -35,6 +36,7 @@ from vae_lightning.callbacks import (
     SteadyBar,
 )
 from vae_lightning.callbacks.checkpoint import own_checkpoints, place_checkpoints
+from vae_lightning.cli.ending import write_report
 from vae_lightning.cli.errors import Parser, check_configs, one_line
 from vae_lightning.cli.links import drop_untold, model_class, told
 from vae_lightning.cli.overrides import with_own_defaults
@@ -98,6 +100,7 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str], then_test: bool = False) -> None:
         self.then_test = then_test
+        self.command = shlex.join(["vae-lightning", *(["train", *args[1:]] if then_test else args)])
         defaults = {"default_config_files": [str(find_defaults())]}
         super().__init__(
             LatentVariableModel,
@@ -228,7 +231,12 @@ class CLI(LightningCLI):
                 if isinstance(logger, Logger)  # `true` means Lightning's CSV file, which `MetricsCSV` replaces
             ]
             loggers.append(MetricsCSV(self.folder / "metrics.csv", self.run.step))
-        callbacks: list[pl.Callback] = [RunFolder(self.config_text), ExactResume(), StartNotes(), CheckedSettings()]
+        callbacks: list[pl.Callback] = [
+            RunFolder(self.config_text, self.command),
+            ExactResume(),
+            StartNotes(),
+            CheckedSettings(),
+        ]
         has_bar = any(isinstance(callback, ProgressBar) for callback in settings.callbacks or [])
         if settings.enable_progress_bar is None:
             settings.enable_progress_bar = has_bar or sys.stdout.isatty()
@@ -304,8 +312,13 @@ class CLI(LightningCLI):
             if not best and (self.folder / "checkpoints").is_dir():  # fast_dev_run writes no checkpoint
                 best = str(runs.best_checkpoint(self.folder))
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+        self._end()
+
+    def _end(self) -> None:
+        """Write the report and print the summary."""
+        report = write_report(self.trainer, self.folder)
         if self.trainer.is_global_zero:
-            print(summary(self.trainer, self.folder, self.config_text), flush=True)
+            print(summary(self.trainer, self.folder, self.config_text, report), flush=True)
 
     def predict(self, **kwargs: Any) -> None:
         """Predict and write the predictions to a file; Lightning would return them and write nothing.
@@ -330,9 +343,8 @@ class CLI(LightningCLI):
             print(f"{path}: {', '.join(f'{name} {list(values.shape)}' for name, values in arrays.items())}", flush=True)
 
     def after_test(self) -> None:
-        """Print the summary."""
-        if self.trainer.is_global_zero:
-            print(summary(self.trainer, self.folder, self.config_text), flush=True)
+        """Write the report and print the summary."""
+        self._end()
 
 
 class DataCLI(CLI):

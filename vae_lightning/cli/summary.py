@@ -22,13 +22,14 @@ from vae_lightning.runs.checkpoint_io import BEST, LAST
 from vae_lightning.runs.trust import foreign_packages
 
 
-def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
-    """Return the last lines of a run: its folder, its numbers with their conditions, W&B, and the next command.
+def summary(trainer: pl.Trainer, folder: Path, config: str, report: Path | None = None) -> str:
+    """Return the last lines of a run: its folder, its numbers with their conditions, W&B, files, the next command.
 
     Args:
         trainer: The trainer after its fit or test.
         folder: The run's folder.
         config: The run's configuration as YAML.
+        report: The run's report; None if there is none.
     """
     model = trainer.lightning_module
     is_of_images = isinstance(model, LatentVariableModel) and model.is_of_images
@@ -42,6 +43,8 @@ def summary(trainer: pl.Trainer, folder: Path, config: str) -> str:
     kept = next((path for path in checkpoints if path.is_file()), None)
     if (folder / "images").is_dir():  # not where pictures are off, or x has none
         rows.append(("pictures", str(folder / "images")))
+    if report is not None:
+        rows.append(("report", str(report)))
     if kept is not None:
         trust_flags = "".join(
             f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams))

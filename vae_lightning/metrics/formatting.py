@@ -29,3 +29,18 @@ def in_words_of(text: str, is_of_images: bool) -> str:
         is_of_images: `LatentVariableModel.is_of_images`.
     """
     return text if is_of_images else re.sub(r"(?<![\w.-])image(s?)\b", r"example\1", text)
+
+
+def value_and_error(value: float | None, error: float | None) -> str:
+    """A number of a table with as many decimals as its error has meaning: `118.79 +- 1.44`; `8`; ? where unknown.
+
+    Args:
+        value: The number; None if unknown.
+        error: Its standard error; None if unknown.
+    """
+    if value is None or math.isnan(value):
+        return "?"
+    if error is None or math.isnan(error):
+        return f"{value:.0f}" if value == round(value) and abs(value) < _LARGE else f"{value:.4g}"
+    places = 2 if not 0 < error < 0.1 else min(6, 1 - math.floor(math.log10(error)))
+    return with_error(value, error, places)

@@ -130,6 +130,7 @@ class MarginalLikelihood(pl.Callback):
             raise UserError(f"nll: num_samples {num_samples} and chunk_size {chunk_size} must be at least 1")
         self.num_samples, self.chunk_size = num_samples, chunk_size
         self.bits_per_dimension = bits_per_dimension
+        self.nll_of_examples: list[Tensor] = []  # [B] for each test batch of this rank, on the CPU
         self._nll, self._ess, self._unknown = MeanAndError(), MeanAndError(), MeanAndError()
         self._p_x: Distribution | None = None
 
@@ -143,6 +144,7 @@ class MarginalLikelihood(pl.Callback):
             bits_per_dimension(torch.zeros(()), p_x, _dequantised_levels(trainer, "train"))
 
     def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.nll_of_examples = []
         self._nll, self._ess, self._unknown = (MeanAndError().to(pl_module.device) for _ in range(3))
 
     @torch.no_grad()
@@ -172,6 +174,7 @@ class MarginalLikelihood(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, LatentVariableModel)
         found = importance_estimate(pl_module, batch, self.num_samples, self.chunk_size)
+        self.nll_of_examples.append(-found.log_p.cpu())
         self._nll.update(-found.log_p)
         self._ess.update(found.effective_samples)
         self._unknown.update(found.num_unknown)

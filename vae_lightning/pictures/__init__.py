@@ -1,15 +1,20 @@
 """Pictures: how x is shown, captioned sheets, moving pictures and tables, and their files."""
 
+from vae_lightning.pictures.curves import bar_chart, line_chart
 from vae_lightning.pictures.drawing import Picture, draw, reconstructions, samples, scene, scenes_of
 from vae_lightning.pictures.files import save, save_gif, save_png
 from vae_lightning.pictures.grids import reconstruction_grid, sample_grid, stack, to_grid
+from vae_lightning.pictures.page import Page
 from vae_lightning.pictures.shown import NoPictureError, Shown, no_picture, show
 
 __all__ = [
     "NoPictureError",
+    "Page",
     "Picture",
     "Shown",
+    "bar_chart",
     "draw",
+    "line_chart",
     "no_picture",
     "reconstruction_grid",
     "reconstructions",

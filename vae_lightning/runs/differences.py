@@ -1,8 +1,8 @@
-"""Compare the present settings of a run with the settings at its start."""
+"""Compare the settings of runs, or the present settings of a run with those at its start."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,25 @@ def differing_settings(saved: Any, present: Any, hidden: tuple[str, ...] = ()) -
         present: the settings of this command.
         hidden: keys that begin with one of these words are left out.
     """
-    then, now = ({k: v for k, v in _flat(_short(tree)) if not k.startswith(hidden)} for tree in (saved, present))
-    names = {name for name in then.keys() | now.keys() if then.get(name, "None") != now.get(name, "None")}
-    shared = then.keys() & now.keys()
+    differing = differing_by_name([saved, present]).items()
+    return [f"{name}: {then} -> {now}" for name, (then, now) in differing if not name.startswith(hidden)]
+
+
+def differing_by_name(trees: Sequence[Any]) -> dict[str, list[str | None]]:
+    """The settings that are not the same in all trees of plain data: the value in each tree by the setting's name.
+
+    A setting that a tree does not have is None. If a class was replaced, its settings are compared only if all classes
+    have them.
+
+    Args:
+        trees: the settings of each run.
+    """
+    flat = [dict(_flat(_short(tree))) for tree in trees]
+    every = {name for settings in flat for name in settings}
+    names = {name for name in every if len({settings.get(name, "None") for settings in flat}) > 1}
+    shared = {name for name in every if all(name in settings for settings in flat)}
     kept = (name for name in names if name in shared or not any(name.startswith(f"{other}.") for other in names))
-    return [f"{name}: {then.get(name)} -> {now.get(name)}" for name in sorted(kept)]
+    return {name: [settings.get(name) for settings in flat] for name in sorted(kept)}
 
 
 def _short(value: Any) -> Any:

@@ -6,11 +6,11 @@ import csv
 import io
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -145,3 +145,19 @@ def start_wandb(logger: WandbLogger, init_args: dict[str, Any]) -> WandbLogger:
         init_args = {**init_args, "offline": True}
         return start_wandb(WandbLogger(**init_args), init_args)
     return logger
+
+
+def log_page(loggers: Iterable[Logger], path: Path) -> None:
+    """Give an HTML file to the loggers that show or store one: W&B and MLflow.
+
+    Args:
+        loggers: the loggers of the run.
+        path: the HTML file.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            logger.experiment.log({path.stem: wandb.Html(path.read_text(), inject=False)})
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(path))

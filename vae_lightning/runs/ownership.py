@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +37,33 @@ def lock_run(folder: Path) -> IO[str]:
     json.dump({"host": socket.gethostname(), "pid": os.getpid(), "job": job()}, file)
     file.flush()
     return file
+
+
+@contextmanager
+def others_kept_out(folder: Path) -> Iterator[bool]:
+    """Let no process begin to train a run in the block. Yields False if one trains it now. Nothing is written.
+
+    Args:
+        folder: the run's folder.
+    """
+    if not (folder / _NAME).is_file():
+        yield True
+        return
+    with (folder / _NAME).open() as file:
+        yield try_lock(file) is not False
+
+
+def is_being_trained(folder: Path) -> bool:
+    """True if a process holds the lock of a run's folder; nothing is written.
+
+    Args:
+        folder: the run's folder.
+    """
+    try:
+        with (folder / _NAME).open() as file:
+            return try_lock(file, shared=True) is False
+    except OSError:
+        return False
 
 
 def owner(folder: Path) -> dict[str, Any]:

@@ -79,16 +79,17 @@ def _open_part(path: Path) -> tuple[Path, BinaryIO]:
         file.close()
 
 
-def try_lock(file: IO[Any]) -> bool | None:
+def try_lock(file: IO[Any], shared: bool = False) -> bool | None:
     """Try to lock an open file without waiting. The lock lasts until the file is closed or the process ends.
 
     Returns True if the lock is ours, False if another process holds the lock, None if the file system has no locks.
 
     Args:
         file: the open file.
+        shared: whether others may hold such a lock, too; this suits a process that only looks.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

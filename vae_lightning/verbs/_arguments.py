@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -100,3 +101,28 @@ def write_picture(picture: Picture, output: Path) -> None:
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output") from error
     print(*written, sep="\n")
+
+
+def printable(text: object) -> str:
+    """Return a text that comes from a file or a file's name as a terminal can show it, in one line.
+
+    Args:
+        text: Any value; its `str` is taken.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
+
+
+def in_columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Return a table as text: columns as wide as their longest cell, two spaces apart.
+
+    Args:
+        rows: The cells of each row, of as many columns each.
+        right: The columns that are aligned to the right.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        padded = [f"{cell:{'>' if i in right else '<'}{widths[i]}}" for i, cell in enumerate(row)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,340 @@
+"""`report RUN`: one HTML file of a run, without a network: numbers, curves, pictures, latents, settings.
+
+`train`, `fit` and `test` write it at their end. The file needs nothing beside it: mail it, or open it on a phone. It is
+made from the files in the run's folder alone, so a run of any model has one, and no checkpoint is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vae_lightning.metrics.formatting import value_and_error
+from vae_lightning.pictures import Page, bar_chart, line_chart
+from vae_lightning.runs.record import (
+    CONFIG,
+    METRICS,
+    REPORT,
+    Record,
+    class_name,
+    entry,
+    folder_of,
+    last_change,
+    read_curves,
+    read_run,
+    state_of,
+)
+from vae_lightning.types import UserError
+from vae_lightning.verbs import Command
+from vae_lightning.verbs._arguments import Parser, add_run
+
+MEANINGS = {
+    "nll": "-log p(x) by importance sampling, an upper bound on average. Lower is better",
+    "nll_bpd": "the same in bits for each number of x",
+    "nll_ess": "effective importance samples: near 1 the bound is loose, and more samples lower nll",
+    "elbo": "the lower bound of log p(x) that a VAE maximises. Higher is better",
+    "log_likelihood": "E_q[log p(x|z)]: how well x is explained by its code",
+    "kl": "KL(q(z|x) || p(z)): what the code costs",
+    "loss": "what training minimises",
+    "rate": "kl, from more samples",
+    "distortion": "-log_likelihood, from more samples",
+    "active_units": "dimensions whose mean varies over x by more than 0.01",
+    "mutual_information": "what z tells about which x it came from",
+    "aggregate_gap": "KL from the mixture of all q(z|x) to the prior: what samples of the prior miss",
+    "psnr": "of the reconstruction. Higher is better",
+    "ssim": "likeness of the reconstruction. Higher is better",
+    "swap_cost": "what log p(x|z) loses with the z of another x; 0 if z is ignored",
+    "dead_dimensions": "dimensions with a KL below 0.01 nats",
+    "sigma": "the scale of p(x|z)",
+}
+"""What each number of a test means, by the first part of its name."""
+
+_CAPTIONS = {
+    "reconstructions": "originals above their reconstructions: the mean of p(x|z) at one z ~ q(z|x)",
+    "samples": "samples: the mean of p(x|z) at z ~ p(z)",
+}
+Curve = list[tuple[float, float]]
+_FIRST = ("elbo", "log_likelihood", "kl", "loss")  # the order of the curves
+_NOT_DRAWN = ("test/", "train/skipped_steps")
+_PICTURE = re.compile(r"(?P<name>.+?)(?:-(?P<epoch>\d{4,}))?\.(?:png|gif|txt)")
+_MOST_BYTES = 20 * 2**20  # of all pictures of a report
+_MOST_LETTERS = 10_000  # of a text
+
+
+class Drawn(NamedTuple):
+    """A file in a run's `images`: its name without epoch and ending, its epoch (-1 without one), its path."""
+
+    name: str
+    epoch: int
+    path: Path
+
+
+def make_parser(prog: str, description: str) -> Parser:
+    """Return the parser of the command.
+
+    Args:
+        prog: The program and the command.
+        description: The purpose of the command.
+    """
+    parser = Parser(prog, description)
+    add_run(parser)
+    parser.add_argument("--output", type=Path, help=f"the HTML file to write; default: {REPORT} in the run's folder")
+    return parser
+
+
+def run(arguments: argparse.Namespace, trusted: list[str]) -> None:  # noqa: ARG001 - nothing is imported
+    """Write the report of a run and print its path.
+
+    Args:
+        arguments: The parsed arguments.
+        trusted: The packages that `--trust` names; not needed, because nothing is imported.
+    """
+    folder = folder_of(arguments.run)
+    save_page(page_of(folder), arguments.output or folder / REPORT)
+
+
+def save_page(page: Page, output: Path) -> None:
+    """Write a page and print its path.
+
+    Args:
+        page: The page.
+        output: The HTML file.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    try:
+        page.save(output)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output") from error
+    print(output)
+
+
+def page_of(folder: Path) -> Page:
+    """Return the page of a run; what the run's folder does not have is left out or said.
+
+    Args:
+        folder: The run's folder.
+    """
+    record = read_run(folder)
+    page = Page(record.name)
+    for fault in record.faults:
+        page.text(fault)
+    _add_facts(page, record)
+    _add_numbers(page, record)
+    _add_curves(page, record)
+    _add_latents(page, record)
+    _add_pictures(page, folder)
+    _add_settings(page, record)
+    return page
+
+
+def conditions_of(record: Record) -> list[tuple[str, str]]:
+    """Return what the numbers of a test depend on, as pairs of a name and a value; unknown ones are left out.
+
+    Args:
+        record: The run.
+    """
+    results = record.results
+    weights = entry(results, "objective", "weights")
+    objective = [
+        *([f"{entry(results, 'objective', 'name')}"] if entry(results, "objective", "name") else []),
+        *([f"K = {entry(results, 'objective', 'num_samples')}"] if entry(results, "objective", "num_samples") else []),
+        *(f"{name} {value:.4g}" for name, value in (weights.items() if isinstance(weights, dict) else ())),
+    ]
+    data = [class_name(results.get("data")), f"binarisation {results.get('binarisation') or 'none'}"]
+    count, split = entry(results, "data", "num_images"), entry(results, "data", "split")
+    ess, samples = record.number("nll_ess"), entry(results, "nll", "num_samples")
+    effective = "" if ess is None else f", {ess:.1f} of them effective"
+    found = [
+        ("likelihood p(x|z)", results.get("likelihood")),
+        ("trained by", ", ".join(objective)),
+        ("data", ", ".join(str(part) for part in data) if data[0] else None),
+        ("examples", f"{count} of the {split} set" if count else None),
+        ("importance samples", f"{samples}{effective}" if samples else None),
+        ("error", "+- one standard error over the test examples; ? where unknown"),
+    ]
+    return [(name, str(value)) for name, value in found if value]
+
+
+def unit_of(record: Record, name: str) -> str:
+    """Return the unit of a number of the test.
+
+    Args:
+        record: The run.
+        name: The number's name without `test/`.
+    """
+    units = entry(record.results, "units") or {}
+    unit = str(units.get(name.partition("/")[0]) or units.get("default") or "")
+    return unit.removesuffix(", natural logarithm")
+
+
+# -- the parts of the page ---------------------------------------------------------------------------------------------
+
+
+def _add_facts(page: Page, record: Record) -> None:
+    """Add what the run is: its state, model, data and machine; and each problem that the test has found."""
+    results, config = record.results, record.config
+    versions = entry(results, "versions") or {}
+    seconds = entry(results, "seconds") or {}
+    rows = [
+        ("state", f"{state_of(record.folder)}, {last_change(record.folder)}"),
+        ("model", class_name(config.get("model") or results.get("model"))),
+        ("data", class_name(config.get("data") or results.get("data"))),
+        ("seed", config.get("seed_everything", results.get("seed"))),
+        ("time", ", ".join(f"{stage} {value} s" for stage, value in seconds.items())),
+        ("machine", ", ".join(str(results[name]) for name in ("machine", "precision") if results.get(name))),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("checkpoint", results.get("checkpoint")),
+        ("command", results.get("command")),
+        ("another such run", f"vae-lightning train -c {record.folder / CONFIG}" if config else None),
+    ]
+    page.table([], [(name, str(value)) for name, value in rows if value not in (None, "")])
+    for line in results.get("collapse") or []:
+        page.text(f"Latents: {line}")
+
+
+def _add_numbers(page: Page, record: Record) -> None:
+    page.heading("Numbers of the test")
+    numbers = record.numbers()
+    if not numbers:
+        page.text("There are none yet: vae-lightning test and vae-lightning train write them.", is_note=True)
+        return
+    page.table(["given", ""], conditions_of(record))
+    first = [name for name in ("nll", "nll_bpd", "elbo", "log_likelihood", "kl") if name in numbers]
+    names = [*first, *(name for name in numbers if name not in first)]
+    if record.number("loss") == -(record.number("elbo") or 0.0):
+        names.remove("loss")
+    rows = [
+        (name, value_and_error(*numbers[name]), unit_of(record, name), MEANINGS.get(name.partition("/")[0]))
+        for name in names
+    ]
+    page.table(["", "value", "unit", "meaning"], rows)
+    left_out = entry(record.results, "left_out") or {}
+    if left_out:
+        page.text("Not measured: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()), is_note=True)
+
+
+def _add_curves(page: Page, record: Record) -> None:
+    """Add a chart for each quantity, but none of a constant, nor of the same curves again: -elbo, the KL of one z."""
+    curves = read_curves(record.folder)
+    page.heading("Curves")
+    drawn: list[list[Curve]] = []
+    constants = []
+    for name, columns in charts_of([name for name in curves if not name.startswith(_NOT_DRAWN)]).items():
+        series = {column.partition("/")[0]: curves[column] for column in columns}
+        values = {value for curve in series.values() for _, value in curve}
+        if len(values) == 1 and max(map(len, series.values())) > 1:
+            constants.append(f"{name} {values.pop():.4g}")
+        elif list(series.values()) not in drawn:
+            drawn += [list(series.values()), [[(x, -y) for x, y in curve] for curve in series.values()]]
+            unit = unit_of(record, name) if record.number(name) is not None else ""
+            page.chart(line_chart(series, title=name, x_label="step", y_label=unit))
+    notes = [f"Constant: {', '.join(constants)}."] if constants else []
+    notes += [] if drawn else [f"There are none: {METRICS} has no values."]
+    if notes:
+        page.text(" ".join(notes), is_note=True)
+
+
+def charts_of(columns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the columns of metrics.csv that belong into one chart, by the chart's name: `train/kl` and `val/kl`.
+
+    Args:
+        columns: The names of the columns.
+    """
+    charts: dict[str, list[str]] = {}
+    for column in columns:
+        charts.setdefault(column.partition("/")[2] or column, []).append(column)
+    order = sorted(charts, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    return {name: charts[name] for name in order}
+
+
+def _add_latents(page: Page, record: Record) -> None:
+    """Add the KL of each dimension of each latent, the largest first."""
+    details = entry(record.results, "details") or {}
+    for key, values in details.items():
+        first, _, latent = key.partition("/")
+        if first != "kl_per_dimension" or not isinstance(values, list) or not values:
+            continue
+        errors = details.get(f"kl_per_dimension_stderr/{latent}")
+        known = errors if isinstance(errors, list) and len(errors) == len(values) else [None] * len(values)
+        pairs = [
+            (value if isinstance(value, float) else float("nan"), error)
+            for value, error in zip(values, known, strict=True)
+        ]
+        order = sorted(range(len(pairs)), key=lambda i: -pairs[i][0] if pairs[i][0] == pairs[i][0] else 0.0)
+        bars = {str(i): pairs[i][0] for i in order}
+        used = sum(value >= 0.01 for value in bars.values())
+        page.heading(f"KL of each dimension of {latent}")
+        unit = unit_of(record, key)
+        chart = bar_chart(
+            bars, [pairs[i][1] for i in order], x_label=f"dimension of {latent}", y_label="nats", width=900
+        )
+        page.chart(
+            chart, f"{unit}; lines of two standard errors. {used} of {len(bars)} dimensions have 0.01 nats or more."
+        )
+
+
+def _add_pictures(page: Page, folder: Path) -> None:
+    """Add the pictures of the last epoch; a text as a text."""
+    latest, earlier = _latest(list(_drawn_in(folder / "images")))
+    if not latest:
+        return
+    page.heading("Pictures")
+    room, left_out = _MOST_BYTES, []
+    for drawn in latest:
+        size = drawn.path.stat().st_size
+        epoch = f", after epoch {drawn.epoch}" if drawn.epoch >= 0 else ""
+        caption = f"{_CAPTIONS.get(drawn.name, drawn.name)}{epoch}"
+        if size > room:
+            left_out.append(drawn.path.name)
+        elif drawn.path.suffix == ".txt":
+            page.heading(caption, 3)
+            page.code(drawn.path.read_text(errors="replace")[:_MOST_LETTERS])
+        elif _has_added(page, drawn.path, caption):
+            room -= size
+        else:
+            left_out.append(drawn.path.name)
+    more = [f"{earlier} of earlier epochs are in images/."] if earlier else []
+    more += [f"Left out, because too large or damaged: {', '.join(left_out)}."] if left_out else []
+    if more:
+        page.text(" ".join(more), is_note=True)
+
+
+def _has_added(page: Page, path: Path, caption: str) -> bool:
+    try:
+        page.picture(path, caption)
+    except ValueError:
+        return False
+    return True
+
+
+def _drawn_in(images: Path) -> Iterator[Drawn]:
+    """Yield the pictures and texts of a folder; links are left out, since they may lead out of the run's folder."""
+    for path in sorted(images.glob("*")):
+        match = _PICTURE.fullmatch(path.name)
+        if match and path.is_file() and not path.is_symlink():
+            yield Drawn(match["name"], int(match["epoch"] or -1), path)
+
+
+def _latest(drawn: Sequence[Drawn]) -> tuple[list[Drawn], int]:
+    """Return the files of the last epoch of each name, and the number of the others."""
+    last: dict[str, int] = {}
+    for one in drawn:
+        last[one.name] = max(one.epoch, last.get(one.name, -1))
+    kept = [one for one in drawn if one.epoch in (-1, last[one.name])]
+    return kept, len(drawn) - len(kept)
+
+
+def _add_settings(page: Page, record: Record) -> None:
+    path = record.folder / CONFIG
+    if record.config:
+        page.heading("Settings")
+        page.text(f"{CONFIG}: vae-lightning train -c {path} trains another such run.", is_note=True)
+        page.code(path.read_text())
+
+
+COMMAND = Command(make_parser, run)
