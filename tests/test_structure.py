@@ -30,7 +30,11 @@ ALLOWED = {  # the rooms that each room may import, besides itself; every file i
     "pictures": {*VOCABULARY, "models", "runs"},
     "metrics": {*VOCABULARY, *MATHEMATICS, "data", "models", "runs", "storage"},
     "callbacks": {*VOCABULARY, "data", "metrics", "models", "pictures", "runs", "storage"},
-    "verbs": {*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "pictures", "runs", "storage"},
+    "worlds": {*VOCABULARY, "data", "metrics", "models", "pictures", "runs", "storage", "synthetic"},
+    "verbs": {
+        *{*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "pictures", "runs", "storage"},
+        *{"synthetic", "worlds"},
+    },
     "cli": {*VOCABULARY, *MATHEMATICS, "callbacks", "data", "metrics", "models", "runs", "verbs"},
     "__main__": {"cli", "runs", "verbs"},
 }

@@ -78,3 +78,9 @@ def test_an_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
         main([*CELEBA, "--data.colour=red"])
     assert caught.value.code == 2
     assert "colour" in capsys.readouterr().err
+
+
+def test_a_setting_that_the_class_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ("check-data", "-c", "configs/vae/digits.yaml", "--data=MultiDigits", "--data.max_digits=300")
+    assert main([*config]) == 2
+    assert capsys.readouterr().err == "vae-lightning: error: MultiDigits: max_digits is 300; it must be at most 255\n"

@@ -9,8 +9,10 @@ from vae_lightning.data.mnist import MNIST, BinarizedMNIST
 from vae_lightning.data.module import DataModule, Split
 from vae_lightning.data.multi_digits import MultiDigits
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
+from vae_lightning.data.recorded import Recorded
 from vae_lightning.data.scenes import SceneFolder, Scenes
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
+from vae_lightning.data.transitions import Mazes, Transitions
 from vae_lightning.storage.examples import Examples, Images, join, windows
 from vae_lightning.storage.loader import ImageLoader, Loader
 from vae_lightning.storage.transforms import BatchTransform, Draw, Transform
@@ -36,15 +38,18 @@ __all__ = [
     "ImageLoader",
     "Images",
     "Loader",
+    "Mazes",
     "MultiDigits",
     "Omniglot",
     "ProceduralFaces",
     "ProceduralSprites",
+    "Recorded",
     "SceneFolder",
     "Scenes",
     "Source",
     "Split",
     "Transform",
+    "Transitions",
     "join",
     "windows",
 ]

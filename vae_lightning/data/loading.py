@@ -18,9 +18,17 @@ def build_data(spec: dict[str, Any]) -> DataModule:
 
     Args:
         spec: The entry `data` of a config: `class_path` and, if needed, `init_args`.
+
+    Raises:
+        UserError: if the class refuses its arguments.
     """
     parser = _data_parser()
-    data: DataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    try:
+        data: DataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
+    except ValueError as error:  # jsonargparse wraps what the class raised
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
     return data
 
 

@@ -22,7 +22,10 @@ from vae_lightning.types import Shape, UserError
 Split: TypeAlias = Literal["train", "val", "test"]
 Resident: TypeAlias = Literal["auto", "device", "memory", "mmap"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-TOLD = ("image_shape", "x_shape", "num_frames", "num_objects", "vocabulary", "action_shape", "num_classes")
+TOLD = (
+    *("image_shape", "x_shape", "num_frames", "num_objects", "vocabulary", "action_shape", "num_actions"),
+    "num_classes",
+)
 """What a data module may tell a model: the command line gives each to the model's argument of that name."""
 
 
@@ -58,6 +61,8 @@ class DataModule(pl.LightningDataModule):
     """The number of different tokens in x."""
     action_shape: Shape
     """The shape of one action; () for the number of a discrete action."""
+    num_actions: int
+    """The number of different actions; an action is a whole number, int64 [B], from 0."""
     num_classes: int
     """The number of classes that `label` counts."""
 

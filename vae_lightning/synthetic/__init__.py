@@ -1,6 +1,7 @@
-"""Pictures drawn from known factors: faces in the form of CelebA, sprites, and canvases of objects. All are functions
-of numbers alone."""
+"""Pictures drawn from known factors: faces in the form of CelebA, sprites, canvases of objects; and the rules of mazes.
+All are functions of numbers alone."""
 
+from vae_lightning.synthetic import mazes
 from vae_lightning.synthetic.attributes import FACE_ATTRIBUTES, face_attributes
 from vae_lightning.synthetic.canvases import Glyphs, NoRoomError, cut_out, draw_canvases
 from vae_lightning.synthetic.faces import draw_faces, write_celeba_layout
@@ -21,6 +22,7 @@ __all__ = [
     "draw_faces",
     "draw_sprites",
     "face_attributes",
+    "mazes",
     "sprite_factors",
     "write_celeba_layout",
 ]
