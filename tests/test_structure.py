@@ -28,7 +28,7 @@ ALLOWED = {  # the rooms that each room may import, besides itself; every file i
     "data": {"noise", "runs", "storage", "synthetic", "types"},
     "models": {*VOCABULARY, *MATHEMATICS, "runs"},
     "pictures": {*VOCABULARY, "models", "runs"},
-    "metrics": {*VOCABULARY, *MATHEMATICS, "data", "models", "runs", "storage"},
+    "metrics": {*VOCABULARY, *MATHEMATICS, "data", "models", "runs", "storage", "synthetic"},
     "callbacks": {*VOCABULARY, "data", "metrics", "models", "pictures", "runs", "storage"},
     "worlds": {*VOCABULARY, "data", "metrics", "models", "pictures", "runs", "storage", "synthetic"},
     "verbs": {

@@ -5,6 +5,7 @@ from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.counts import CountPrior, DecayingCount, UniformCount
 from vae_lightning.models.cvae import CVAE, ClassLabel, Condition, ImageColumns
 from vae_lightning.models.dlgm import DLGM
+from vae_lightning.models.dreaming import Dreaming, Step
 from vae_lightning.models.hvae import HVAE, BottomUp, Inference, Ladder
 from vae_lightning.models.vae import VAE
 
@@ -19,9 +20,11 @@ __all__ = [
     "Condition",
     "CountPrior",
     "DecayingCount",
+    "Dreaming",
     "ImageColumns",
     "Inference",
     "Ladder",
     "LatentVariableModel",
+    "Step",
     "UniformCount",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 import torch
 from lightning.pytorch.core.saving import _default_map_location
@@ -63,6 +63,9 @@ class LatentVariableModel(Optimized, Seeded):
         self._loaded_step = 0
         self.compiled: LossAndTerms | None = None  # `loss_and_terms` after torch.compile; None if it is not compiled
 
+    unused_latent_is_right: ClassVar[str] = ""
+    """When it is no fault that a latent is not used, in one sentence; the report on latents says this as the remedy."""
+
     predicts_samples = False
     """Whether `predict` returns one sample of q(z|x) beside the mean and the scale."""
 
@@ -117,6 +120,16 @@ class LatentVariableModel(Optimized, Seeded):
             For each name images [n, C, H, W] or clips [n, T, C, H, W] in [0, 1], or n texts, for any n.
         """
         return {}
+
+    def adapt_to(self, state: Mapping[str, Tensor]) -> None:
+        """Give buffers that hold data the shapes of saved ones; nothing unless overridden.
+
+        It is called before saved weights are compared with the model's. A model whose weights fit data of any size, and
+        which keeps some of its data, overrides this.
+
+        Args:
+            state: The saved weights and buffers by name.
+        """
 
     # -- batches ----------------------------------------------------------------------------------------------------
 

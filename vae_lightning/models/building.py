@@ -52,6 +52,8 @@ def load(
             model = build(parser, {"model": {"class_path": name, "dict_kwargs": hparams}}, path, trusted).model
             if is_overridden("configure_model", model):
                 model.configure_model()
+        if hasattr(model, "adapt_to"):
+            model.adapt_to(checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading if strict is None else strict)
     except NOT_BUILT as error:

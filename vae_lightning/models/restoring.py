@@ -25,6 +25,8 @@ def check_fits(path: str | Path | None, checkpoint: Mapping[str, Any], model: nn
 
     An average's second set of weights (`current_model_state`) is held to the same.
     """
+    if (adapt := getattr(model, "adapt_to", None)) is not None:
+        adapt(checkpoint["state_dict"])
     own = model.state_dict()
     for saved in (checkpoint["state_dict"], checkpoint.get("current_model_state", own)):
         for name in sorted(saved.keys() | own.keys()):

@@ -1,7 +1,17 @@
 """Networks: functions from tensor to tensor, without any probability."""
 
 from vae_lightning.networks.conv import ConvDecoder, ConvEncoder
+from vae_lightning.networks.local import LocalConv
 from vae_lightning.networks.mlp import MLP, GatedMLP
 from vae_lightning.networks.resnet import ResidualMLP, ResNetDecoder, ResNetEncoder
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "GatedMLP", "ResNetDecoder", "ResNetEncoder", "ResidualMLP"]
+__all__ = [
+    "MLP",
+    "ConvDecoder",
+    "ConvEncoder",
+    "GatedMLP",
+    "LocalConv",
+    "ResNetDecoder",
+    "ResNetEncoder",
+    "ResidualMLP",
+]
