@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only(folder, "dreaming/maze7/*")
 
 
-DREAM = ("--worlds=2", "--steps=8", "--agent=dqn", "--seeds", "3")
+DREAM = ("--worlds=2", "--steps=32", "--agent=dqn", "--seeds", "3")
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ def test_dream_prints_and_writes_a_table(dreamt: tuple[Path, list[str]]) -> None
     table = "\n".join(lines[len(starts) : -4])
     assert files[1].read_text() in table
     assert re.search(r"\ndream +2 .* 120 ", table)  # 6 mazes of 20 transitions
-    assert re.search(r"\nreal +2 .* 8 ", table)
+    assert re.search(r"\nreal +2 .* 32 ", table)
     plain = json.loads(files[0].read_text())
-    assert [agent["training_steps"] for agent in plain["agents"]] == [8, 8, 0] * 2
+    assert [agent["training_steps"] for agent in plain["agents"]] == [32, 32, 0] * 2
     assert plain["settings"]["seeds"] == [3]
     assert "data:image/gif;base64," in files[2].read_text()
     assert files[3].read_bytes().startswith(b"GIF89a")
@@ -91,7 +91,7 @@ def test_a_stop_keeps_what_was_measured(
         (["--agent=a2c"], "--agent: invalid choice: 'a2c'"),
         (["--seeds", "one"], "--seeds: invalid int value: 'one'"),
         (["--seeds=-1"], "--seeds is -1; it must be at least 0"),
-        (["--output=/dev/null/x", "--worlds=1", "--steps=8", "--agent=dqn"], "cannot be written .*--output"),
+        (["--output=/dev/null/x", "--worlds=1", "--steps=32", "--agent=dqn"], "cannot be written .*--output"),
     ],
 )
 def test_a_mistake_is_one_line(run: Path, args: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

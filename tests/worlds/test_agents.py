@@ -92,17 +92,19 @@ def test_an_exact_dream_teaches_what_the_real_world_does(
 
     The cap of 30 makes many episodes end by truncation.
     """
-    monkeypatch.setitem(agents._SETTINGS, "dqn", {**agents._SETTINGS["dqn"], "learning_starts": 100})
-    monkeypatch.setattr(data, "cap", 30)
+    monkeypatch.setitem(
+        agents._SETTINGS, "dqn", {**agents._SETTINGS["dqn"], "learning_starts": 100, "gradient_steps": 1}
+    )
+    monkeypatch.setattr(Mazes, "cap", 30)
     name, arguments = data.environment("test", 0)
     monkeypatch.setattr(data, "environment", lambda *_: (name, {**arguments, "cap": 30}))
     monkeypatch.setattr(data, "num_starts", lambda _: 1)
     weights = []
     for environments in (DreamVecEnv(ExactModel(), data, 8), DummyVecEnv([lambda: make_real(data)] * 8)):
-        agent, curve = train(kind, environments, 1024, 1, lambda _: 0.0, points=4)
+        agent, curve = train(kind, environments, 512, 1, lambda _: 0.0, points=4)
         weights.append(torch.nn.utils.parameters_to_vector(agent.policy.parameters()))
         assert curve[0][0] == 0
-        assert curve[-1][0] == agent.num_timesteps == 1024
+        assert curve[-1][0] == agent.num_timesteps == 512
     assert (weights[0] == weights[1]).all()
 
 
@@ -114,7 +116,7 @@ def test_a_table_of_values_learns_the_maze_in_a_dream(data: Mazes) -> None:
     def row(seen: Any) -> Any:
         return values.setdefault(seen.tobytes(), np.zeros(4))
 
-    for _ in range(150):
+    for _ in range(80):
         seen, _ = dream.reset()
         ended = False
         while not ended:
@@ -136,12 +138,12 @@ def test_an_agent_of_a_dream_solves_the_real_maze(data: Mazes) -> None:
 
 def test_a_comparison_has_three_rows(data: Mazes) -> None:
     """What each agent has used: the dream the model's transitions, the real one its own, the random one none."""
-    comparison = Comparison(ExactModel(two_players_after=10), data, 80, steps=300)
+    comparison = Comparison(ExactModel(two_players_after=1), data, 80, "dqn", steps=96)
     dream, real, random = (row for row, _ in comparison.rows(0, 3))
     assert [row.teacher for row in (dream, real, random)] == ["dream", "real", "random"]
-    assert [row.real_transitions for row in (dream, real, random)] == [80, 1024, 0]
-    assert [row.steps for row in (dream, real, random)] == [1024, 1024, 0]
-    assert dream.invalid == 8 * (128 - 10)
+    assert [row.real_transitions for row in (dream, real, random)] == [80, 96, 0]
+    assert [row.steps for row in (dream, real, random)] == [96, 96, 0]
+    assert dream.invalid == 32 * 2
     assert real.invalid == 0
     assert [len(row.score.returns) for row in (dream, real, random)] == [1, 1, 20]
     slippery = Comparison(ExactModel(), small_mazes(slip=0.3), 80)

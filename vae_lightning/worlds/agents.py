@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["ppo", "dqn"]
 Policy: TypeAlias = Callable[[NDArray[Any]], int]
 Curve: TypeAlias = Sequence[tuple[int, float]]
 
-NUM_ENVIRONMENTS = 8
+NUM_ENVIRONMENTS = 32
 """How many dreams or real environments an agent acts in at once while it learns."""
 _SETTINGS: Mapping[Kind, dict[str, Any]] = {
     "ppo": {
@@ -30,7 +30,7 @@ _SETTINGS: Mapping[Kind, dict[str, Any]] = {
             7e-4 * left
         ),  # to 0 in a straight line, else the greedy policy sometimes gets lost
         "gamma": 0.98,
-        "n_steps": 128,
+        "n_steps": 32,  # of each environment: 1,024 transitions between two updates
         "batch_size": 256,
         "n_epochs": 6,
         "ent_coef": 0.02,
@@ -40,9 +40,9 @@ _SETTINGS: Mapping[Kind, dict[str, Any]] = {
         "gamma": 0.98,
         "buffer_size": 50_000,
         "learning_starts": 1_000,
-        "train_freq": 1,  # of all environments, hence 8 transitions
-        "gradient_steps": 2,
-        "target_update_interval": 100,  # of all environments
+        "train_freq": 1,  # of all environments
+        "gradient_steps": 8,
+        "target_update_interval": 96,  # transitions
         "exploration_fraction": 0.5,
         "exploration_final_eps": 0.05,
     },
@@ -134,7 +134,7 @@ def real_environments(make: Callable[[], gymnasium.Env[Any, Any]]) -> VecEnv:
 
 
 def train(
-    kind: Kind, environments: VecEnv, steps: int, seed: int, test: Callable[[Policy], float], points: int = 12
+    kind: Kind, environments: VecEnv, steps: int, seed: int, test: Callable[[Policy], float], points: int = 10
 ) -> tuple[BaseAlgorithm, Curve]:
     """Train an agent; return it and its learning curve: a test after each of a number of equal parts of the steps.
 

@@ -32,7 +32,7 @@ TEACHERS: tuple[Teacher, ...] = ("dream", "real", "random")
 """Where an agent learnt: in the dream, in the real world, nowhere."""
 
 _RANDOM_EPISODES = 20  # a random agent needs more episodes than a greedy one for its mean
-_CURVE_EPISODES = 5  # at most, for each point of a learning curve
+_CURVE_EPISODES = 3  # at most, for each point of a learning curve
 _TEST_SEED = 1_000_000  # all agents are tested in the same episodes, none of which they learnt in
 
 
