@@ -22,13 +22,19 @@ Kind: TypeAlias = Literal["ppo", "dqn"]
 Policy: TypeAlias = Callable[[NDArray[Any]], int]
 Curve: TypeAlias = Sequence[tuple[int, float]]
 
+_SMALLEST_CNN = 36  # pixels; the network of the CnnPolicy takes no smaller image
+
+
+def _falling_rate(left: float) -> float:
+    """PPO's learning rate where a share of the steps is left: with a constant one, an agent gets lost now and then."""
+    return 7e-4 * left
+
+
 NUM_ENVIRONMENTS = 32
 """How many dreams or real environments an agent acts in at once while it learns."""
 _SETTINGS: Mapping[Kind, dict[str, Any]] = {
     "ppo": {
-        "learning_rate": lambda left: (
-            7e-4 * left
-        ),  # to 0 in a straight line, else the greedy policy sometimes gets lost
+        "learning_rate": _falling_rate,
         "gamma": 0.98,
         "n_steps": 32,  # of each environment: 1,024 transitions between two updates
         "batch_size": 256,
@@ -47,7 +53,6 @@ _SETTINGS: Mapping[Kind, dict[str, Any]] = {
         "exploration_final_eps": 0.05,
     },
 }
-_SMALLEST_CNN = 36  # pixels; the network of the CnnPolicy takes no smaller image
 
 
 @dataclass(frozen=True)
