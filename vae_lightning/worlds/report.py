@@ -18,7 +18,7 @@ from vae_lightning.worlds.agents import Curve
 from vae_lightning.worlds.comparison import COLUMNS, Row, cells, summaries, table
 from vae_lightning.worlds.rollout import CAPTION, SideBySide, curves
 
-_CHART, _WORLD_CHART = (480, 300), (310, 230)  # pixels; three charts of a world stand side by side
+_CHART, _SMALL_CHART = (480, 300), (310, 230)  # pixels; three of the small ones stand side by side
 
 NOTE = (
     "Each agent is tested greedily in the real world. An agent of the dream learns from dreamt steps alone, which rest "
@@ -77,7 +77,7 @@ class Report:
         page.text(NOTE, is_note=True)
         page.heading("Learning curves")
         for name, series in learning_curves(self.rows).items():
-            width, height = _WORLD_CHART if name.startswith("world") else _CHART
+            width, height = _SMALL_CHART if name.startswith("world") else _CHART
             page.chart(line_chart(series, name, "steps of the agent", "return in the real world", width, height))
         if gif is not None:
             page.heading("The same actions in the real world and in the dream")
@@ -95,7 +95,7 @@ class Report:
         page.text("The dream sees the first state alone. Each chart is one number of the observation.", is_note=True)
         for name, scene in self.scenes.items():
             for i, series in enumerate(curves(scene)):
-                page.chart(line_chart(series, f"{name}, number {i}", "step"))
+                page.chart(line_chart(series, f"{name}, observation {i}", "step", "", *_SMALL_CHART))
 
 
 def learning_curves(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
