@@ -20,6 +20,7 @@ QUICK = (*FEW, "--trainer.log_every_n_steps=1", "--nll.num_samples=2", "--traine
 LOGGERS = {"TensorBoardLogger": "tensorboard", "MLFlowLogger": "mlflow"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of the loggers' packages are theirs
 def test_every_shell_line_of_the_page_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -71,6 +71,7 @@ class Shell:
             assert main(words) == 0, shlex.join(words)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the command line shows no warnings either
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run_in_its_order(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +128,7 @@ def test_pages_are_short() -> None:
     assert [page for page in PAGES if len(text(page).splitlines()) > 120] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_and_look", "write_a_posterior"])
 def test_a_tutorial_runs(name: str, tmp_path: Path) -> None:
     """With a tenth of its epochs; its own assertions hold."""

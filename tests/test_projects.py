@@ -62,6 +62,7 @@ def run_python(folder: Path, args: list[str]) -> str:
     return out
 
 
+@pytest.mark.slow
 def test_make_train_passes_at_once(project: Path) -> None:
     command = python_of(project, "train", f"ARGS={shlex.join(SMALL)}").strip()
     python, *args = shlex.split(command)
@@ -75,6 +76,7 @@ def test_make_train_passes_at_once(project: Path) -> None:
     assert (run / "images" / "samples.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["pytest -q", "unittest discover -s tests"])
 def test_make_test_passes_at_once(project: Path, runner: str) -> None:
     """By pytest if the environment has it, else by Python's own runner. The second is tried on one project."""

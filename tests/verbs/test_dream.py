@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from tests.helpers import REPOSITORY, only
 from vae_lightning.__main__ import main
 from vae_lightning.models import VAE
+from vae_lightning.verbs import Command, dream, record
 from vae_lightning.worlds import MAZE, comparison
 
 QUICK = (
@@ -130,3 +132,24 @@ def test_a_world_that_cannot_be_made_is_one_line(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch("vae-lightning: error: .*vae_lightning/Maze-v0.*\n", captured.err)
+
+
+@pytest.mark.parametrize("page", ["dreaming", "agents_in_dreams"])
+def test_the_commands_of_a_page_are_understood(page: str) -> None:
+    """Of `dream` and `record` the arguments; of make, that the config exists."""
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text()
+    lines = [
+        line.partition(" #")[0]
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    lines += [" ".join(line.split()) for line in re.findall(r"`(vae-lightning (?:dream|record)[^`]+)`", text)]
+    assert lines
+    for line in lines:
+        program, *words = shlex.split(line)
+        if program == "make":
+            assert (REPOSITORY / words[1].removeprefix("CONFIG=")).is_file(), line
+            continue
+        command = {"dream": dream, "record": record}[words[0]].COMMAND
+        assert isinstance(command, Command)
+        command.make_parser("vae-lightning", "").parse_args(words[1:])
