@@ -40,6 +40,8 @@ _SETTINGS: Mapping[Kind, dict[str, Any]] = {
         "batch_size": 256,
         "n_epochs": 6,
         "ent_coef": 0.02,
+        # until the goal was found once, advantages are noise; normalised noise would end the exploration before that
+        "normalize_advantage": False,
     },
     "dqn": {
         "learning_rate": 1e-3,
