@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,12 @@ def test_samples_of_images_need_no_run_folder(run: Path) -> None:
 def test_counts_of_a_model_without_objects_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(run), "--counts=aggregate"]) == 2
     assert capsys.readouterr().err.endswith("error: --counts: VAE has no count of objects; AIR has one\n")
+
+
+def test_what_a_data_set_refuses_is_said_in_its_own_words(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = run / "config.yaml"
+    (class_path,) = re.findall(r"^data:\n  class_path: (\S+)$", config.read_text(), re.MULTILINE)
+    config.write_text(config.read_text().replace(class_path, "vae_lightning.data.Recorded", 1))
+    assert main(["reconstruct", str(run)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(rf"vae-lightning: error: {config}: \S+/recording.json: no such file; write a .*", line)

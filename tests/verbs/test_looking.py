@@ -19,7 +19,7 @@ from vae_lightning.data import Digits
 from vae_lightning.models import CVAE, VAE
 from vae_lightning.models.dimensions import dimensions
 from vae_lightning.models.loading import load_model
-from vae_lightning.pictures import Picture, interpolation, samples, save_png, scatter, traversals
+from vae_lightning.pictures import Picture, interpolation, samples, save, save_png, scatter, traversals
 from vae_lightning.storage.examples import Images
 from vae_lightning.storage.loader import first_images
 
@@ -191,6 +191,7 @@ def test_a_picture_shows_itself_in_a_notebook(run: Path, tmp_path: Path) -> None
     assert picture.still is not None
     save_png(picture.still, tmp_path / "a.png")
     assert picture._repr_png_() == (tmp_path / "a.png").read_bytes()
+    assert save(picture, str(tmp_path / "b.png")) == [tmp_path / "b.png"]
     assert picture._repr_html_() is None
     assert re.fullmatch(r"Picture\(still=uint8 \[3, \d+, \d+\]\)", repr(picture))
     both = Picture(None, torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "1 < 2")

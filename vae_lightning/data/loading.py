@@ -25,10 +25,8 @@ def build_data(spec: dict[str, Any]) -> DataModule:
     parser = _data_parser()
     try:
         data: DataModule = parser.instantiate_classes(parser.parse_object({"data": spec})).data
-    except ValueError as error:  # jsonargparse wraps what the class raised
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+    except ValueError as error:
+        raise _what_the_class_said(error) or error from None
     return data
 
 
@@ -56,10 +54,19 @@ def data_of(checkpoint: Path, trusted: list[str], prepare: bool = True) -> DataM
     except UserError:
         raise
     except (yaml.YAMLError, *NOT_BUILT) as error:
+        if said := _what_the_class_said(error):
+            raise UserError(f"{config}: {said}") from error
         raise UserError(f"{config}: its data set cannot be built: {' '.join(str(error).split())}") from error
     if prepare:
         data.prepare_data()
     return data
+
+
+def _what_the_class_said(error: BaseException | None) -> UserError | None:
+    """Return the error of ours that jsonargparse has wrapped, once or more; None if there is none."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _data_parser() -> ArgumentParser:

@@ -11,13 +11,14 @@ from vae_lightning.pictures.encoding import gif_bytes, png_bytes
 from vae_lightning.runs.whole_files import write_whole
 
 
-def save(picture: Picture, path: Path) -> list[Path]:
+def save(picture: Picture, path: str | Path) -> list[Path]:
     """Write a picture: pixels as PNG, moving pixels also as GIF, texts as a table. Returns the files.
 
     Args:
         picture: The picture.
         path: The PNG file; the other files have its name with the ending .gif or .txt.
     """
+    path = Path(path)
     if path.suffix in (".gif", ".txt"):
         path = path.with_suffix(".png")
     written = []
