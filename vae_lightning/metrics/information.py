@@ -100,8 +100,8 @@ class Information(Evaluator):
                     f"aggregate_gap/{name}", mean_and_error(log_q_z - prior.log_prob(z[chosen]).double())
                 )
             found["information_limit"] = (
-                f"log {len(z)} = {limit:.3f} nats: the mutual information cannot be measured above it, and within {_AT_THE_LIMIT} of it has "
-                "no standard error"
+                f"log {len(z)} = {limit:.3f} nats: the mutual information cannot be measured above it, and has no "
+                f"standard error within {_AT_THE_LIMIT} of it"
             )
         return found
 
