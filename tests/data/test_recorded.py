@@ -90,6 +90,7 @@ def test_the_form_of_a_batch(kind: str, dtype: torch.dtype, shape: tuple[int, ..
     assert set(found) <= set(first[data.episodes("train")].tolist())
     assert len(set(found)) == 6
     assert data.is_valid(batch["x"]).all()
+    assert data.is_valid(batch["x"][:0]).shape == (0,)
     assert data.environment("test", 0) == ("Some-v1", {"size": 3})
     shown = data.show(batch["x"])
     assert torch.equal(shown, batch["x"]) if isinstance(shown, torch.Tensor) else len(shown) == 4

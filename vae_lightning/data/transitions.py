@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
@@ -110,7 +111,7 @@ class Transitions(DataModule):
         Args:
             state: The states, [B, *x_shape].
         """
-        return state.isfinite().reshape(len(state), -1).all(1)
+        return state.isfinite().reshape(len(state), math.prod(state.shape[1:])).all(1)
 
     def describe_coverage(self) -> str:
         """Return which part of the world the training data show, in one line."""
