@@ -13,8 +13,10 @@ import torch
 
 from vae_lightning.data import Recorded
 from vae_lightning.data.module import SPLITS
+from vae_lightning.models import Dreaming
 from vae_lightning.storage.recordings import About, Recording, read_recording, write_recording
 from vae_lightning.types import UserError
+from vae_lightning.worlds.dream import DreamVecEnv
 
 LENGTHS = np.array([3, 1, 4, 2, 5, 3, 2, 4, 1, 3])
 ABOUT: dict[str, dict[str, Any]] = {
@@ -102,11 +104,26 @@ def test_the_longest_episode(tmp_path: Path) -> None:
 
 
 def test_a_vector_is_valid_in_its_range_widened_by_its_width(tmp_path: Path) -> None:
-    data = Recorded(str(write(tmp_path / "steps")))  # 0 .. 37
-    rows = [[0, 0], [37, 74], [-37, 0], [75, 0], [0, -38], [float("nan"), 0], [float("inf"), 0]]
+    """Its range is that of train: what only val and test show makes nothing valid."""
+    data = Recorded(str(write(tmp_path / "steps")), test_share=0.5)
+    fields = data.examples("train").fields
+    low, high = fields["state"].min().item(), fields["x"].max().item()
+    assert (low, high) != (0, 37)  # those of the recording
+    far, near = 2 * high - low, 2 * low - high
+    valid, invalid = [[low, low], [high, far], [near, low]], [[far + 1, low], [low, near - 1]]
+    rows = [*valid, *invalid, [float("nan"), low], [float("inf"), low]]
     assert data.is_valid(torch.tensor(rows).float()).tolist() == [True] * 3 + [False] * 4
     discrete = Recorded(str(write(tmp_path / "discrete", "discrete")))
     assert discrete.is_valid(torch.tensor([-1, 0, 99, 100])).tolist() == [False, True, True, False]
+
+
+def test_a_model_rests_on_all_recorded_steps_and_dreams_begin_in_train(tmp_path: Path) -> None:
+    data = Recorded(str(write(tmp_path / "steps")))
+    assert data.num_real_transitions() == LENGTHS.sum()
+    assert data.least_reward == data.examples("train").fields["reward"].min()
+    first = np.arange(len(LENGTHS)) + LENGTHS.cumsum() - LENGTHS
+    environment = DreamVecEnv(Dreaming((2,), 3), data, 20)
+    assert set(environment.reset()[:, 0].astype(int)) == set(first[data.episodes("train")])
 
 
 def test_coverage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

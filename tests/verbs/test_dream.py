@@ -57,7 +57,7 @@ def test_dream_prints_and_writes_a_table(dreamt: tuple[Path, list[str]]) -> None
     assert lines[-4:] == [str(file) for file in files]
     table = "\n".join(lines[len(starts) : -4])
     assert files[1].read_text() in table
-    assert re.search(r"\ndream +2 .* 120 ", table)  # 6 mazes of 20 transitions
+    assert re.search(r"\ndream +2 .* 140 ", table)  # train: 6 mazes of 20; val: 2 of 5, and as many of known mazes
     assert re.search(r"\nreal +2 .* 32 ", table)
     plain = json.loads(files[0].read_text())
     assert [agent["training_steps"] for agent in plain["agents"]] == [32, 32, 0] * 2

@@ -96,9 +96,8 @@ def test_an_exact_dream_teaches_what_the_real_world_does(
         agents._SETTINGS, "dqn", {**agents._SETTINGS["dqn"], "learning_starts": 100, "gradient_steps": 1}
     )
     monkeypatch.setattr(Mazes, "cap", 30)
-    name, arguments = data.environment("test", 0)
-    monkeypatch.setattr(data, "environment", lambda *_: (name, {**arguments, "cap": 30}))
-    monkeypatch.setattr(data, "num_starts", lambda _: 1)
+    whole = data.environment
+    monkeypatch.setattr(data, "environment", lambda *which: (whole(*which)[0], {**whole(*which)[1], "cap": 30}))
     weights = []
     for environments in (DreamVecEnv(ExactModel(), data, 8), DummyVecEnv([lambda: make_real(data)] * 8)):
         agent, curve = train(kind, environments, 512, 1, lambda _: 0.0, points=4)

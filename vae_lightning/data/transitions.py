@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -112,6 +113,15 @@ class Transitions(DataModule):
             state: The states, [B, *x_shape].
         """
         return state.isfinite().reshape(len(state), math.prod(state.shape[1:])).all(1)
+
+    @cached_property
+    def least_reward(self) -> float:
+        """The smallest reward of the training data."""
+        return float(self.examples("train").fields["reward"].min())
+
+    def num_real_transitions(self) -> int:
+        """Return how many steps of the real world a model of the data rests on: train, and val, which chooses it."""
+        return len(self.examples("train")) + len(self.examples("val"))
 
     def describe_coverage(self) -> str:
         """Return which part of the world the training data show, in one line."""
