@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,18 @@ def put(index: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
     return function
 
 
+def header(shape: Any, text: bool = False) -> Callable[[Path], None]:
+    """Give rewards.npy another shape in its header, or a header that is no Python literal."""
+
+    def spoil(folder: Path) -> None:
+        file, values = io.BytesIO(), np.load(folder / "rewards.npy").tobytes()
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        contents = file.getvalue()
+        (folder / "rewards.npy").write_bytes((contents.replace(b"}", b"(") if text else contents) + values)
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -171,6 +184,8 @@ def put(index: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
         (change("observations.npy", lambda a: a[:, :1]), r"observations.npy: has the shape \[38, 1\]; .* \[38, 2\]"),
         (change("rewards.npy", put(2, np.inf)), "rewards.npy: step 2 has no finite reward"),
         (change("lengths.npy", put(0, 0)), "lengths.npy: an episode has at least one step"),
+        (change("lengths.npy", put(0, 2**62)), r"lengths.npy: an episode has [\d,]+ steps, but there are 28 actions"),
+        (change("lengths.npy", lambda a: np.full_like(a, 2**63 - 1)), "lengths.npy: an episode has"),
         (change("lengths.npy", lambda a: a[:0]), "lengths.npy: an episode has at least one step"),
         (lambda folder: (folder / "rewards.npy").unlink(), "rewards.npy: cannot be read as an array"),
         (lambda folder: (folder / "rewards.npy").write_bytes(b"1"), "rewards.npy: cannot be read as an array"),
@@ -180,6 +195,15 @@ def put(index: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
         (about(kind="sound"), "ValueError: kind 'sound' with shape"),
         (about(shape=[2, 2]), "ValueError: kind 'vector' with shape"),
         (about(num_actions=0), "ValueError: num_actions 0"),
+        (about(num_actions=True), "a size or a number is not a whole number"),
+        (about(num_actions=10**9), "num_actions above 65,536"),
+        (about(shape=[10**12]), "a size is above"),
+        (about(policy=["random"]), "policy is no text"),
+        (about(versions={"numpy": 2}), "a version is no text"),
+        (header(shape=(2**40,)), r"rewards.npy: cannot be read as an array \(ValueError: 112 bytes of values; float32"),
+        (header(shape=(-4, -7)), "rewards.npy: cannot be read as an array"),
+        (header(shape="28", text=True), "rewards.npy: cannot be read as an array"),
+        (lambda folder: (folder / "rewards.npy").write_bytes(b"PK\x03\x04"), "rewards.npy: cannot be read as an array"),
         (about(num_actions="many"), "a size or a number is not a whole number"),
         (about(environment="os:system"), "environment 'os:system' is not a plain name"),
         (about(environment="GymV26Environment-v0"), "environment 'GymV26Environment-v0' is not a plain name"),
