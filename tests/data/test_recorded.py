@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 
 from vae_lightning.data import Recorded
 from vae_lightning.data.module import SPLITS
+from vae_lightning.models import Dreaming
 from vae_lightning.storage.recordings import About, Recording, read_recording, write_recording
 from vae_lightning.types import UserError
+from vae_lightning.worlds.dream import DreamVecEnv
 
 LENGTHS = np.array([3, 1, 4, 2, 5, 3, 2, 4, 1, 3])
 ABOUT: dict[str, dict[str, Any]] = {
@@ -90,6 +93,7 @@ def test_the_form_of_a_batch(kind: str, dtype: torch.dtype, shape: tuple[int, ..
     assert set(found) <= set(first[data.episodes("train")].tolist())
     assert len(set(found)) == 6
     assert data.is_valid(batch["x"]).all()
+    assert data.is_valid(batch["x"][:0]).shape == (0,)
     assert data.environment("test", 0) == ("Some-v1", {"size": 3})
     shown = data.show(batch["x"])
     assert torch.equal(shown, batch["x"]) if isinstance(shown, torch.Tensor) else len(shown) == 4
@@ -101,11 +105,26 @@ def test_the_longest_episode(tmp_path: Path) -> None:
 
 
 def test_a_vector_is_valid_in_its_range_widened_by_its_width(tmp_path: Path) -> None:
-    data = Recorded(str(write(tmp_path / "steps")))  # 0 .. 37
-    rows = [[0, 0], [37, 74], [-37, 0], [75, 0], [0, -38], [float("nan"), 0], [float("inf"), 0]]
+    """Its range is that of train: what only val and test show makes nothing valid."""
+    data = Recorded(str(write(tmp_path / "steps")), test_share=0.5)
+    fields = data.examples("train").fields
+    low, high = fields["state"].min().item(), fields["x"].max().item()
+    assert (low, high) != (0, 37)  # those of the recording
+    far, near = 2 * high - low, 2 * low - high
+    valid, invalid = [[low, low], [high, far], [near, low]], [[far + 1, low], [low, near - 1]]
+    rows = [*valid, *invalid, [float("nan"), low], [float("inf"), low]]
     assert data.is_valid(torch.tensor(rows).float()).tolist() == [True] * 3 + [False] * 4
     discrete = Recorded(str(write(tmp_path / "discrete", "discrete")))
     assert discrete.is_valid(torch.tensor([-1, 0, 99, 100])).tolist() == [False, True, True, False]
+
+
+def test_a_model_rests_on_all_recorded_steps_and_dreams_begin_in_train(tmp_path: Path) -> None:
+    data = Recorded(str(write(tmp_path / "steps")))
+    assert data.num_real_transitions() == LENGTHS.sum()
+    assert data.least_reward == data.examples("train").fields["reward"].min()
+    first = np.arange(len(LENGTHS)) + LENGTHS.cumsum() - LENGTHS
+    environment = DreamVecEnv(Dreaming((2,), 3), data, 20)
+    assert set(environment.reset()[:, 0].astype(int)) == set(first[data.episodes("train")])
 
 
 def test_coverage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +161,18 @@ def put(index: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
     return function
 
 
+def header(shape: Any, text: bool = False) -> Callable[[Path], None]:
+    """Give rewards.npy another shape in its header, or a header that is no Python literal."""
+
+    def spoil(folder: Path) -> None:
+        file, values = io.BytesIO(), np.load(folder / "rewards.npy").tobytes()
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        contents = file.getvalue()
+        (folder / "rewards.npy").write_bytes((contents.replace(b"}", b"(") if text else contents) + values)
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -153,6 +184,8 @@ def put(index: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
         (change("observations.npy", lambda a: a[:, :1]), r"observations.npy: has the shape \[38, 1\]; .* \[38, 2\]"),
         (change("rewards.npy", put(2, np.inf)), "rewards.npy: step 2 has no finite reward"),
         (change("lengths.npy", put(0, 0)), "lengths.npy: an episode has at least one step"),
+        (change("lengths.npy", put(0, 2**62)), r"lengths.npy: an episode has [\d,]+ steps, but there are 28 actions"),
+        (change("lengths.npy", lambda a: np.full_like(a, 2**63 - 1)), "lengths.npy: an episode has"),
         (change("lengths.npy", lambda a: a[:0]), "lengths.npy: an episode has at least one step"),
         (lambda folder: (folder / "rewards.npy").unlink(), "rewards.npy: cannot be read as an array"),
         (lambda folder: (folder / "rewards.npy").write_bytes(b"1"), "rewards.npy: cannot be read as an array"),
@@ -162,6 +195,15 @@ def put(index: Any, value: float) -> Callable[[np.ndarray], np.ndarray]:
         (about(kind="sound"), "ValueError: kind 'sound' with shape"),
         (about(shape=[2, 2]), "ValueError: kind 'vector' with shape"),
         (about(num_actions=0), "ValueError: num_actions 0"),
+        (about(num_actions=True), "a size or a number is not a whole number"),
+        (about(num_actions=10**9), "num_actions above 65,536"),
+        (about(shape=[10**12]), "a size is above"),
+        (about(policy=["random"]), "policy is no text"),
+        (about(versions={"numpy": 2}), "a version is no text"),
+        (header(shape=(2**40,)), r"rewards.npy: cannot be read as an array \(ValueError: 112 bytes of values; float32"),
+        (header(shape=(-4, -7)), "rewards.npy: cannot be read as an array"),
+        (header(shape="28", text=True), "rewards.npy: cannot be read as an array"),
+        (lambda folder: (folder / "rewards.npy").write_bytes(b"PK\x03\x04"), "rewards.npy: cannot be read as an array"),
         (about(num_actions="many"), "a size or a number is not a whole number"),
         (about(environment="os:system"), "environment 'os:system' is not a plain name"),
         (about(environment="GymV26Environment-v0"), "environment 'GymV26Environment-v0' is not a plain name"),

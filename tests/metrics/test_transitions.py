@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,26 @@ def test_states_of_real_numbers_have_errors() -> None:
     error = (trace.found["dreamt_state"] - batch["x"]).square().mean().sqrt().item()
     assert found["state_error/all"] == pytest.approx(error, rel=1e-4)
     assert not any(name.startswith("exact") for name in found)
+
+
+def test_states_that_are_one_number_and_halves_without_a_step() -> None:
+    """Discrete states [B]: three of four steps change the state; none of them is of the half `seen`."""
+    state = torch.tensor([0, 1, 2, 3])
+    batch = {"x": torch.tensor([1, 2, 3, 3]), "state": state, "action": torch.zeros(4, dtype=torch.long)}
+    batch |= {"reward": torch.zeros(4), "done": torch.zeros(4), "seen": torch.zeros(4, dtype=torch.bool)}
+    model = Dreaming((), 2, 4).eval()
+    for name, kind in (("exact/unseen", torch.long), ("state_error/unseen", torch.float)):
+        of_kind = {**batch, "x": batch["x"].to(kind), "state": state.to(kind)}
+        found = {"dreamt_state": of_kind["x"], "dreamt_reward": batch["reward"], "dreamt_done": batch["done"].bool()}
+        trace = replace(model.trace(batch), found=found)
+        metric = TransitionScores()
+        metric.begin(model, None)
+        metric.update(trace, of_kind)
+        results = metric.compute()
+        assert results[name] == (1 if kind == torch.long else 0)
+        copy = "copy/unseen" if kind == torch.long else "copy_error/unseen"
+        assert results[copy] == pytest.approx(0.25 if kind == torch.long else 0.75**0.5)
+        assert not any(name.endswith("/seen") for name in results)
 
 
 def test_it_is_left_out_where_no_step_is_dreamt() -> None:

@@ -107,6 +107,20 @@ def test_the_cost_trains_q_alone_and_is_least_at_the_posterior() -> None:
     assert (trace.costs["posterior"] > entropy).all()
 
 
+def test_the_cost_is_the_cross_entropy_to_the_posterior_under_p_of_z() -> None:
+    """p(z|s, a) is far from uniform here, and the likelihood says little: a cost without the prior is another one."""
+    torch.manual_seed(0)
+    model, batch = slippery_model().double(), steps(dtype=torch.float64)
+    *_, last = model.prior_network.layers.children()
+    assert isinstance(last, torch.nn.Linear)
+    last.bias.data = torch.tensor([2.0, 0.0, -2.0], dtype=torch.float64)
+    trace = model.trace(batch)
+    z, log_p = trace.latents["z"], trace.p_x.log_prob(batch["x"])
+    posterior = (log_p + z.log_p()).softmax(0)  # [C, B]
+    torch.testing.assert_close(trace.costs["posterior"], -(posterior * z.log_q()).sum(0))
+    assert ((posterior - log_p.softmax(0)).abs().amax(0) > 0.1).all()
+
+
 def test_the_bound_of_a_gaussian_z_lies_below_the_likelihood() -> None:
     torch.manual_seed(0)
     model, batch = mazes_model(prior=LearnedNormal).eval(), steps()
@@ -228,6 +242,21 @@ def test_reward_and_end_are_read_off_the_next_state(logit: float, ends: bool) ->
     assert torch.equal(seen["dreamt_done"], dreamt.done)
 
 
+def test_reward_and_end_of_a_dream_are_those_of_the_dreamt_state() -> None:
+    """The ends that the outcome network reads off s' and off s differ, and the dream takes those of s'."""
+    torch.manual_seed(0)
+    model, batch = mazes_model(), steps(40)
+    for network in (model.decoder, model.outcome):
+        torch.nn.init.normal_(network.layers[-1].weight, std=8)  # type: ignore[operator, union-attr]
+    state, given = batch["state"], model.given(batch["state"], batch["action"])
+    dreamt = model.step(state, batch["action"])
+    after, before = model.p_outcome(dreamt.state, given), model.p_outcome(state, given)
+    torch.testing.assert_close(dreamt.reward, after[0].mean)
+    assert torch.equal(dreamt.done, after[1].mean > 0.5)
+    assert not torch.allclose(dreamt.reward, before[0].mean)
+    assert not torch.equal(dreamt.done, before[1].mean > 0.5)
+
+
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 FEW = (
@@ -277,6 +306,14 @@ def test_a_run_of_slippery_mazes(train: Callable[..., Path]) -> None:
     train("maze7_slip", "half")
     expected = weights(run)
     assert all(torch.equal(value, expected[name]) for name, value in weights(half).items())
+
+
+def test_a_run_with_oversampled_ends_resumes_in_an_epoch(train: Callable[..., Path]) -> None:
+    """Ten batches an epoch, two rows of each from steps that end an episode; a stop in the second one."""
+    quiet = ("--pictures.num_images=0", "--data.terminal_share=0.0625")
+    expected = weights(train("maze7", "whole", *quiet))
+    train("maze7", "half", *quiet, "--trainer.max_steps=13")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(train("maze7", "half", *quiet)).items())
 
 
 def test_a_run_is_tested_on_larger_mazes(

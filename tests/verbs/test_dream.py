@@ -57,7 +57,7 @@ def test_dream_prints_and_writes_a_table(dreamt: tuple[Path, list[str]]) -> None
     assert lines[-4:] == [str(file) for file in files]
     table = "\n".join(lines[len(starts) : -4])
     assert files[1].read_text() in table
-    assert re.search(r"\ndream +2 .* 120 ", table)  # 6 mazes of 20 transitions
+    assert re.search(r"\ndream +2 .* 140 ", table)  # train: 6 mazes of 20; val: 2 of 5, and as many of known mazes
     assert re.search(r"\nreal +2 .* 32 ", table)
     plain = json.loads(files[0].read_text())
     assert [agent["training_steps"] for agent in plain["agents"]] == [32, 32, 0] * 2
@@ -132,6 +132,21 @@ def test_a_world_that_cannot_be_made_is_one_line(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert re.fullmatch("vae-lightning: error: .*vae_lightning/Maze-v0.*\n", captured.err)
+
+
+def test_a_recorded_world_of_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FrozenLake is recorded, dreamt and compared: from the first command to the last."""
+    monkeypatch.chdir(REPOSITORY)
+    lake, out = tmp_path / "lake", tmp_path / "out"
+    assert main(["record", "FrozenLake-v1", f"--output={lake}", "--steps=300"]) == 0
+    flags = (f"--data.data_dir={lake}", "--model.likelihood=null", "--pictures.num_images=0", f"--runs_dir={tmp_path}")
+    assert main(["train", "-c", "configs/dreaming/cartpole.yaml", *QUICK, *flags, "--nll.num_samples=1"]) == 0
+    run = only(tmp_path, "dreaming/cartpole/*")
+    found = json.loads((run / "results.json").read_text())["metrics"]
+    assert 0 < found["test/copy/all"] < 1
+    assert main(["dream", str(run), "--steps=32", "--agent=dqn", "--episodes=1", f"--output={out}"]) == 0
+    plain = json.loads((out / "dream.json").read_text())
+    assert [agent["trained_in"] for agent in plain["agents"]] == ["dream", "real", "random"]
 
 
 @pytest.mark.parametrize("page", ["dreaming", "agents_in_dreams"])

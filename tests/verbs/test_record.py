@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,24 @@ def test_a_policy_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (found.actions == (states[:, 2] > 0)).all()
     assert json.loads((tmp_path / "steps" / "recording.json").read_text())["policy"] == "lean_pkg.act"
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name[0] != "_") == ["steps"]
+
+
+def test_an_environment_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package lies in the present folder; the recording names the environment alone."""
+    (tmp_path / "lake_pkg.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Pond-v0', entry_point='gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder not in ("", ".", str(tmp_path))])
+    try:
+        assert run(tmp_path / "untrusted", "lake_pkg:Pond-v0", "--steps=30") == 2
+        assert run(tmp_path / "pond", "lake_pkg:Pond-v0", "--steps=30", "--trust=lake_pkg") == 0
+    finally:
+        trust._FINDER.places.clear()
+        sys.modules.pop("lake_pkg", None)
+        gymnasium.registry.pop("Pond-v0", None)
+    assert read_recording(tmp_path / "pond").about.environment == "Pond-v0"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from tests.worlds.exact import ExactModel, shortest_actions, small_mazes
 from vae_lightning.data.transitions import Mazes
+from vae_lightning.runs.trust import TRUSTED
 from vae_lightning.types import UserError
 from vae_lightning.worlds import agents
 from vae_lightning.worlds.agents import Kind, Policy, Score, play, train, uniform
@@ -96,9 +98,8 @@ def test_an_exact_dream_teaches_what_the_real_world_does(
         agents._SETTINGS, "dqn", {**agents._SETTINGS["dqn"], "learning_starts": 100, "gradient_steps": 1}
     )
     monkeypatch.setattr(Mazes, "cap", 30)
-    name, arguments = data.environment("test", 0)
-    monkeypatch.setattr(data, "environment", lambda *_: (name, {**arguments, "cap": 30}))
-    monkeypatch.setattr(data, "num_starts", lambda _: 1)
+    whole = data.environment
+    monkeypatch.setattr(data, "environment", lambda *which: (whole(*which)[0], {**whole(*which)[1], "cap": 30}))
     weights = []
     for environments in (DreamVecEnv(ExactModel(), data, 8), DummyVecEnv([lambda: make_real(data)] * 8)):
         agent, curve = train(kind, environments, 512, 1, lambda _: 0.0, points=4)
@@ -136,6 +137,22 @@ def test_an_agent_of_a_dream_solves_the_real_maze(data: Mazes) -> None:
     assert row.real_transitions == 80
 
 
+def test_the_worlds_of_a_comparison_are_those_of_test(data: Mazes) -> None:
+    comparison = Comparison(ExactModel(), data, 80)
+    for i in range(2):
+        real = comparison.real(i)
+        real.reset(seed=0)
+        assert (real.state[0] == data.start("test", i)).all()
+        assert (real.state[0] != data.start("train", i)).any()
+
+
+def test_a_greedy_policy_draws_nothing(data: Mazes) -> None:
+    """An agent that has not learnt is nearly uniform; its greedy policy takes one action of a state all the same."""
+    environments = DreamVecEnv(ExactModel(), data, 1)
+    policy, seen = agents.greedy(agents.PPO("MlpPolicy", environments, seed=0, device="cpu")), environments.reset()[0]
+    assert len({policy(seen) for _ in range(30)}) == 1
+
+
 def test_a_comparison_has_three_rows(data: Mazes) -> None:
     """What each agent has used: the dream the model's transitions, the real one its own, the random one none."""
     comparison = Comparison(ExactModel(two_players_after=1), data, 80, "dqn", steps=96)
@@ -161,7 +178,7 @@ def test_a_step_below_one_is_refused(data: Mazes) -> None:
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        (("NoSuchWorld-v0", {}), "NoSuchWorld-v0: gymnasium has no such environment"),
+        (("NoSuchWorld-v0", {}), "NoSuchWorld-v0: gymnasium has no such environment; if .*, add --trust my_pkg"),
         (("vae_lightning/Maze-v0", {"size": 8}), "Maze-v0: cannot be made .*MazeEnv: size is 8"),
         (("vae_lightning/Maze-v0", {"size": 9}), r"the real world shows \(9, 9\); the states of the data are \(7, 7\)"),
         (("CartPole-v1", {}), r"actions are Discrete\(2\); the data have 4 actions"),
@@ -177,6 +194,28 @@ def test_a_real_world_that_does_not_fit_is_one_line(
         make_real(data).reset()
 
 
+def test_a_trusted_package_registers_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is imported if the user trusts it, and only then; a package that fails is one line."""
+    (tmp_path / "own_envs.py").write_text(
+        "import gymnasium\nfrom vae_lightning.worlds.maze import MazeEnv\n"
+        "gymnasium.register('OwnMaze-v0', entry_point=MazeEnv, kwargs={'size': 7})\n"
+    )
+    (tmp_path / "broken_envs.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    data = small_mazes()
+    monkeypatch.setattr(data, "environment", lambda *_: ("OwnMaze-v0", {}))
+    with pytest.raises(UserError, match=r"no such environment.*--trust my_pkg"):
+        make_real(data)
+    assert "own_envs" not in sys.modules
+    with pytest.raises(UserError, match=r"--trust broken_envs: cannot be imported \(ZeroDivisionError"):
+        make_real(data, trusted=(*TRUSTED, "broken_envs."))
+    try:
+        assert make_real(data, trusted=(*TRUSTED, "own_envs.")).reset(seed=0)[0].shape == (4, 7, 7)
+    finally:
+        sys.modules.pop("own_envs", None)
+        gymnasium.registry.pop("OwnMaze-v0", None)
+
+
 def test_an_observation_becomes_a_state() -> None:
     """Bytes of an image with its channels last become numbers in [0, 1] with its channels first; others are kept."""
     image = np.zeros((4, 5, 3), np.uint8)
@@ -184,6 +223,12 @@ def test_an_observation_becomes_a_state() -> None:
     state = to_state(image, torch.zeros(2, 3, 4, 5))
     assert state.shape == (1, 3, 4, 5)
     assert state[0, :, 1, 2].tolist() == pytest.approx([1, 0.2, 0])
+    grey = to_state(image[..., 0], torch.zeros(2, 1, 4, 5))
+    assert grey.shape == (1, 1, 4, 5)
+    assert grey[0, 0, 1, 2] == 1
+    square = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)  # the channels are last, as in a recording
+    assert (to_state(square, torch.zeros(2, 3, 3, 3))[0, 0] * 255).round().int().tolist() == square[..., 0].tolist()
+    assert to_state(np.zeros((3, 5, 4), np.float32), torch.zeros(2, 3, 5, 4)).shape == (1, 3, 5, 4)
     assert to_state(np.float64([1, 2]), torch.zeros(3, 2)).dtype == torch.float32
     assert to_state(np.int64(4), torch.zeros(3, dtype=torch.int64)).tolist() == [4]
 

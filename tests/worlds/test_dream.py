@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
 from tests.worlds.exact import Dreamt, ExactModel, shortest_actions, small_mazes
-from vae_lightning.data.transitions import Mazes
+from vae_lightning.data.transitions import Mazes, Transitions
 from vae_lightning.synthetic import mazes
 from vae_lightning.types import UserError
 from vae_lightning.worlds.dream import DreamEnv, Dreams, DreamVecEnv, observation_space, observe
@@ -94,19 +94,72 @@ def test_the_goal_at_the_cap_is_terminated(data: Mazes) -> None:
 
 
 def test_an_invalid_state_ends_the_dream_and_is_counted(data: Mazes) -> None:
-    """The model says that it is done, with a reward of 1: the agent earns nothing and never sees the state."""
+    """The model says done, with a reward of 1: the agent loses what endless steps cost and sees nothing."""
     environment = DreamVecEnv(ExactModel(two_players_after=2), data, 3)
     first = environment.reset()
     for _ in range(2):
         assert not environment.step(np.zeros(3, int))[2].any()
     seen, reward, ended, infos = environment.step(np.zeros(3, int))
     assert ended.all()
-    assert (reward == 0).all()
-    assert all(info["invalid"] and info["TimeLimit.truncated"] for info in infos)
+    assert reward == pytest.approx([-1.0] * 3)  # -0.01 / (1 - 0.99)
+    assert all(info["invalid"] and not info["TimeLimit.truncated"] for info in infos)
     assert (infos[0]["terminal_observation"] == first[0]).all()
     assert (seen == first).all()
     assert environment.dreams.num_invalid == 3
     assert environment.dreams.num_steps == 9
+
+
+def test_an_invalid_state_is_terminated_with_its_flag(data: Mazes) -> None:
+    environment = DreamEnv(ExactModel(two_players_after=0), data, cap=1, discount=0.9)
+    first, _ = environment.reset()
+    seen, reward, terminated, truncated, info = environment.step(np.int64(0))
+    assert (seen == first).all()
+    assert reward == pytest.approx(-0.1)
+    assert (terminated, truncated, info["invalid"]) == (True, False, True)
+
+
+class Ring(Transitions):
+    """Five numbers in a ring; each step costs 1, and no episode ends."""
+
+    x_shape, vocabulary, num_actions, cap = (), 5, 2, 3
+
+    def transitions(self, split: Any) -> dict[str, Tensor]:
+        state, ones = torch.arange(5), torch.ones(5)
+        return {"x": (state + 1) % 5, "state": state, "action": ones.long(), "reward": -ones, "done": 0 * ones}
+
+    def start(self, split: Any, index: int) -> Tensor:
+        return torch.tensor(0)
+
+    def num_starts(self, split: Any) -> int:
+        return 1
+
+    def environment(self, split: Any, index: int) -> tuple[str, dict[str, Any]]:
+        return "Ring-v0", {}
+
+    def is_valid(self, state: Tensor) -> Tensor:
+        return state < 5
+
+
+class RingModel:
+    """Action 1 goes around the ring; action 0 leads to the number 9, which is none."""
+
+    def step(self, state: Tensor, action: Tensor, generator: torch.Generator | None = None) -> Dreamt:
+        after = torch.where(action == 1, (state + 1) % 5, 9)
+        return Dreamt(after, -torch.ones(len(state)), torch.zeros(len(state), dtype=torch.bool))
+
+
+@pytest.mark.parametrize("cap", [1, 3, 1000])
+def test_an_error_of_the_model_is_the_worst_action(cap: int) -> None:
+    """Values of all pairs of a state and an action, as agents learn them: what is cut goes on, what ends does not."""
+    dreams = Dreams(RingModel(), Ring(terminal_share=0), 10, cap=cap)
+    values = torch.zeros(5, 2)
+    for _ in range(400):
+        dreams.state, dreams.age = torch.arange(5).repeat_interleave(2), torch.zeros(10, dtype=torch.int64)
+        moment = dreams.step(np.array([0, 1] * 5))
+        following = values.max(1).values[moment.state]
+        values = (moment.reward + 0.98 * ~moment.terminated * following).view(5, 2)
+    assert values[:, 1].tolist() == pytest.approx([-50] * 5, abs=0.1)
+    assert values[:, 0].tolist() == pytest.approx([-100] * 5)
 
 
 def test_equal_seeds_dream_equally() -> None:
@@ -161,8 +214,8 @@ class Diverging:
 
 
 def test_dreams_of_recorded_vectors() -> None:
-    """Each dream begins at a first state of its own; numbers that are not finite never reach an agent."""
-    data = Vectors(num_mazes=(2, 2, 4), num_transitions=(20, 5, 5))
+    """Each dream begins at a first state of its own, of train; numbers that are not finite never reach an agent."""
+    data = Vectors(num_mazes=(4, 2, 2), num_transitions=(20, 5, 5))
     environment = DreamVecEnv(Diverging(), data, 4)
     assert sorted(environment.reset()[:, 0].tolist()) == [0, 1, 2, 3]
     for _ in range(20):
@@ -192,11 +245,12 @@ def test_what_is_seen_of_each_kind_of_state(data: Mazes) -> None:
         ({"index": -1}, "index is -1"),
         ({"index": 4}, "test has no maze 4"),
         ({"cap": 0}, "cap is 0"),
+        ({"discount": 1.0}, "discount is 1.0; it must be in"),
     ],
 )
-def test_a_mistake_is_one_line(data: Mazes, settings: dict[str, int], says: str) -> None:
+def test_a_mistake_is_one_line(data: Mazes, settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        Dreams(ExactModel(), data, **settings)  # type: ignore[arg-type]
+        Dreams(ExactModel(), data, **settings)
 
 
 def test_an_action_out_of_range_is_one_line(data: Mazes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class Recorded(Transitions):
         return self.about.environment, dict(self.about.arguments)
 
     def is_valid(self, state: Tensor) -> Tensor:
-        """Return whether vectors are finite and in the recorded range, widened by its width to both sides: bool [B].
+        """Return whether vectors are finite and in the range of train, widened by its width to both sides: bool [B].
 
         Images and whole numbers are valid if they are finite and below `vocabulary`.
 
@@ -132,9 +133,20 @@ class Recorded(Transitions):
             return (state >= 0) & (state < self.vocabulary)
         if self.about.kind == "image":
             return super().is_valid(state)
-        low, high = (torch.from_numpy(f(self.recording.observations, 0)).to(state) for f in (np.min, np.max))
+        low, high = (bound.to(state) for bound in self._range)
         width = high - low
         return ((state >= low - width) & (state <= high + width)).all(1)  # false for NaN
+
+    @cached_property
+    def _range(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value of each number of the states of train, [D] each."""
+        fields = self.transitions("train")
+        low, high = torch.minimum(fields["state"], fields["x"]), torch.maximum(fields["state"], fields["x"])
+        return low.amin(0), high.amax(0)
+
+    def num_real_transitions(self) -> int:
+        """Return the number of all recorded steps, those of test included: somebody took them in the real world."""
+        return len(self.recording.actions)
 
     def describe_coverage(self) -> str:
         fields = self.examples("train").fields

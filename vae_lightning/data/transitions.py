@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -110,7 +112,16 @@ class Transitions(DataModule):
         Args:
             state: The states, [B, *x_shape].
         """
-        return state.isfinite().reshape(len(state), -1).all(1)
+        return state.isfinite().reshape(len(state), math.prod(state.shape[1:])).all(1)
+
+    @cached_property
+    def least_reward(self) -> float:
+        """The smallest reward of the training data."""
+        return float(self.examples("train").fields["reward"].min())
+
+    def num_real_transitions(self) -> int:
+        """Return how many steps of the real world a model of the data rests on: train, and val, which chooses it."""
+        return len(self.examples("train")) + len(self.examples("val"))
 
     def describe_coverage(self) -> str:
         """Return which part of the world the training data show, in one line."""

@@ -125,7 +125,7 @@ class TransitionScores(Evaluator):
 
     def _update_errors(self, half: str, dreamt: Tensor, x: Tensor, state: Tensor) -> None:
         for name, guess in ((f"state_error/{half}", dreamt), (f"copy_error/{half}", state)):
-            update_mean(self._counts, name, (guess - x).double().square().flatten(1).mean(1))
+            update_mean(self._counts, name, _flat((guess - x).double().square()).mean(1))
 
     def compute(self) -> dict[str, Finding]:
         results: dict[str, Finding] = {}
@@ -190,4 +190,9 @@ class TransitionScores(Evaluator):
 
 def _equal(a: Tensor, b: Tensor) -> Tensor:
     """Whether states are equal, each as a whole: bool [B]."""
-    return (a == b).flatten(1).all(1)
+    return _flat(a == b).all(1)
+
+
+def _flat(values: Tensor) -> Tensor:
+    """Values [B, *x_shape] as [B, D]: D is 1 of states that are a number, and known of an empty half too."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))

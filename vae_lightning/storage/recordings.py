@@ -13,6 +13,7 @@ An observation is a vector, float32 [D], an image, uint8 [C, H, W], or a whole n
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,8 @@ DTYPES: Mapping[Kind, type] = {"vector": np.float32, "image": np.uint8, "discret
 """The form in which observations of each kind are stored."""
 
 _FORMAT = 1
+_LARGEST = 2**31 - 1  # of a size
+_MOST_ACTIONS = 2**16  # a model has an input for each
 _NAME = "recording.json"
 _ARRAYS: Mapping[str, type | None] = {  # None: the kind says it
     "observations": None,
@@ -161,6 +164,12 @@ def _check_about(about: About) -> None:
     numbers = (*about.shape, about.num_states, about.num_actions, about.max_episode_steps, about.seed)
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError("a size or a number is not a whole number of at least 0")
+    if max(*about.shape, about.num_states, about.max_episode_steps, 0) > _LARGEST or about.num_actions > _MOST_ACTIONS:
+        raise ValueError(f"a size is above {_LARGEST:,}, or num_actions above {_MOST_ACTIONS:,}")
+    if not isinstance(about.policy, str) or not isinstance(about.versions, dict):
+        raise ValueError("policy is no text, or versions are no table")
+    if not all(isinstance(version, str) for version in about.versions.values()):
+        raise ValueError("a version is no text")
     if not _ID.fullmatch(about.environment) or not isinstance(about.arguments, dict):
         raise ValueError(f"environment {about.environment!r} is not a plain name, or its arguments have none")
     dimensions = {"vector": 1, "image": 3, "discrete": 0}
@@ -190,9 +199,10 @@ def read_recording(folder: Path) -> Recording:
 
 def _read_array(path: Path, dtype: type) -> np.ndarray:
     try:
+        _check_size(path)
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # a foreign file can break NumPy's reader in many ways
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{path}: cannot be read as an array ({reason}); record again") from error
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
@@ -200,11 +210,26 @@ def _read_array(path: Path, dtype: type) -> np.ndarray:
     return array
 
 
+def _check_size(path: Path) -> None:
+    """Raise ValueError unless a file is as large as its header says: NumPy takes the memory before it reads."""
+    if not path.is_file():
+        raise ValueError("no such file")
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+        needed, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
+    if needed != there and not dtype.hasobject:  # NumPy itself refuses objects, which are pickled
+        raise ValueError(f"{there:,} bytes of values; {dtype} {list(shape)} has {needed:,}")
+
+
 def _fault(recording: Recording) -> tuple[str, str] | None:
     """The name of the first array with a fault, and the fault."""
     about, lengths = recording.about, recording.lengths
     if lengths.ndim != 1 or not len(lengths) or lengths.min() < 1:
         return "lengths", "an episode has at least one step, and there is at least one"
+    if lengths.max() > recording.actions.size:  # else the sum could overflow
+        return "lengths", f"an episode has {lengths.max():,} steps, but there are {recording.actions.size:,} actions"
     steps, episodes = int(lengths.sum()), len(lengths)
     shapes = {
         "observations": (steps + episodes, *about.shape),

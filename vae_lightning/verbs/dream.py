@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
             f"{checkpoint}: {type(model).__name__} of {type(data).__name__} is no world model, which has "
             "step(state, action) and learns from transitions; train one with -c dreaming/maze7"
         )
-    num_transitions = len(data.examples("train"))
+    num_transitions = data.num_real_transitions()
     comparison = Comparison(
         model,  # type: ignore[arg-type]  # `step` was asked for
         data,

@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
             "is at least 0"
         )
     require_free_folder(arguments.output)
+    trust(trusted)  # makes a package of the present folder importable, for ENV such as my_pkg:Mine-v0
     env_args = _parsed(arguments.env_args)
     policy = None if arguments.policy is None else _function(arguments.policy, trusted)
     from vae_lightning.worlds.recording import record  # needs the extra, and --help does not

@@ -46,7 +46,7 @@ class Row:
         teacher: Where it learnt.
         score: Its greedy test in the real world.
         steps: The number of steps that it learnt from.
-        real_transitions: How many real transitions its learning rests on: those of the model's training, or its own.
+        real_transitions: How many real transitions its learning rests on: those that the model rests on, or its own.
         invalid: How many dreamt states were none.
         curve: The mean return of its tests in the real world, by the number of its steps. No agent learns from a test.
         seconds: The processor time of its learning, without its tests.
@@ -88,7 +88,7 @@ class Comparison:
     Args:
         model: The world model.
         data: The data that it was trained on.
-        num_transitions: The number of real transitions in the model's training.
+        num_transitions: The number of real transitions that the model rests on.
         kind: The learning method.
         steps: The number of steps of each agent.
         episodes: The number of episodes of a test; None for one in a world without chance, else 20.
@@ -176,7 +176,7 @@ def worlds_of(data: Transitions, split: Split, most: int) -> list[int]:
         split: The split.
         most: The largest number of worlds.
     """
-    return [0] if is_one_world(data, split) else list(range(min(most, data.num_starts(split))))
+    return [0] if is_one_world(data) else list(range(min(most, data.num_starts(split))))
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class Summary:
         solved: The number of agents that reached the goal in at least half of their episodes; None without a goal.
         ratio: Steps / optimal, the mean over the agents that reached the goal; None if none did.
         mean_return: The mean over agents.
-        real_transitions: Of one agent, the mean. The agents of all worlds share those of the model's training.
+        real_transitions: Of one agent, the mean. The agents of all worlds share those of the model.
         invalid_share: The share of the dreamt states that were none; None if nothing was dreamt.
         seconds: Processor time of one agent's learning, the mean.
     """

@@ -7,8 +7,9 @@
 
 - terminated: the model says that the episode is done;
 - truncated at the cap: the longest episode of the data;
-- truncated at an invalid state, such as a maze with two players. The agent earns nothing for this step and is shown the
-  last valid state again, because an agent that were shown or paid for such a state would learn to reach it.
+- terminated at an invalid state, such as a maze with two players. The agent is shown the last valid state again and
+  earns `worst_return`, min(0, smallest reward of the training data) / (1 - discount): no return of the real world is
+  lower. An agent that earned more, or that were given the value of the last valid state, would learn to cause errors.
 
 Nothing here imports a real environment. The first state is the one thing that a dream takes from the real world.
 """
@@ -33,6 +34,9 @@ from vae_lightning.data.transitions import Transitions
 from vae_lightning.types import UserError
 
 Observation: TypeAlias = Literal["planes", "cells"]
+
+DISCOUNT = 0.99
+"""The discount that an invalid state is paid by, if none is given; no agent of `worlds.agents` has a larger one."""
 
 
 class DreamtStep(Protocol):
@@ -62,9 +66,9 @@ class Moment:
     Args:
         state: The states [k, *x_shape] that the step led to, before any dream begins anew.
         reward: float32 [k].
-        terminated: bool [k]; the model said that the episode is done.
-        truncated: bool [k]; the episode was cut at the cap or at an invalid state.
-        invalid: bool [k]; the episode was cut because the dreamt state is no state.
+        terminated: bool [k]; the model said that the episode is done, or the dreamt state is no state. Nothing follows.
+        truncated: bool [k]; the episode was cut at the cap.
+        invalid: bool [k]; the dreamt state is no state.
     """
 
     state: Tensor
@@ -81,13 +85,14 @@ class Dreams:
         model: The world model, which is put in evaluation mode.
         data: The data that the model was trained on.
         num_dreams: The number k of dreams.
-        split: The split of the first states.
+        split: The split of the world. Dreams of recorded data, a single world, begin at first states of `train`.
         index: The number of the world in the split, such as the maze; all k dreams are of this world.
         seed: The seed of the first states and of the model's noise.
         cap: The number of steps after which a dream is cut; None for the longest episode of the data.
+        discount: The factor of a reward one step later, below 1: at least that of the agent.
 
     Raises:
-        UserError: if the number of dreams, the index or the cap is out of range.
+        UserError: if the number of dreams, the index, the cap or the discount is out of range.
     """
 
     def __init__(
@@ -99,22 +104,27 @@ class Dreams:
         index: int = 0,
         seed: int = 0,
         cap: int | None = None,
+        discount: float = DISCOUNT,
     ) -> None:
         for name, value, least in (("num_dreams", num_dreams, 1), ("index", index, 0), ("cap", cap, 1)):
             if value is not None and value < least:
                 raise UserError(f"{type(self).__name__}: {name} is {value}; it must be at least {least}")
+        if not 0 <= discount < 1:
+            raise UserError(f"{type(self).__name__}: discount is {discount}; it must be in [0, 1)")
         self.model, self.data, self.split, self.index = model, data, split, index
         self.cap = data.cap if cap is None else cap
         self.device = torch.device("cpu")
         if isinstance(model, nn.Module):
             model.eval()
             self.device = next((parameter.device for parameter in model.parameters()), self.device)
+        self.worst_return = min(0.0, data.least_reward) / (1 - discount)
+        """What an invalid state earns: no return of the world is lower, whatever follows and wherever it is cut."""
         self.num_steps = 0
         """The number of dreamt steps since the dreams were made."""
         self.num_invalid = 0
         """How many of these led to an invalid state."""
         self.generator = torch.Generator(self.device)
-        self.first = None if is_one_world(data, split) else data.start(split, index)
+        self.first = None if is_one_world(data) else data.start(split, index)
         self.age = torch.zeros(num_dreams, dtype=torch.int64)  # steps since the first state
         self.state = self._first_states(num_dreams, seed)
         self.restart(seed)
@@ -144,7 +154,7 @@ class Dreams:
     def _first_states(self, n: int, seed: int) -> Tensor:
         """The corner of the maze, n times; or n first states of recorded episodes, which are all of one world."""
         if self.first is None:
-            return self.data.starts(self.split, n, seed).to(self.device)
+            return self.data.starts("train", n, seed).to(self.device)  # val and test stay unseen
         return self.first.repeat(n, *[1] * self.first.dim()).to(self.device)
 
     @torch.no_grad()
@@ -163,23 +173,22 @@ class Dreams:
         dreamt = self.model.step(self.state, action, self.generator)
         valid = self.data.is_valid(dreamt.state)
         self.age += 1
-        terminated = dreamt.done & valid
-        truncated = ~terminated & (~valid | (self.age >= self.cap).to(self.device))
+        terminated = dreamt.done | ~valid
+        truncated = ~terminated & (self.age >= self.cap).to(self.device)
         self.state = torch.where(valid.reshape(-1, *[1] * (self.state.dim() - 1)), dreamt.state, self.state)
-        reward = torch.where(valid, dreamt.reward.float(), 0.0)
+        reward = torch.where(valid, dreamt.reward.float(), self.worst_return)
         self.num_steps += len(valid)
         self.num_invalid += int((~valid).sum())
         return Moment(self.state.clone(), reward.cpu(), terminated.cpu(), truncated.cpu(), ~valid.cpu())
 
 
-def is_one_world(data: Transitions, split: Split) -> bool:
-    """Whether the numbers of a split are episodes of a single world, such as recorded ones, and not different worlds.
+def is_one_world(data: Transitions) -> bool:
+    """Whether all splits are episodes of a single world, such as recorded ones, and not different worlds.
 
     Args:
         data: The data.
-        split: The split.
     """
-    return data.num_starts(split) < 2 or data.environment(split, 0) == data.environment(split, 1)
+    return data.environment("train", 0) == data.environment("test", 0)
 
 
 def observation_space(data: Transitions, observation: Observation = "planes") -> spaces.Space[Any]:
@@ -227,10 +236,11 @@ class DreamEnv(gymnasium.Env[NDArray[Any], np.integer[Any]]):
         model: The world model.
         data: The data that the model was trained on.
         observation: How cells are shown: `planes` (one-hot) or `cells`. Other states are shown as they are.
-        split: The split of the first states.
+        split: The split of the world. Dreams of recorded data, a single world, begin at first states of `train`.
         index: The number of the world in the split, such as the maze.
         seed: The seed until `reset(seed=...)` names another.
         cap: The number of steps after which a dream is cut; None for the longest episode of the data.
+        discount: The factor of a reward one step later, below 1: at least that of the agent.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - gymnasium declares it as an attribute
@@ -244,8 +254,9 @@ class DreamEnv(gymnasium.Env[NDArray[Any], np.integer[Any]]):
         index: int = 0,
         seed: int = 0,
         cap: int | None = None,
+        discount: float = DISCOUNT,
     ) -> None:
-        self.dreams = Dreams(model, data, 1, split, index, seed, cap)
+        self.dreams = Dreams(model, data, 1, split, index, seed, cap, discount)
         self.observation_space = observation_space(data, observation)
         self.action_space = spaces.Discrete(data.num_actions)
 
@@ -288,10 +299,11 @@ class DreamVecEnv(VecEnv):
         data: The data that the model was trained on.
         num_dreams: The number k of dreams.
         observation: How cells are shown: `planes` (one-hot) or `cells`. Other states are shown as they are.
-        split: The split of the first states.
+        split: The split of the world. Dreams of recorded data, a single world, begin at first states of `train`.
         index: The number of the world in the split, such as the maze; all k dreams are of this world.
         seed: The seed until `seed` names another.
         cap: The number of steps after which a dream is cut; None for the longest episode of the data.
+        discount: The factor of a reward one step later, below 1: at least that of the agent.
     """
 
     def __init__(
@@ -304,9 +316,10 @@ class DreamVecEnv(VecEnv):
         index: int = 0,
         seed: int = 0,
         cap: int | None = None,
+        discount: float = DISCOUNT,
     ) -> None:
         self.render_mode: str | None = None
-        self.dreams = Dreams(model, data, num_dreams, split, index, seed, cap)
+        self.dreams = Dreams(model, data, num_dreams, split, index, seed, cap, discount)
         super().__init__(num_dreams, observation_space(data, observation), spaces.Discrete(data.num_actions))
 
     def reset(self) -> NDArray[Any]:

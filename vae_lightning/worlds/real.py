@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from vae_lightning.data.module import Split
 from vae_lightning.data.transitions import Transitions
+from vae_lightning.runs.suggestions import hint
 from vae_lightning.runs.trust import TRUSTED
 from vae_lightning.types import UserError
 from vae_lightning.worlds.dream import Observation, observation_space, observe
-from vae_lightning.worlds.recording import make
+from vae_lightning.worlds.recording import channels_first, make
 
 
 class RealWorld(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -75,7 +77,7 @@ def to_state(observation: Any, like: Tensor) -> Tensor:
     """Return an observation in the form of the data's states: [1, *x_shape].
 
     Args:
-        observation: An array or a number; an image may have its channels last, and bytes for its values.
+        observation: An array or a number; an image may be grey or have its channels last, and bytes for its values.
         like: States of the data, [n, *x_shape].
 
     Raises:
@@ -85,8 +87,8 @@ def to_state(observation: Any, like: Tensor) -> Tensor:
     shape = tuple(like.shape[1:])
     if len(shape) == 3 and array.dtype == np.uint8:
         array = array.astype(np.float32) / 255
-    if len(shape) == 3 and array.ndim == 3 and array.shape != shape:
-        array = np.moveaxis(array, -1, 0)
+    if len(shape) == 3 and channels_first(array).shape == shape:  # as in a recording
+        array = channels_first(array)
     if array.shape != shape:
         raise UserError(f"the real world shows {array.shape}; the states of the data are {shape}")
     return torch.as_tensor(array).to(like.dtype)[None]
@@ -118,4 +120,31 @@ def make_real(
             f"the environment {name} lies in the package {module}, which is not trusted; if it is yours, "
             f"add --trust {module.partition('.')[0]}"
         )
+    if not module and not _is_registered(name):
+        _register_own(name, trusted)
     return RealWorld(make(name, arguments), data, observation)
+
+
+def _register_own(name: str, trusted: Sequence[str]) -> None:
+    """Import the packages that the user trusts, which may register the environment; say so if none does."""
+    packages = [prefix.rstrip(".") for prefix in trusted if prefix not in TRUSTED]
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # the package is foreign code
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(f"--trust {package}: cannot be imported ({reason})") from error
+    if not _is_registered(name):
+        tried = f"; {', '.join(packages)} registers none of this name" if packages else ""
+        raise UserError(
+            f"{name}: gymnasium has no such environment{hint(name, gymnasium.registry)}{tried}; if a package of yours "
+            "registers it at its import, add --trust my_pkg"
+        )
+
+
+def _is_registered(name: str) -> bool:
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error:
+        return False
+    return True

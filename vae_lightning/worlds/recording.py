@@ -76,17 +76,25 @@ def form_of(name: str, space: gymnasium.Space[Any]) -> Form:
         if len(shape) == 1 and shape[0]:
             return Form("vector", shape, 0, partial(np.asarray, dtype=np.float32))
         if space.dtype == np.uint8 and (space.high == _WHITE).all():
-            if len(shape) == 2:
-                return Form("image", (1, *shape), 0, lambda image: image[None])
-            if len(shape) == 3 and shape[2] in _CHANNELS:
-                return Form("image", (shape[2], *shape[:2]), 0, lambda image: image.transpose(2, 0, 1))
-            if len(shape) == 3 and shape[0] in _CHANNELS:
-                return Form("image", shape, 0, np.asarray)
+            stored = channels_first(np.empty(shape, np.uint8)).shape
+            if len(stored) == 3 and stored[0] in _CHANNELS:
+                return Form("image", stored, 0, channels_first)
     raise UserError(
         f"{name}: its observations are {_in_one_line(space)}; record takes vectors (Box [D]), images (Box uint8 0 .. "
         "255, [H, W, 1, 3 or 4]) and whole numbers (Discrete from 0): wrap the environment, as by "
         "gymnasium.wrappers.FlattenObservation"
     )
+
+
+def channels_first(image: np.ndarray) -> np.ndarray:
+    """Return an image [H, W], [H, W, 1, 3 or 4] or [C, H, W] as [C, H, W]; anything else as it is.
+
+    Args:
+        image: The image.
+    """
+    if image.ndim == 2:
+        return image[None]
+    return image.transpose(2, 0, 1) if image.ndim == 3 and image.shape[2] in _CHANNELS else image
 
 
 def num_actions_of(name: str, space: gymnasium.Space[Any]) -> int:

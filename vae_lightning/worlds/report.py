@@ -22,8 +22,8 @@ _CHART, _SMALL_CHART = (480, 300), (310, 230)  # pixels; three of the small ones
 
 NOTE = (
     "Each agent is tested greedily in the real world. An agent of the dream learns from dreamt steps alone, which rest "
-    "on the real transitions of the model's training; these are the same for the agents of all worlds. Learning curves "
-    "show tests in the real world, from which no agent learns."
+    "on the real transitions of the model's training and validation, or on the whole recording; these are the same for "
+    "the agents of all worlds. Learning curves show tests in the real world, from which no agent learns."
 )
 """What a reader has to know of the table."""
 
