@@ -155,6 +155,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("torch", "torch is the name of something else; take another, such as my_torch"),
         ("json", "such as my_json"),
         ("tests", "such as my_tests"),
+        ("Tests", "such as my_tests"),
         ("there", "there exists; nothing was changed. Take another name, or another folder by --output"),
     ],
 )

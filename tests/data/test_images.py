@@ -141,6 +141,7 @@ def test_broken_images_are_all_named(folder: Path) -> None:
     with pytest.raises(BrokenImagesError, match="3 unusable images") as caught:
         prepared(folder)
     assert len(caught.value.problems) == 3
+    assert str(caught.value).endswith("; delete or replace such files, or leave them out by --data.skip_broken=true")
     for name, message in messages.items():
         assert any(name in problem and message in problem for problem in caught.value.problems)
 
@@ -154,11 +155,12 @@ def test_broken_images_can_be_left_out(folder: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("target", ["nowhere.png", "dead.png"], ids=["to nothing", "to itself"])
-def test_a_dead_link_is_a_broken_image(folder: Path, target: str) -> None:
+def test_a_dead_link_is_a_broken_image(folder: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "dead.png").symlink_to(target)
     with pytest.raises(BrokenImagesError, match=r"1 unusable image: .*/dead.png: cannot be read \("):
         prepared(folder)
     data = prepared(folder, skip_broken=True)
+    assert "1 image that cannot be read is left out; " in capsys.readouterr().out
     assert sum(len(data.images(split).pixels) for split in ("train", "val", "test")) == 30  # type: ignore[arg-type]
 
 

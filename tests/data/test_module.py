@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
 
-from vae_lightning.data import DataModule, Examples, Loader
+from tests.helpers import DIGITS, REPOSITORY
+from vae_lightning.__main__ import main
+from vae_lightning.data import DataModule, Digits, Examples, Loader
 from vae_lightning.data.module import Split
+from vae_lightning.storage.examples import Images
 from vae_lightning.types import UserError
 
 
@@ -68,7 +72,7 @@ def test_check_names_the_split_without_examples() -> None:
         sizes: ClassVar[dict[str, int]] = {"train": 4, "val": 0, "test": 2}
 
     assert Empty().check() == ["val: no examples"]
-    with pytest.raises(UserError, match="the split has no examples: there is nothing to evaluate"):
+    with pytest.raises(UserError, match=r"^val of Empty has no examples: there is nothing to evaluate"):
         Empty().val_dataloader()
 
 
@@ -101,3 +105,21 @@ def test_a_loader_of_one_rank_has_its_share() -> None:
     seen = [Loader(Table().load("train"), 8, train=True, rank=rank, world_size=2) for rank in range(2)]
     rows = [row for loader in seen for batch in loader for row in batch["length"].tolist()]
     assert sorted(rows) == list(range(40))
+
+
+def test_a_run_without_test_images_says_so_and_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = Digits.load
+
+    def without_test(self: Digits, split: Split) -> Images:
+        images = load(self, split)
+        return images if split != "test" else Images(images.pixels[:0], images.labels[:0], 16)  # type: ignore[index]
+
+    monkeypatch.setattr(Digits, "load", without_test)
+    monkeypatch.chdir(REPOSITORY)
+    flags = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.logger=false", "--run_id=a"]
+    assert main(["train", "-c", DIGITS, *flags, "--trainer.accelerator=cpu", f"--runs_dir={tmp_path}"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "test of Digits has no examples: there is nothing to evaluate" in error
+    assert error.endswith(f"; trained, but not tested: {tmp_path}/vae/digits/a")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn import functional as F
 
 import vae_lightning.distributions as families
@@ -17,6 +19,7 @@ from vae_lightning.models import AIR, CVAE, DLGM, HVAE, VAE, BottomUp, ImageColu
 from vae_lightning.models.export_files import TOLERANCE, export_onnx, export_pt2, run_onnx, run_pt2, worst_difference
 from vae_lightning.models.exporting import Part, decoder_of, encoder_of, flows_of
 from vae_lightning.networks import MLP
+from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, Network, Shape, UserError
 
 TINY = partial(MLP, hidden_sizes=(8,))
@@ -244,6 +247,104 @@ class Counting(MLP):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.relu(x) if bool((x > 0.5).any()) else x)
+
+
+# -- parts that differ from the trace ---------------------------------------------------------------------------------
+
+
+class Flipped(VAE):
+    """A model whose q sees -x; its `infer` is that of VAE."""
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        return super().trace({**batch, "x": -batch["x"]}, num_samples, step)
+
+
+class FlippedInfer(Flipped):
+    def infer(self, batch: Batch) -> Mapping[str, Distribution]:
+        return LatentVariableModel.infer(self, batch)
+
+
+class Doubled(VAE):
+    """A model whose p(x|z) is that of 2 z; its `decode` is that of VAE."""
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        trace = super().trace(batch, num_samples, step)
+        return replace(trace, p_x=self.likelihood(self.decoder(2 * trace.latents["z"].z)))
+
+
+class WithW(VAE):
+    """A model with a second latent, which `infer` and `decode` do not know."""
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        x, q_z = batch["x"], self.q_z(batch["x"])
+        z, w = draw(q_z, num_samples), draw(q_z, num_samples)
+        latents = {"z": Latent(z, q_z, self.prior()), "w": Latent(w, q_z, self.prior())}
+        return Trace(x, self.likelihood(self.decoder(z + w)), latents)
+
+
+class FlippedHVAE(HVAE):
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        return super().trace({**batch, "x": -batch["x"]}, num_samples, step)
+
+
+class FlippedCVAE(CVAE):
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        return super().trace({**batch, "label": 9 - batch["label"]}, num_samples, step)
+
+
+OWN = partial(Flipped, SHAPE, 4, **NETS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "encoder_says", "decoder_says"),
+    [
+        (OWN, r"Flipped: infer differs from its trace in z_mean, z_scale: override infer\(batch\) too, and ", None),
+        (partial(Doubled, *OWN.args, **NETS), None, "Doubled: decode differs from its trace in the mean of p"),
+        (partial(WithW, *OWN.args, **NETS), "WithW: infer lacks w, unlike its trace.*q_z, .*q_w}", "WithW: decode"),
+        (partial(FlippedHVAE, SHAPE, (3, 2), transition=TINY, decoder=TINY), "infer differs .* in z1_mean", None),
+        (partial(FlippedCVAE, SHAPE, 3, embedding=TINY, **NETS), "infer differs from .* in z_mean", "FlippedCVAE: dec"),
+    ],
+)
+def test_a_part_that_differs_from_the_trace_is_refused_in_one_line(
+    model: Callable[[], LatentVariableModel], encoder_says: str | None, decoder_says: str | None
+) -> None:
+    """The trace is what was trained; a file of a function that training does not use would be wrong."""
+    made = model().eval()
+    for part_of, says in ((encoder_of, encoder_says), (decoder_of, decoder_says)):
+        if says is None:
+            part_of(made, batch())
+            continue
+        with pytest.raises(UserError, match=says) as error:
+            part_of(made, batch())
+        assert "\n" not in str(error.value)
+
+
+def test_an_infer_that_takes_the_traces_q_is_exported() -> None:
+    model, x = FlippedInfer(*OWN.args, **NETS).eval(), torch.rand(5, *SHAPE)  # type: ignore[arg-type]
+    mean, scale = run_pt2(check(encoder_of(model, batch())))(x)
+    q = model.q_z(-x)
+    torch.testing.assert_close(mean, q.mean)
+    torch.testing.assert_close(scale, q.stddev)
+
+
+def test_encode_gives_q_of_the_trace() -> None:
+    model, x = OWN().eval(), torch.rand(5, *SHAPE)
+    torch.testing.assert_close(model.encode(x).mean, model.q_z(-x).mean)
+    torch.testing.assert_close(model.codes(x)["z"], model.q_z(-x).mean)
+    assert list(WithW(*OWN.args, **NETS).encode(x)) == ["z", "w"]  # type: ignore[arg-type,call-overload]
+
+
+class Asking(VAE):
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        self.encode(batch["x"])
+        return super().trace(batch, num_samples, step)
+
+
+def test_a_trace_that_asks_encode_is_told_what_to_call() -> None:
+    model = Asking(*OWN.args, **NETS)  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^Asking: its trace calls encode, .*; call self\.q_z\(x\) there"):
+            model.trace(batch())
 
 
 def test_a_wrong_file_has_a_large_difference() -> None:

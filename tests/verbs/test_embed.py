@@ -72,7 +72,7 @@ def test_embed_writes_what_the_posterior_says(runs: dict[str, Path], capsys: pyt
     assert f"table       {output}" in capsys.readouterr().out
     with np.load(output, allow_pickle=False) as arrays:
         found = dict(arrays)
-    assert set(found) == {"index", "source", "class_name", "label", "z_mean", "z_scale"}
+    assert set(found) == {"index", "name", "source", "class_name", "label", "z_mean", "z_scale"}
     assert found["index"].tolist() == list(range(355))
     assert [str(label) for label in found["label"]] == found["class_name"].tolist()
     assert set(found["source"]) == {"test"}
@@ -95,12 +95,12 @@ def test_a_folder_gives_the_codes_of_its_images(
     assert f"            {photos}/0/broken.png: not an image" in out
     assert f"            {photos}/1/half.png: cannot be decoded" in out
     rows = read_csv(tmp_path / "a.csv")
-    assert [row["file"] for row in rows] == sorted(map(str, photos.glob("*/[0-9]*.png")))
-    assert all(row["class_name"] == Path(row["file"]).parent.name for row in rows)
+    assert [row["name"] for row in rows] == sorted(map(str, photos.glob("*/[0-9]*.png")))
+    assert all(row["class_name"] == Path(row["name"]).parent.name for row in rows)
     assert {row["source"] for row in rows} == {"my photos"}
     model, digits = load_model(runs["VAE"] / "checkpoints" / "best.ckpt"), load_digits()
     for row in rows:
-        number = int(Path(row["file"]).stem)
+        number = int(Path(row["name"]).stem)
         if number < 10:
             mean = model.encode(torch.from_numpy(digits.images[number]).float()[None, None] / 16).mean[0]  # type: ignore[union-attr]
             assert [float(row[f"z_mean_{i}"]) for i in range(3)] == pytest.approx(mean.tolist(), abs=1e-5)
@@ -115,10 +115,37 @@ def test_the_formats_hold_the_same_numbers(runs: dict[str, Path], photos: Path, 
         lines = list(csv.DictReader(file))
     table = parquet.read_table(tmp_path / "a.parquet").to_pydict()
     assert list(lines[0]) == list(table)
-    assert arrays["file"].tolist() == [line["file"] for line in lines] == table["file"]
+    assert arrays["name"].tolist() == [line["name"] for line in lines] == table["name"]
     for i in range(3):
         column = arrays["z_scale"][:, i].tolist()
         assert column == table[f"z_scale_{i}"] == pytest.approx([float(line[f"z_scale_{i}"]) for line in lines])
+
+
+def test_a_direction_of_no_variance_is_not_stretched() -> None:
+    """Points on a line: the plane has one scale, and the axis says that it holds under 1 % of the variance."""
+    z = torch.randn(50, 1, dtype=torch.float64) * torch.tensor([[1.0, 2.0, 3.0]])
+    z[:, 0] += 1e-3 * torch.randn(50)
+    plane, axes, _ = embed._plane(z, "z")
+    assert axes == ("direction 1 (100%)", "dir. 2\n(<1%)")
+    left, right, bottom, top = embed._one_scale(plane)
+    assert right - left == pytest.approx(top - bottom)
+    assert left < plane[:, 0].min() < plane[:, 0].max() < right
+
+
+def test_tables_of_both_commands_name_an_example_alike(
+    runs: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("embed", "score"):
+        run(command, runs["VAE"], "--folder", photos, f"--output={tmp_path / command}.csv")
+    both = [read_csv(tmp_path / f"{command}.csv") for command in ("embed", "score")]
+    facts = [{tuple(row[name] for name in ("index", "name", "class_name")) for row in rows} for rows in both]
+    assert facts[0] == facts[1]
+    assert "an older picture is replaced" not in capsys.readouterr().out
+    run("embed", runs["VAE"], "--folder", photos, f"--output={tmp_path}/embed.npz")
+    run("embed", runs["VAE"], f"--output={tmp_path}/split.npz")
+    out = capsys.readouterr().out
+    assert f"an older picture is replaced: {tmp_path}/embed.png" in out
+    assert "label one number\n" in out  # and not an empty list
 
 
 def test_a_conditional_model_takes_the_label_from_the_folder_or_the_flag(
@@ -226,7 +253,7 @@ def test_score_puts_the_most_unusual_image_first(
     assert nll == sorted(nll, reverse=True)
     assert all(-float(row["elbo"]) > float(row["nll"]) - 3 for row in rows)  # the ELBO is the looser bound
     lines = out.splitlines()
-    header = next(i for i, line in enumerate(lines) if line.split() == ["-log", "p(x)", "ELBO", "example", "class"])
+    header = next(i for i, line in enumerate(lines) if line.split() == ["-log", "p(x)", "ELBO", "name", "class"])
     assert re.fullmatch(rf" +{nll[0]:.2f} +-[\d.]+  {photos}/1/white.png  1", lines[header + 1])
     mean = f"{sum(nll) / len(nll):.2f}"
     assert re.search(rf"^mean        {mean} \+- [\d.]+ nats over 13 examples, K = 5$", out, re.MULTILINE)
@@ -240,7 +267,7 @@ def test_scores_are_those_of_the_test_and_a_seed_repeats_them(runs: dict[str, Pa
     first, again, other = (file.read_text() for file in files)
     assert first == again
     assert first != other
-    rows = {int(row["example"]): row for row in read_csv(files[0])}
+    rows = {int(row["index"]): row for row in read_csv(files[0])}
     assert len(rows) == 355
     data, model = Digits(), load_model(runs["VAE"] / "checkpoints" / "best.ckpt")
     batch = next(iter(data.test_dataloader()))

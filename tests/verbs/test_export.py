@@ -23,7 +23,8 @@ from vae_lightning.__main__ import main
 from vae_lightning.models import AIR, VAE, load_safetensors, save_safetensors
 from vae_lightning.models.loading import load_model
 from vae_lightning.networks import MLP
-from vae_lightning.types import UserError
+from vae_lightning.trace import Trace
+from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs import export
 
 QUICK = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=1")
@@ -204,6 +205,56 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setattr(export, "find_spec", lambda _: None)
     assert main(["export", str(run), f"--format={form}"]) == 2
     assert f"which is not installed: pip install 'vae_lightning[{extra}]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("form", "package"), [("onnx", "onnx"), ("safetensors", "safetensors")])
+def test_a_package_that_fails_at_import_is_named_with_its_extra(
+    run: Path,
+    tmp_path: Path,
+    form: str,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As after an upgrade of Python: the package is found, but its compiled part is not."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("raise ImportError('no module\\n_C')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main(["export", str(run), f"--format={form}"]) == 2
+    assert capsys.readouterr().err == (
+        f"vae-lightning: error: export: --format {form} needs {package}, which is installed but cannot be imported "
+        f"(ImportError: no module _C): pip install --force-reinstall {package}, which comes with "
+        "'vae_lightning[export]'\n"
+    )
+    if package == "safetensors":
+        with pytest.raises(UserError, match=r"needs safetensors, which is installed but cannot be imported"):
+            load_safetensors(_written(tmp_path / "model.safetensors"))
+
+
+def _written(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
+
+
+class OwnVAE(VAE):
+    """A model whose q sees -x; its `infer` is that of VAE."""
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        return super().trace({**batch, "x": -batch["x"]}, num_samples, step)
+
+
+def test_a_model_whose_infer_is_not_its_trace_is_not_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = OwnVAE((1, 8, 8), 3)
+    monkeypatch.setattr(export, "load_model", lambda *_: model.eval())
+    assert main(["export", str(run), "--format=pt2", f"--output={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("vae-lightning: error: export: OwnVAE: infer differs from its trace in z_mean, z_scale: ")
+    assert error.endswith("; --format safetensors serves every model\n")
+    assert not list(tmp_path.iterdir())
 
 
 # -- the file of weights ----------------------------------------------------------------------------------------------

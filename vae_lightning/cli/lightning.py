@@ -330,7 +330,10 @@ class CLI(LightningCLI):
             torch.set_float32_matmul_precision("highest")
             if not best and (self.folder / "checkpoints").is_dir():  # fast_dev_run writes no checkpoint
                 best = str(runs.best_checkpoint(self.folder))
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            try:
+                self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best or None, verbose=False)
+            except UserError as error:  # the training is not lost
+                raise UserError(f"{error}; trained, but not tested: {self.folder}") from error
         self._end()
 
     def _end(self) -> None:

@@ -18,7 +18,7 @@ from vae_lightning.data.base import SPLITS, CachedImages, Source, Split
 from vae_lightning.data.folders import Classes, Parts, Splits, classes_of, printable, split_folders
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.whole_files import write_whole
-from vae_lightning.storage.cache import Contents, fill_from, read_header
+from vae_lightning.storage.cache import BrokenImagesError, Contents, fill_from, read_header
 from vae_lightning.storage.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
 from vae_lightning.storage.examples import Images
 from vae_lightning.storage.files import Listing, MissingFileError, list_folder, read_file
@@ -124,7 +124,11 @@ class ImageFolder(CachedImages):
 
     def prepare_data(self) -> None:
         """Make the cache if it is missing or stale, and print a warning if the pixels look wrong."""
-        super().prepare_data()
+        try:
+            super().prepare_data()
+        except BrokenImagesError as error:
+            skip = "" if self.skip_broken else ", or leave them out by --data.skip_broken=true"
+            raise BrokenImagesError(error.problems, f"delete or replace such files{skip}") from error
         for warning in _pixel_warnings(self.load("train")):
             print(f"{self.data_dir}: {warning}", flush=True)
 
@@ -215,10 +219,12 @@ class ImageFolder(CachedImages):
             broken = self._find_broken(files)
             _write_note(note, json.dumps({"listing": listing, "broken": sorted(broken)}))
         if broken:
-            print(
-                f"{self.data_dir}: {len(broken)} images that cannot be read are left out; {note} lists them",
-                flush=True,
+            fault = (
+                "1 image that cannot be read is"
+                if len(broken) == 1
+                else f"{len(broken)} images that cannot be read are"
             )
+            print(f"{self.data_dir}: {fault} left out; {note} lists {'it' if len(broken) == 1 else 'them'}", flush=True)
         return [path for path in files if self._name(path) not in broken]
 
     def _find_broken(self, files: list[Path]) -> set[str]:

@@ -217,7 +217,8 @@ class DataModule(pl.LightningDataModule):
         if train and len(examples) < world_size:
             raise UserError(f"train: {len(examples)} examples for {world_size} processes: each needs one or more")
         if not train:
-            batch_size = evaluation_batch_size(len(examples), batch_size, world_size)
+            name = f"{split} of {type(self).__name__}"
+            batch_size = evaluation_batch_size(len(examples), batch_size, world_size, name)
         position = self._position if train and self.trainer else int
         transform, device = self.batch_transform(split), self._device()
         return Loader(examples, batch_size, train, transform, self.seed, rank, world_size, device, position)

@@ -6,7 +6,8 @@ results can be repeated: draw z = mean + scale * noise outside. The batch size o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,15 @@ from torch.distributions import Distribution
 from vae_lightning.distributions.flows import Flowed
 from vae_lightning.distributions.groups import Groups
 from vae_lightning.distributions.sphere import VonMisesFisherDistribution
-from vae_lightning.models.parts import InParts
-from vae_lightning.trace import distribution_name, has_mean, point
+from vae_lightning.models.parts import InParts, centre_or_sample
+from vae_lightning.trace import Trace, distribution_name, drawing, has_mean, point
 from vae_lightning.types import Batch, UserError
+
+_TOLERANCE = 1e-4  # of a part and the trace; rounding differs a little where a likelihood is computed in another order
+
+
+class PartDiffersError(UserError):
+    """An encoder or a decoder that differs from the trace, so that a file of it would be wrong."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +122,13 @@ def encoder_of(model: InParts, batch: Batch) -> Part:
         batch: Examples, such as a test batch.
 
     Raises:
-        UserError: if the model has no encoder without noise, or a q(z|x) has no such numbers.
+        UserError: if the model has no encoder without noise, a q(z|x) has no such numbers, or `infer` differs from the
+            trace.
     """
     read = _Read(batch)
-    posteriors = model.infer(read)
+    with _same_noise(model):
+        posteriors = model.infer(read)
+    _check_encoder(model, batch, posteriors)
     if not posteriors:
         raise UserError(f"{type(model).__name__} has no latent, so there is no encoder")
     outputs = tuple(_numbers_of(posteriors))
@@ -138,12 +148,14 @@ def decoder_of(model: InParts, batch: Batch) -> Part:
         batch: Examples, such as a test batch; their latents are the examples of the inputs.
 
     Raises:
-        UserError: if the model's p(x|z) is not a function of its latents, or has no mean in closed form.
+        UserError: if the model's p(x|z) is not a function of its latents, has no mean in closed form, or differs from
+            the trace's.
     """
-    posteriors = model.infer(batch)
-    latents = _Read({name: q.sample()[0 if len(q.batch_shape) > 1 else slice(None)] for name, q in posteriors.items()})
-    beside = _Read(batch)
+    model.infer(batch)  # raises UserError if a latent is enumerated or exists in some examples only
+    trace = model.checked_trace(batch)
+    latents, beside = _Read({name: latent.z[0] for name, latent in trace.latents.items()}), _Read(batch)
     p_x = model.decode_given(latents, beside)
+    _check_decoder(model, trace, p_x)
     output = "x_mean" if has_mean(p_x) else "x_mode"
     inputs = {name: values[name] for values in (latents, beside) for name in tuple(values.names)}
     part = Part("decoder", _Decoder(model, latents.names, beside.names), inputs, (output,))
@@ -167,6 +179,59 @@ def flows_of(model: InParts, batch: Batch) -> list[Part]:
             inputs = {f"{name}_base": q.q_0.sample(), f"{name}_context": q.context}
             parts.append(Part(f"flow_{name}", _FlowModule(q.flow), inputs, (name,)))
     return parts
+
+
+# -- parts and trace --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _same_noise(model: InParts) -> Iterator[None]:
+    """What draws noise draws the same each time: a q at a sample of another latent, or dropout in training."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        yield
+
+
+def _check_encoder(model: InParts, batch: Batch, posteriors: Mapping[str, Distribution]) -> None:
+    """Compare `infer` with the trace, which is what was trained: a subclass may have changed one of the two.
+
+    Raises:
+        PartDiffersError: if the latents differ, or the numbers of their q.
+    """
+    with _same_noise(model), drawing(centre_or_sample):
+        latents = model.checked_trace(batch).latents
+    owner, names = type(model).__name__, ", ".join(f'"{name}": q_{name}' for name in latents)
+    remedy = f"override infer(batch) too, and return the trace's {{{names}}}"
+    if list(posteriors) != list(latents):
+        lacks = [name for name in latents if name not in posteriors]
+        more = [name for name in posteriors if name not in latents]
+        parts = [f"{verb} {', '.join(some)}" for verb, some in (("lacks", lacks), ("adds", more)) if some]
+        fault = " and ".join(parts) or "has another order"
+        raise PartDiffersError(f"{owner}: infer {fault}, unlike its trace: {remedy}")
+    found, wanted = _numbers_of(posteriors), _numbers_of({name: latent.q for name, latent in latents.items()})
+    off = [name for name in {**found, **wanted} if _differ(found.get(name), wanted.get(name))]
+    if off:
+        raise PartDiffersError(f"{owner}: infer differs from its trace in {', '.join(off)}: {remedy}")
+
+
+def _check_decoder(model: InParts, trace: Trace, p_x: Distribution) -> None:
+    """Compare p(x|z) of `decode` with the trace's, at the trace's own z."""
+    found, wanted = point(p_x), trace.reconstruction()
+    if found is not None and _differ(found, wanted):
+        raise PartDiffersError(
+            f"{type(model).__name__}: decode differs from its trace in the mean of p(x|z): override decode(latents) "
+            "too, and return the trace's p(x|z) at these latents"
+        )
+
+
+def _differ(found: Tensor | None, wanted: Tensor | None) -> bool:
+    if found is None or wanted is None or found.shape != wanted.shape:
+        return True
+    return not torch.allclose(found.double(), wanted.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def _numbers_of(posteriors: Mapping[str, Distribution]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -61,25 +61,61 @@ class VAE(LatentVariableModel):
         self.prior = prior(latent_shape)
         self.encoder = encoder(image_shape, self.posterior.param_shape)  # phi
         self.decoder = decoder(latent_shape, self.likelihood.param_shape)  # theta
-        self.prior.bind(self.encode, image_shape)
+        self.prior.bind(self.q_z, image_shape)
+
+        self._is_encoding = False
+
+    def q_z(self, x: Tensor) -> Distribution:
+        """Return q(z|x) of the slots `encoder` and `posterior`: batch [B], event [D] or [c, h, w].
+
+        A `trace` of your own calls this; everything else calls `encode`, which asks the trace. A subclass with another
+        q(z|x) overrides this, or `encode`.
+
+        Args:
+            x: [B, C, H, W].
+        """
+        return self._slots_q_z(x) if type(self).encode is VAE.encode else self.encode(x)
 
     def encode(self, x: Tensor | Batch) -> Distribution:
-        """Return q(z|x): batch [B], event [D], or event [c, h, w] if the latent is a set of feature maps."""
-        return self.posterior(self.encoder(as_batch(x)["x"]))
+        """Return the trace's q(z|x): batch [B], event [D], or event [c, h, w] if the latent is a set of feature maps.
+
+        Of a subclass with several latents this is a mapping by name.
+
+        Args:
+            x: [B, C, H, W], or a batch.
+
+        Raises:
+            UserError: if it is called by the trace itself, which would never end.
+        """
+        if type(self).trace is VAE.trace and type(self).q_z is VAE.q_z:
+            return self._slots_q_z(as_batch(x)["x"])  # the same, without the decoder
+        if self._is_encoding:
+            raise UserError(
+                f"{type(self).__name__}: its trace calls encode, which asks the trace; call self.q_z(x) there, the "
+                "q(z|x) of the encoder"
+            )
+        self._is_encoding = True
+        try:
+            return cast(Distribution, super().encode(x))
+        finally:
+            self._is_encoding = False
 
     def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x = batch["x"]  # [B, C, H, W]
-        q_z = self.encode(x)  # batch [B], event [D]
+        q_z = self.q_z(x)  # batch [B], event [D]
         z = draw(q_z, num_samples)  # [K, B, D]
         p_x = self.likelihood(self.decoder(z))  # batch [K, B], event [C, H, W]
         return Trace(x, p_x, {"z": Latent(z, q_z, self.prior())})
 
     def infer(self, batch: Batch) -> Mapping[str, Distribution]:
-        return {"z": self.encode(batch["x"])}
+        return {"z": self.q_z(batch["x"])}
 
     def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
         (z,) = named_latents("VAE", latents, ["z"])
         return self.likelihood(self.decoder(z))
+
+    def _slots_q_z(self, x: Tensor) -> Distribution:
+        return self.posterior(self.encoder(x))
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:

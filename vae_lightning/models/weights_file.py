@@ -8,9 +8,11 @@ Both need the package safetensors (extra `export` or `hub`).
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,6 +30,30 @@ from vae_lightning.types import Batch, UserError
 FILE = "model.safetensors"
 """The name of the file in a folder for the hub."""
 _LARGEST_HEADER = 10 * 2**20
+
+
+def import_extra(name: str, extra: str, purpose: str) -> ModuleType:
+    """Return a module of a package that comes with an extra.
+
+    Args:
+        name: The module.
+        extra: The extra of vae_lightning that installs it.
+        purpose: What needs it: the beginning of the message.
+
+    Raises:
+        UserError: if it is not installed, or its import fails, as that of a package for another Python does.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # a broken package may raise anything: ImportError, OSError of a library, ...
+        package = name.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            fault, remedy = "is not installed", f"pip install 'vae_lightning[{extra}]'"
+        else:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            fault = f"is installed but cannot be imported ({reason})"
+            remedy = f"pip install --force-reinstall {package}, which comes with 'vae_lightning[{extra}]'"
+        raise UserError(f"{purpose} needs {package}, which {fault}: {remedy}") from error
 
 
 def config_of(model: LatentVariableModel) -> dict[str, Any]:
@@ -50,8 +76,7 @@ def to_safetensors(model: LatentVariableModel) -> bytes:
     Args:
         model: The model; tensors that share memory are written once for each name.
     """
-    from safetensors.torch import save
-
+    save = import_extra("safetensors.torch", "export", "model.safetensors").save
     state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
     contents: bytes = save(state, metadata={"format": "pt", "config": json.dumps(config_of(model))})
     return contents
@@ -100,8 +125,8 @@ def from_safetensors(contents: bytes, path: Path, trusted: Sequence[str] = ()) -
     Raises:
         UserError: as `load_safetensors`.
     """
+    tensors_of = import_extra("safetensors.torch", "export", str(path)).load
     from safetensors import SafetensorError
-    from safetensors.torch import load as tensors_of
 
     try:
         size = int.from_bytes(contents[:8], "little")

@@ -53,8 +53,8 @@ class Contents(NamedTuple):
     """The number of threads that call `fill`, None for one per core. Take 1 if `fill` uses all cores, as torch does."""
 
 
+# what the parser of an edited or broken header may raise
 _UNREADABLE = (OSError, UserError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
-"""What the parser of an edited or broken header may raise."""
 _CHUNK_BYTES = 8 * 2**20
 _CHUNK_IMAGES = 64
 """The limit of a chunk, so that even a thousand large photographs keep sixteen cores busy, and the bar moves."""
@@ -65,13 +65,14 @@ class BrokenImagesError(UserError):
 
     Args:
         problems: A line for each image.
+        remedy: What the user can do.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = list(problems)
-        shown = "; ".join(self.problems[:3])
+    def __init__(self, problems: Sequence[str], remedy: str = "delete or replace such files") -> None:
+        self.problems, shown = list(problems), "; ".join(problems[:3])
         more = f"; and {len(self.problems) - 3} more (vae-lightning check-data lists all)" if self.problems[3:] else ""
-        super().__init__(f"{len(self.problems)} unusable image{'s' if self.problems[1:] else ''}: {shown}{more}")
+        plural = "s" if self.problems[1:] else ""
+        super().__init__(f"{len(self.problems)} unusable image{plural}: {shown}{more}; {remedy}")
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,7 @@ def _check_share(share: float, batch_size: int) -> None:
         )
 
 
-def evaluation_batch_size(total: int, batch_size: int, world_size: int) -> int:
+def evaluation_batch_size(total: int, batch_size: int, world_size: int, name: str = "the split") -> int:
     """The batch size of an evaluation: at most `batch_size`, and small enough for eight batches and one per rank.
 
     The result is the same for 1 to 8 ranks. These evaluate the same batches with the same noise and get the same
@@ -228,12 +228,13 @@ def evaluation_batch_size(total: int, batch_size: int, world_size: int) -> int:
         total: The number of examples.
         batch_size: The largest batch.
         world_size: The number of ranks.
+        name: The split and its data set, for messages.
 
     Raises:
         UserError: if there is no example, or fewer examples than ranks.
     """
     if total == 0:
-        raise UserError("the split has no examples: there is nothing to evaluate")
+        raise UserError(f"{name} has no examples: there is nothing to evaluate")
     if total < world_size:
         raise UserError(f"{total} examples for {world_size} ranks: each needs one to evaluate; use fewer devices")
     min_batches = max(world_size, min(total, _EVALUATION_BATCHES))

@@ -41,7 +41,7 @@ class MyVAE(VAE):
         """
         x = batch["x"]  # [B, C, H, W]
         seen = x if step is None else x + self.noise * torch.randn_like(x)
-        q_z = self.encode(seen)  # batch [B], event [D]
+        q_z = self.q_z(seen)  # batch [B], event [D]
         z = draw(q_z, num_samples)  # [K, B, D], with its gradient
         p_x = self.likelihood(self.decoder(z))  # batch [K, B], event [C, H, W]
         return Trace(x, p_x, {"z": Latent(z, q_z, self.prior())})

@@ -44,6 +44,11 @@ class Part:
     files: list[str]
     class_names: list[str]
 
+    @property
+    def names(self) -> list[str]:
+        """The file of each example, else its number as text: the column `name` of tables."""
+        return self.files or [str(i) for i in self.index.tolist()]
+
 
 def add_example_arguments(parser: argparse.ArgumentParser) -> None:
     """Add RUN, `--split` or `--folder`, `--label`, `--batch_size` and `--seed`.

@@ -1,7 +1,7 @@
 """`embed RUN`: write mean and scale of q(z|x) of every example of a split or of your own folder, and draw them.
 
-The table has a row for each example: file, label, name of the class, and the numbers of each latent. The picture shows
-the means in a plane: the latent itself if it has two dimensions, else the two largest directions.
+The table has a row for each example: number, name (a file), label, name of the class, and the numbers of each latent.
+The picture shows the means in a plane: the latent itself if it has two dimensions, else the two largest directions.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from vae_lightning.verbs._examples import FolderExamples, Part, SplitExamples, a
 from vae_lightning.verbs._tables import FORMATS, Rows, open_table, table_format
 
 _MOST_POINTS = 5000
+_SMALL = 0.01  # a share of the variance
 
 
 def make_parser(prog: str, description: str) -> Parser:
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     except OSError as error:
         raise not_written(output, error) from error
     print(*examples.report(), sep="\n", end="\n" * bool(examples.report()))
-    shapes = ", ".join(f"{name} {list(value.shape[1:])}" for name, value in rows.items())
+    shapes = ", ".join(f"{name} {list(value.shape[1:]) or 'one number'}" for name, value in rows.items())
     print(f"{'examples':<12}{count:,}: {shapes}\n{'table':<12}{output}", flush=True)
     _draw(points, examples, checkpoint, output)
 
@@ -91,9 +92,8 @@ def _encode(model: LatentVariableModel, part: Part, seed: int, is_first: bool) -
 
 def _columns(part: Part, rows: Mapping[str, np.ndarray], source: str) -> Rows:
     """The columns of the table: what is known of each example, then its numbers."""
-    files = {"file": part.files} if part.files else {}
     names = {"class_name": part.class_names} if "label" in rows or any(part.class_names) or part.files else {}
-    return {"index": part.index.numpy(), **files, "source": [source] * len(part.index), **names, **rows}
+    return {"index": part.index.numpy(), "name": part.names, "source": [source] * len(part.index), **names, **rows}
 
 
 class _Points:
@@ -135,11 +135,16 @@ def _draw(points: _Points, examples: SplitExamples | FolderExamples, checkpoint:
         print(f"{'picture':<12}none: {reason}", flush=True)
         return
     plane, axes, share = _plane(z, points.latent or "z")
+    # a direction of almost no variance, stretched to the frame, would look as if it told the examples apart
+    limits = _one_scale(plane) if z.shape[1] > 2 and plane[:, 1].var() < _SMALL * z.var(0).sum() else None
     classes = sorted(set(points.names), key=lambda name: (len(name), name) if name.isdecimal() else (99, name))
     labels = torch.tensor([classes.index(name) for name in points.names]) if any(classes) else None
     title = f"{points.latent} of {len(z):,} of {examples.total:,} examples, {examples.name}, {checkpoint.name}{share}"
-    still = beside(title, scatter(plane, labels, [name or "no class" for name in classes], axes=axes))
-    write_picture(Picture(still), output.with_suffix(".png"))
+    still = beside(title, scatter(plane, labels, [name or "no class" for name in classes], limits, axes=axes))
+    path = output.with_suffix(".png")
+    if path.exists():
+        print(f"{'note':<12}an older picture is replaced: {path}", flush=True)
+    write_picture(Picture(still), path)
 
 
 def _plane(z: Tensor, name: str) -> tuple[Tensor, tuple[str, str], str]:
@@ -149,8 +154,17 @@ def _plane(z: Tensor, name: str) -> tuple[Tensor, tuple[str, str], str]:
     centred = z - z.mean(0)
     _, size, directions = torch.linalg.svd(centred, full_matrices=False)
     variance = size.square() / size.square().sum().clamp(min=1e-12)
-    axes = (f"direction 1 ({variance[0]:.0%})", "dir. 2")
+    first, second = (f"{one:.0%}" if one >= _SMALL else "<1%" for one in variance[:2].tolist())
+    axes = (f"direction 1 ({first})", f"dir. 2\n({second})")
     return centred @ directions[:2].T, axes, f"; the plane has {variance[:2].sum():.0%} of the variance"
+
+
+def _one_scale(points: Tensor) -> tuple[float, float, float, float]:
+    """The square frame around all points."""
+    low, high = points.amin(0), points.amax(0)
+    half = max((high - low).max().item() * 0.53, 1e-6)
+    x, y = ((low + high) / 2).tolist()
+    return x - half, x + half, y - half, y + half
 
 
 COMMAND = Command(make_parser, run)

@@ -27,9 +27,16 @@ from vae_lightning.models.export_files import (
     run_pt2,
     worst_difference,
 )
-from vae_lightning.models.exporting import Part, decoder_of, encoder_of, flows_of
+from vae_lightning.models.exporting import Part, PartDiffersError, decoder_of, encoder_of, flows_of
 from vae_lightning.models.loading import load_model
-from vae_lightning.models.weights_file import FILE, config_of, from_safetensors, reload_difference, to_safetensors
+from vae_lightning.models.weights_file import (
+    FILE,
+    config_of,
+    from_safetensors,
+    import_extra,
+    reload_difference,
+    to_safetensors,
+)
 from vae_lightning.noise import reseed
 from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.whole_files import write_whole
@@ -103,12 +110,15 @@ def _check_packages(form: str, upload: str | None) -> None:
     extra, names = _PACKAGES[form]
     if upload and form != "hub":
         raise UserError(f"export: --upload {upload} needs --format hub; {form} writes files for other programs")
-    missing = [name for name in (*names, *(("huggingface_hub",) if upload else ())) if find_spec(name) is None]
+    names += ("huggingface_hub",) if upload else ()
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise UserError(
             f"export: --format {form} needs {', '.join(missing)}, which is not installed: pip install "
             f"'vae_lightning[{extra}]'"
         )
+    for name in names:
+        import_extra(name, extra, f"export: --format {form}")
 
 
 def _examples(model: LatentVariableModel, checkpoint: Path, trusted: list[str]) -> tuple[Batch, str]:
@@ -149,7 +159,7 @@ def _export_parts(model: LatentVariableModel, batch: Batch, form: str, folder: P
 
 
 def _parts(model: LatentVariableModel, batch: Batch) -> tuple[list[Part], list[str]]:
-    """Return the parts that the model has, and a line for each that it lacks."""
+    """Return the parts that the model has, and a line for each that it lacks; raise if one is wrong."""
     parts: list[Part] = []
     refusals = []
     makers: tuple[Callable[[], list[Part]], ...] = (
@@ -160,6 +170,8 @@ def _parts(model: LatentVariableModel, batch: Batch) -> tuple[list[Part], list[s
     for make in makers:
         try:
             parts += make()
+        except PartDiffersError as error:
+            raise UserError(f"export: {error}; --format safetensors serves every model") from error
         except UserError as error:
             refusals.append(str(error))
     return parts, list(dict.fromkeys(refusals))

@@ -77,7 +77,7 @@ def check_name(name: str) -> None:
     if not is_name:
         words = re.sub(r"[^a-z0-9]+", "_", Path(name).name.lower()).strip("_")
         words = words if words[:1].isalpha() else f"my_{words or 'project'}"
-        words = f"my_{words}" if keyword.iskeyword(words) else words
+        words = f"my_{words}" if keyword.iskeyword(words) or _is_taken(words) else words
         raise UserError(f"new: {name!r} is no name of a package: small letters, digits and _, such as {words}")
 
 
@@ -90,8 +90,12 @@ def check_free(name: str) -> None:
     Raises:
         UserError: with a name that would do.
     """
-    if name in _TAKEN or name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None:
+    if _is_taken(name):
         raise UserError(f"new: {name} is the name of something else; take another, such as my_{name}")
+
+
+def _is_taken(name: str) -> bool:
+    return name in _TAKEN or name in sys.stdlib_module_names or importlib.util.find_spec(name) is not None
 
 
 def write_project(name: str, folder: Path) -> None:

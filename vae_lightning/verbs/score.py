@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -32,10 +32,11 @@ _SHOWN = 10
 _ELBO_SAMPLES = 20
 
 
-class Score(NamedTuple):
+@dataclass(frozen=True)
+class Score:
     """One example's numbers, in nats; `effective_samples` of the K importance samples."""
 
-    example: int
+    index: int
     name: str
     class_name: str
     nll: float
@@ -101,13 +102,12 @@ def score(model: LatentVariableModel, part: Part, num_samples: int, seed: int) -
     elbo = trace.mean(trace.log_likelihood()) - (sum(kls[1:], kls[0]) if kls else 0)
     found = importance_estimate(model, batch, num_samples)
     numbers = zip((-found.log_p).tolist(), elbo.tolist(), found.effective_samples.tolist(), strict=True)
-    names = part.files or [str(i) for i in part.index.tolist()]
-    known = zip(part.index.tolist(), names, part.class_names, strict=True)
+    known = zip(part.index.tolist(), part.names, part.class_names, strict=True)
     return [Score(*facts, *three) for facts, three in zip(known, numbers, strict=True)]
 
 
 def _write(scores: Sequence[Score], output: Path) -> None:
-    columns = {name: list(values) for name, values in zip(Score._fields, zip(*scores, strict=True), strict=True)}
+    columns = {one.name: [getattr(score, one.name) for score in scores] for one in fields(Score)}
     columns["name"] = [text.replace("\n", " ") for text in columns["name"]]
     try:
         with open_table(output, "csv") as table:
@@ -120,7 +120,7 @@ def _print(scores: Sequence[Score], num_samples: int) -> None:
     """The most unusual examples, and the mean over all with its standard error."""
     shown = scores[:_SHOWN]
     width = max(len(one.name) for one in shown)
-    print(f"{'-log p(x)':>12} {'ELBO':>12}  {'example':<{width}}  class".rstrip())
+    print(f"{'-log p(x)':>12} {'ELBO':>12}  {'name':<{width}}  class".rstrip())
     for one in shown:
         print(f"{number(one.nll):>12} {number(one.elbo):>12}  {one.name:<{width}}  {one.class_name}".rstrip())
     summary = MeanAndError()
