@@ -407,7 +407,11 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "callback-key": ([*FIT, "--nll.num_sample=3"], 2, r"--nll\.num_sample"),
     "verb": (["trian", "-c", DIGITS], 2, r"'trian' \(did you mean train\?\); known: train, fit"),
     # wrong classes
-    "no-class": ([*FIT, "--model.encoder=NoSuchNet"], 2, r"model\.encoder: NoSuchNet .*ConvEncoder, GatedMLP, LocalConv, MLP"),
+    "no-class": (
+        [*FIT, "--model.encoder=NoSuchNet"],
+        2,
+        r"model\.encoder: NoSuchNet .*ConvEncoder, GatedMLP, LocalConv, MLP",
+    ),
     "encoder": ([*FIT, "--model.encoder=ELBO"], 2, r"model\.encoder: ELBO is no Network"),
     "decoder": ([*FIT, "--model.decoder=Bernoulli"], 2, r"model\.decoder: Bernoulli is no Network"),
     "posterior": ([*FIT, "--model.posterior=StandardNormal"], 2, r"model\.posterior: StandardNormal is no Family"),
