@@ -73,6 +73,8 @@ def test_command(command: str, trained_run: Path, tmp_path: Path, monkeypatch: p
     if args[0] in ("fit", "train"):
         args += [f"--runs_dir={tmp_path}", *(SMALL if "--ckpt_path" not in args else SMALL[3:])]
         args = [arg for arg in args if not arg.startswith("--trainer.max_epochs=")] + ["--trainer.max_epochs=2"]
+    elif args[0] == "runs":
+        args += [str(trained_run.parents[2])]  # a fresh checkout has no runs/
     elif args[0] == "test":
         args += [f"--runs_dir={tmp_path}", *SMALL[4:]]
     assert main(args) == 0

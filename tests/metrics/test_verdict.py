@@ -131,8 +131,8 @@ def test_information_at_its_ceiling_is_said_to_be() -> None:
         of_width(1e-4)(model)
     said = verdict_of(model, Evaluation()).summary
     assert (
-        f"z mutual information {math.log(400):.3f} +- ? nats (log 400 = {math.log(400):.3f} nats: the mutual information cannot be"
-        in said
+        f"z mutual information {math.log(400):.3f} +- ? nats (log 400 = {math.log(400):.3f} nats: the mutual "
+        "information cannot be" in said
     )
 
 
