@@ -330,7 +330,7 @@ def test_an_infer_that_takes_the_traces_q_is_exported() -> None:
 def test_encode_gives_q_of_the_trace() -> None:
     model, x = OWN().eval(), torch.rand(5, *SHAPE)
     torch.testing.assert_close(model.encode(x).mean, model.q_z(-x).mean)
-    torch.testing.assert_close(model.codes(x)["z"], model.q_z(-x).mean)
+    torch.testing.assert_close(model.codes_of(x)["z"], model.q_z(-x).mean)
     assert list(WithW(*OWN.args, **NETS).encode(x)) == ["z", "w"]  # type: ignore[arg-type,call-overload]
 
 

@@ -85,14 +85,14 @@ def test_forward_decodes_the_posteriors_mean() -> None:
     model, batch = made("VAE")
     q = model.encode(batch["x"])
     assert torch.equal(model(batch["x"]), model.decode({"z": q.mean}).mean)  # type: ignore[union-attr]
-    assert torch.equal(model.codes(batch)["z"], q.mean)  # type: ignore[union-attr]
+    assert torch.equal(model.codes_of(batch)["z"], q.mean)  # type: ignore[union-attr]
 
 
 @EVERY
 def test_codes_lie_in_the_space_of_the_prior(name: str) -> None:
     model, batch = made(name)
     trace = model.checked_trace(batch)
-    codes = model.codes(batch)
+    codes = model.codes_of(batch)
     assert codes.keys() == trace.latents.keys()
     for latent, code in codes.items():
         assert code.shape == trace.latents[latent].z.shape[1:]
@@ -129,7 +129,7 @@ def test_on_a_sphere_the_way_is_an_arc_of_equal_steps(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("start", ["posterior", "prior"])
 def test_a_traverse_through_the_code_passes_the_reconstruction(name: str, start: Any) -> None:
     model, batch = made(name)
-    codes = model.codes(batch)
+    codes = model.codes_of(batch)
     latent = {"AIR": "z_what", "DLGM": "z2", "ladder": "z1", "bottom-up": "z1"}.get(name, "z")
     value = codes[latent][0].flatten()[1]
     values = torch.stack([value, value * 0.5 + 0.2])

@@ -150,7 +150,7 @@ class Looking(pl.LightningModule):
         q = {name: latent.q for name, latent in self.look(as_batch(x)).latents.items()}
         return next(iter(q.values())) if len(q) == 1 else q
 
-    def codes(self, x: Tensor | Batch) -> dict[str, Tensor]:
+    def codes_of(self, x: Tensor | Batch) -> dict[str, Tensor]:
         """Return the point of each q(z|x) by the name of the latent: [B, *event]; `decode` takes them.
 
         The point is the posterior's mean as in `forward`, or the mean of 64 draws if q has no closed-form mean.
@@ -295,7 +295,7 @@ class Looking(pl.LightningModule):
         return trace
 
     def look(self, batch: Batch) -> Trace:
-        """Return the trace at the points of the posteriors, as in `codes`.
+        """Return the trace at the points of the posteriors, as in `codes_of`.
 
         Args:
             batch: The batch.

@@ -292,7 +292,7 @@ def _pixels(data: object, x: Tensor, like: Tensor) -> Tensor:
 def _codes(model: LatentVariableModel, images: Batch) -> dict[str, Tensor]:
     """The codes of all images, [N, *event] by name; whole numbers as they are."""
     parts = [
-        model.codes({name: values[i : i + _ROWS_AT_ONCE] for name, values in images.items()})
+        model.codes_of({name: values[i : i + _ROWS_AT_ONCE] for name, values in images.items()})
         for i in range(0, len(images["x"]), _ROWS_AT_ONCE)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
