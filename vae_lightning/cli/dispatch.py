@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import sys
-import warnings
 
 from vae_lightning.cli.errors import flags_of, one_line
 from vae_lightning.cli.help import LIGHTNING_VERBS, own_verbs
 from vae_lightning.cli.trainer_checks import refusal
 from vae_lightning.runs.folder import Complete
+from vae_lightning.runs.notes import silence_notes
 from vae_lightning.runs.suggestions import hint
 from vae_lightning.runs.trust import trust
 from vae_lightning.types import UserError
@@ -26,7 +25,8 @@ def run(args: list[str]) -> int:
     Args:
         args: The command and its arguments, without the program's name.
     """
-    _silence_notes()
+    silence_notes()  # again, because a test or a host program may have reset the warnings
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls deprecated functions
     try:
         _run(args[0], *_without_trust(args[1:]))
     except Complete as complete:
@@ -82,21 +82,3 @@ def _without_trust(args: list[str]) -> tuple[list[str], list[str]]:
     """Return the arguments of any verb without `--trust my_pkg`, and the packages that `--trust` names."""
     with_trust, rest = Parser("vae-lightning", add_help=False).parse_known_args(args)
     return rest, [name.strip() for names in with_trust.trust for name in names.split(",")]
-
-
-def _silence_notes() -> None:
-    """Hide Lightning's messages about itself, and its warnings about settings that this package chooses on purpose."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).addFilter(lambda record: not _is_note(record.getMessage()))
-    notes = (".*does not have many workers.*", ".*LeafSpec.*", "Checkpoint directory .* exists and is not empty")
-    for text in notes:
-        warnings.filterwarnings("ignore", message=text)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls deprecated functions
-
-
-def _is_note(text: str) -> bool:
-    starts = (
-        *("💡", "GPU available", "TPU available", "HPU available", "Seed set to", "`Trainer.fit` stopped"),
-        *("Restoring states from", "Restored all states", "Loaded model weights", "`weights_only` was not"),
-    )
-    return text.startswith(starts)
