@@ -139,6 +139,7 @@ def test_within_an_epoch_another_number_of_ranks_is_refused_and_between_two_it_i
     assert re.search(r"from within an epoch \(6 batches seen, 20 now\).*only the same devices.*: devices 2 -> 1;", said)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_within_an_epoch_as_if_never_stopped(two: Path, tmp_path: Path) -> None:
     """Both ranks are equal bit for bit: the gradient is the mean over ranks, and each rank draws its own noise."""
     half = ("fit", "-c", DIGITS, *EPOCHS, *TWO, "--trainer.logger=false", f"--runs_dir={tmp_path}", "--run_id=half")

@@ -151,6 +151,7 @@ def test_without_the_users_word_it_is_refused(here: Path, verb: str, capfd: pyte
     assert "imported" not in out
 
 
+@pytest.mark.slow
 def test_the_last_line_of_a_run_recommends_a_command_that_works(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*VERBS["resume"], "--trust=own_pkg"]) == 0
     line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("next "))

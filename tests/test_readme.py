@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vae_lightning.__main__ import main
+from vae_lightning.cli import seeds
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -70,6 +71,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_command(command: str, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = shlex.split(command.replace("RUN", str(trained_run)))[1:]
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(seeds, "_run", main)  # --seeds would start a process for each run
     if args[0] in ("fit", "train"):
         args += [f"--runs_dir={tmp_path}", *(SMALL if "--ckpt_path" not in args else SMALL[3:])]
         args = [arg for arg in args if not arg.startswith("--trainer.max_epochs=")] + ["--trainer.max_epochs=2"]

@@ -141,7 +141,7 @@ def test_what_gives_no_file_is_one_line(
     err = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert len(err) == 1
     assert message in err[0]
-    assert not list(run.glob("*.npz"))
+    assert not list(run.glob("predictions*"))
 
 
 def test_a_file_that_cannot_be_written_is_one_line(
