@@ -438,6 +438,7 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
     return {name: value for metric in [*metrics, frechet] for name, value in metric.compute().items()} | spread
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     """Of 41 images one rank has batches of 8, 8 and 8, the other 8, 8 and 1. This process is rank 0."""
     one, store = over_images(0, 1), str(tmp_path / "store")
