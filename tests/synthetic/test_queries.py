@@ -34,7 +34,10 @@ def test_the_size_of_the_grammar_is_the_one_that_its_page_tells(sentences: list[
     found = queries.all_queries()
     assert len({word for form in found for word in form.split()}) == 41
     assert max(len(form.split()) for form in found) == 9
-    assert max(len(sentence.split()) for one in sentences for sentence in one) == 19
+    assert max(len(sentence.split()) for one in sentences for sentence in one) == queries.LONGEST_SENTENCE == 19
+    words = {word for one in sentences for sentence in one for word in sentence.split()}
+    assert sorted({*words, *queries.STATES, *queries.RIVERS}) == queries.sentence_words()
+    assert len(queries.sentence_words()) == 76
     second = [second_language(query).split() for query in found.values()]
     assert (len({word for words in second for word in words}), max(map(len, second))) == (75, 10)
     drawn = {query.form for _, query in queries.draw_pairs(torch.arange(4000), 0)}

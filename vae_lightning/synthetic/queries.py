@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from torch import Tensor
@@ -38,6 +38,8 @@ _PLACE_PHRASES = {
     "state": ("{name}", "the state of {name}"),
     "river": ("the {name}", "the {name} river", "the river {name}"),
 }
+LONGEST_SENTENCE = 19
+"""The largest number of words in a sentence."""
 _FORM_NUMBERS, _PHRASE_NUMBERS = 8, 5  # the random numbers of a draw
 _CAPITAL = ("capital",)
 
@@ -150,9 +152,9 @@ def draw_query(numbers: Sequence[int]) -> Query:
         numbers: Whole numbers from 0 to 65535: for depth, kind of the place, its name, the relations, whether there is
             a superlative, which one, whether there is an attribute, which one.
     """
-    depth, kind, name, chain, has_superlative, which, has_attribute, attribute = numbers
+    depth, kind, name, relation, has_superlative, which, has_attribute, attribute = numbers
     place = _choose(("state", "state", "state", "river"), kind)
-    relations = _choose(_chains(place, _choose((0, 1, 1, 1, 2, 2), depth)), chain)
+    relations = _choose(_chains(place, _choose((0, 1, 1, 1, 2, 2), depth)), relation)
     query = Query("", relations, "", 0, place, _choose(PLACES[place], name))
     superlatives = _superlatives_of(relations)
     if superlatives and 3 * has_superlative < 2**16:
@@ -202,11 +204,19 @@ def all_queries() -> dict[str, Query]:
 
 
 @cache
+def sentence_words() -> list[str]:
+    """Return every word that stands in a sentence, in alphabetical order."""
+    phrases = [*chain(*QUESTIONS.values(), *_PLACE_PHRASES.values(), *_ADJECTIVES.values(), *PLACES.values())]
+    phrases += ["is are the", *(" ".join(phrase) for relation in RELATIONS for phrase in relation.phrases)]
+    return sorted({word for phrase in phrases for word in phrase.split() if "{" not in word})
+
+
+@cache
 def _chains(place: str, depth: int) -> tuple[tuple[Relation, ...], ...]:
     """The chains of `depth` relations that fit to a place, the outermost relation first."""
     chains: list[tuple[Relation, ...]] = [()]
     for _ in range(depth):
-        chains = [(r, *chain) for chain in chains for r in RELATIONS if r.of == (chain[0].gives if chain else place)]
+        chains = [(r, *rest) for rest in chains for r in RELATIONS if r.of == (rest[0].gives if rest else place)]
     return tuple(chains)
 
 
