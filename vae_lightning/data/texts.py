@@ -77,10 +77,10 @@ class Words:
 class AsTokens(BatchTransform):
     """Turn stored numbers of words into int64: `x` and `sentence`."""
 
-    changes = frozenset({"x", "sentence"})
+    changes = frozenset(FIELDS)
 
     def apply(self, batch: Batch, draw: Draw) -> Batch:
-        return {name: batch[name].long() for name in self.changes}
+        return {name: batch[name].long() for name in FIELDS}
 
 
 class LabelledAlone(AsTokens):
