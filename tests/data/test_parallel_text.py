@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from vae_lightning.data import GeoQuery, ParallelText
+from tests.helpers import REPOSITORY
+from vae_lightning.__main__ import main
+from vae_lightning.data import GeoQuery, ParallelText, Words
+from vae_lightning.data.loading import build_data
+from vae_lightning.data.texts import END, UNKNOWN
 from vae_lightning.types import UNKNOWN_TOKEN, UserError
 from vae_lightning.verbs import check_data
 
+PAGE = (REPOSITORY / "docs" / "own_text.md").read_text()
 TRAIN = "a red house\trotes Haus\n\na  house\tHaus\nthe red sun\tdie rote Sonne\nthe sun\tdie Sonne\n"
 FILES = {
     "pairs.train.tsv": TRAIN,
@@ -74,6 +82,14 @@ def test_words_that_training_has_not_are_unknown(write: Write) -> None:
     assert rare.words["sentence"].words[2:] == ("a", "house", "red", "sun", "the")
     assert "rotes" not in rare.words["x"]
     assert len(ParallelText(str(write()), lowercase=True).words["x"].words) == 9
+
+
+def test_the_names_of_end_and_unknown_are_unknown_words_in_a_text() -> None:
+    words = Words(["a", END, UNKNOWN])
+    assert words.words == (END, UNKNOWN, "a")
+    assert words.encode([f"a {END} a {UNKNOWN}"], 6).tolist() == [[2, 1, 2, 1, 0, -1]]
+    assert END not in words
+    assert UNKNOWN not in words
 
 
 def test_all_sentences_of_a_text_are_its_references(write: Write) -> None:
@@ -180,6 +196,31 @@ def test_check_data_lists_the_faults_of_all_files(write: Write, capsys: pytest.C
         check(write({"pairs.val.tsv": "one\n", "unlabelled.txt": "one\ttwo\n"}))
     capsys.readouterr()
     assert "train: 6 examples: x int32 [4], length int64 []" in check(write(), max_unknown=0.3)
+
+
+def test_the_options_of_the_page_are_those_of_the_data(write: Write) -> None:
+    options = dict(re.findall(r"--data\.(\w+)=(\S+?)`", PAGE))
+    options = {name: yaml.safe_load(value) for name, value in options.items()} | {"num_pairs": 3}
+    assert len(options) == 7
+    data = build_data(
+        {"class_path": "vae_lightning.data.ParallelText", "init_args": {"data_dir": str(write()), **options}}
+    )
+    data.setup("fit")
+    assert not {name: value for name, value in options.items() if getattr(data, name) != value}
+
+
+@pytest.mark.slow
+def test_the_command_of_the_page_checks_the_files(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (command,) = re.findall(r"```sh\nvae-lightning (.*?)\n```", PAGE)
+    folder = write({"pairs.test.tsv": "the house\tdas Haus\n"})
+    monkeypatch.chdir(folder.parent)
+    assert main(shlex.split(command.replace("my_pairs", folder.name))) == 0
+    assert "val: unknown words: 0 of 2 in sentence, 0 of 2 in x" in capsys.readouterr().out
+    (folder / "pairs.val.tsv").write_text("a sun Sonne\n")
+    assert main(shlex.split(command.replace("my_pairs", folder.name))) == 1
+    assert "pairs.val.tsv: line 1 has 1 column" in capsys.readouterr().out
 
 
 def form(logic: str, split: str, *sentences: tuple[str, str]) -> dict[str, Any]:
