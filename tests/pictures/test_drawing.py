@@ -146,3 +146,20 @@ def test_classes_are_named_where_they_are_known() -> None:
     plain = reconstructions(model(VAE), names, {"x": X}, 0, "title").still
     assert plain is not None
     assert named.shape[1] == plain.shape[1] + 16
+
+
+class Naming(VAE):
+    """Adds a row of a field, as numbers that the data know to show."""
+
+    def panes(self, trace: Trace) -> Mapping[str, tuple[str, Tensor]]:
+        return {"row": ("words", torch.arange(len(trace.x)))}
+
+
+def test_the_data_show_the_values_of_a_field_that_a_model_adds() -> None:
+    def field(name: str, values: Tensor) -> list[str]:
+        return [f"{name}-{value}" for value in values.tolist()]
+
+    text = reconstructions(model(Naming), SimpleNamespace(show_field=field), {"x": X}, 0, "title").text
+    assert text is not None
+    assert [line.split()[-1] for line in text.splitlines()[2:]] == ["words-0", "words-1", "words-2"]
+    assert reconstructions(model(Naming), None, {"x": X}, 0, "title").text is None

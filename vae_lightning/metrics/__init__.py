@@ -13,6 +13,7 @@ from vae_lightning.metrics.likelihood import MarginalLikelihood, MeanAndError, l
 from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.metrics.rows import SpreadRows
 from vae_lightning.metrics.scenes import SceneScores, foreground_ari
+from vae_lightning.metrics.texts import TextScores
 from vae_lightning.metrics.transitions import TransitionScores
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Reconstruction",
     "SceneScores",
     "SpreadRows",
+    "TextScores",
     "TransitionScores",
     "draw_missing",
     "foreground_ari",

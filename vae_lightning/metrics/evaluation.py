@@ -15,6 +15,7 @@ from vae_lightning.metrics.latents import LatentUnits, RateDistortion, update_me
 from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.metrics.scenes import SceneScores
+from vae_lightning.metrics.texts import TextScores
 from vae_lightning.metrics.transitions import TransitionScores
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, UserError
@@ -28,6 +29,7 @@ DEFAULT: tuple[type[Evaluator], ...] = (
     FoundAccuracy,
     SceneScores,
     TransitionScores,
+    TextScores,
 )
 
 
@@ -40,7 +42,8 @@ class Evaluation(pl.Callback):
 
     Args:
         metrics: The metrics to compute. null: each of RateDistortion, LatentUnits, Information, Reconstruction,
-            Disentanglement, FoundAccuracy, SceneScores and TransitionScores that applies to the model and the data.
+            Disentanglement, FoundAccuracy, SceneScores, TransitionScores and TextScores that applies to the model and
+            the data.
         also: Metrics to compute in addition to `metrics`, such as FrechetDistance.
         num_samples: The number of latent samples for each image.
     """

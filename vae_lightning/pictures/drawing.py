@@ -15,7 +15,7 @@ from vae_lightning.models.temperature import at_temperature
 from vae_lightning.pictures.encoding import gif_bytes, png_bytes
 from vae_lightning.pictures.grids import evaluating
 from vae_lightning.pictures.sheets import at_times, image_sheet, spread, strip_sheet
-from vae_lightning.pictures.shown import Shown, checked, names_of_classes, no_picture, on_device, show
+from vae_lightning.pictures.shown import Shown, checked, names_of_classes, no_picture, on_device, show, show_field
 from vae_lightning.types import Batch
 
 _MAX_FRAMES = 64  # of a moving picture
@@ -97,7 +97,8 @@ def reconstructions(model: LatentVariableModel, data: object, batch: Batch, seed
         if reconstruction is not None:
             rows["reconstruction"] = show(data, reconstruction, like=x)
         for caption, shown in model.panes(trace).items():
-            rows[caption] = checked(shown, len(x), f"{type(model).__name__}.panes(trace), {caption}")
+            source = f"{type(model).__name__}.panes(trace), {caption}"
+            rows[caption] = checked(show_field(data, shown), len(x), source)
         drawable = {caption: shown for caption, shown in rows.items() if shown is not None}
         if not drawable:
             raise no_picture(x)

@@ -41,6 +41,22 @@ def show(data: object, x: Tensor, like: Tensor | None = None) -> Shown | None:
     return checked(own(x), len(x), f"{type(data).__name__}.show(x)")
 
 
+def show_field(data: object, pane: Any) -> Any:
+    """Return how the values of a field are shown, if a pane is (field, values); any other pane is returned unchanged.
+
+    Args:
+        data: The data module, whose `show_field` is used, or None.
+        pane: A value of `panes`.
+
+    Returns:
+        None if the data module has no `show_field`.
+    """
+    if not (isinstance(pane, tuple) and len(pane) == 2 and isinstance(pane[1], Tensor)):
+        return pane
+    own = getattr(data, "show_field", None)
+    return None if own is None else own(*pane)
+
+
 def checked(shown: Any, count: int, source: str) -> Shown | None:
     """Return what a user's function has returned, if it can be drawn; tuples of text become lists.
 

@@ -37,6 +37,7 @@ def run(recipe: dict[str, Any]) -> None:
         raise refusal
     for split in SPLITS:
         print(f"{split}: {_describe(data.examples(split))}", flush=True)
+    print(*data.facts(), sep="\n", end="\n" * bool(data.facts()), flush=True)
 
 
 def _describe(examples: Examples) -> str:
