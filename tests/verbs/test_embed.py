@@ -280,7 +280,7 @@ def test_scores_are_those_of_the_test_and_a_seed_repeats_them(runs: dict[str, Pa
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["embed", "--folder=/nowhere"], "/nowhere: no such folder"),
+        (["embed", "--folder=/nowhere"], "/nowhere: there is no such folder"),
         (["embed", "--folder={empty}"], r"no images there \(it is empty\)"),
         (["embed", "--folder={broken}"], "none of its 1 images can be read"),
         (["embed", "--split=tset"], r"invalid choice: 'tset' .*\(did you mean test\?\)"),
