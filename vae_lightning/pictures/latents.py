@@ -13,9 +13,9 @@ from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.dimensions import DEAD, Dimension, dimensions
 from vae_lightning.pictures.drawing import Picture, draw
 from vae_lightning.pictures.grids import evaluating, lay
-from vae_lightning.pictures.planes import beside, scatter
+from vae_lightning.pictures.planes import beside, principal_directions, scatter
 from vae_lightning.pictures.sheets import Block, image_sheet, sheet
-from vae_lightning.pictures.shown import no_picture, on_device, show
+from vae_lightning.pictures.shown import label_in_words, no_picture, on_device, show
 from vae_lightning.pictures.sizes import BORDER, cell_size, resize
 from vae_lightning.runs.suggestions import hint
 from vae_lightning.trace import Trace
@@ -73,14 +73,18 @@ def traversals(
         rows = _chosen(model, found, latent, numbers)
         drawn = rows[:max_rows]
         origin = _origin(model, images, start, label)
+        model.check_decode(origin.batch)
 
         def moved(one: Dimension, count: int) -> Tensor:  # [count, C, H, W]
             values = one.values(count, reach).to(model.device)
             x = model.traverse_codes(origin.codes, origin.trace, origin.batch, one.latent, one.number, values)
             return _pixels(data, x[0], images["x"])
 
-        places = [f"{share:+.1f} sd" for share in torch.linspace(-reach, reach, steps).tolist()]
-        heading = f"{title}: from {origin.name}; {_kept(found, rows, drawn, bool(numbers))}"
+        shares = torch.linspace(-reach, reach, steps).tolist()
+        places = [f"{share:+.1f} sd" if abs(share) > 1e-6 * reach else "mean" for share in shares]
+        given = _given(model, data, origin.batch)
+        kept = f"{_kept(found, rows, drawn, bool(numbers))}; {_estimates(drawn, len(images['x']))}"
+        heading = f"{title}: from {origin.name}{given}; {kept}"
         picture = _in_rows(heading, {_caption(one): moved(one, steps) for one in drawn}, places)
         if not moving or picture.frames is not None:
             return picture
@@ -114,11 +118,14 @@ def interpolation(
     """
     with evaluating(model, seed):
         a, b = (on_device(one, model.device, model.dtype) for one in (a, b))  # type: ignore[arg-type]
+        model.check_decode(a)
         way = model.interpolate(a, b, steps)[0]  # [steps, ...]
         share = torch.linspace(0, 1, steps, device=way.device).view(-1, *[1] * (way.dim() - 1))
         mixture = (1 - share) * a["x"] + share * b["x"]
         rows = {"mixed pixels": _pixels(data, mixture, way), "mixed codes": _pixels(data, way, way)}
-        return _in_rows(title, rows, [f"{value:.2f}" for value in share.flatten().tolist()])
+        return _in_rows(
+            f"{title}{_given(model, data, a, b)}", rows, [f"{value:.2f}" for value in share.flatten().tolist()]
+        )
 
 
 def manifold(
@@ -156,6 +163,7 @@ def manifold(
         name = latent or dimensions(model, images)[0].latent
         few = model.look({field: values[:2] for field, values in images.items()})
         _check_plane(model, few, name)
+        model.check_decode({field: values[:2] for field, values in images.items()})
         codes, q = _codes(model, images), few.latents[name].q
         plane = _plane(codes[name].flatten(1).double())
         z = (plane.origin + _cells(plane.limits, side).to(plane.origin) @ plane.directions).to(
@@ -172,7 +180,8 @@ def manifold(
         names = getattr(data, "class_names", ()) or ()
         labels = images.get("label")
         plot = scatter(plane.points, labels, names, plane.limits, drawn.shape[1], plane.axes(name))
-        return Picture(beside(f"{title}: {name} in {plane.name}", drawn, plot))
+        heading = f"{title}: {name} in {plane.name}{_given(model, data, fields, of='sheet of ')}"
+        return Picture(beside(heading, drawn, plot))
 
 
 @dataclass(frozen=True)
@@ -266,8 +275,22 @@ def _kept(found: Sequence[Dimension], rows: Sequence[Dimension], drawn: Sequence
     """What the rows are, in words."""
     dead = sum(one.is_dead for one in found)
     words = f"{len(drawn)} of {len(rows)} dimensions" if len(drawn) < len(rows) else f"{len(rows)} dimensions"
-    words += "" if is_chosen else f", {dead} dead ones (KL < {DEAD} nats) left out"
-    return words if all(one.is_exact for one in drawn) else f"{words}; ~ by the moments of q and p"
+    words += "" if is_chosen else f", {dead} dead left out (KL < {DEAD} nats)"
+    return words
+
+
+def _estimates(drawn: Sequence[Dimension], count: int) -> str:
+    """How the KLs were measured, in words: the numbers of a test, over all its images, differ a little."""
+    words = {"moments": "~ by moments of q and p", "sampled": "at one z each"}
+    found = dict.fromkeys(words.get(one.estimator, "in closed form") for one in drawn)
+    return f"KL of {count:,} images {', '.join(found)}"
+
+
+def _given(model: LatentVariableModel, data: object, *batches: Batch, of: str = "") -> str:
+    """The labels that a conditional model decodes with, in words; empty for another model."""
+    if not model.num_labels:
+        return ""
+    return f", {of}{' to '.join(dict.fromkeys(label_in_words(data, int(batch['label'][0])) for batch in batches))}"
 
 
 def _caption(one: Dimension) -> str:
@@ -317,12 +340,10 @@ def _plane(z: Tensor) -> _Plane:
     if z.shape[1] == 2:
         return _Plane(torch.zeros_like(z[0]), torch.eye(2).to(z), z, 1.0)
     origin = z.mean(0)
-    _, size, directions = torch.linalg.svd(z - origin, full_matrices=False)
-    if len(size) < 2:
+    directions, shares = principal_directions(z)
+    if len(shares) < 2:
         raise UserError("a plane of the codes needs at least two images")
-    variance = size.square()
-    share = (variance[:2].sum() / variance.sum().clamp(min=1e-12)).item()
-    return _Plane(origin, directions[:2], (z - origin) @ directions[:2].T, share)
+    return _Plane(origin, directions[:2], (z - origin) @ directions[:2].T, shares[:2].sum().item())
 
 
 def _cells(limits: tuple[float, float, float, float], side: int) -> Tensor:
