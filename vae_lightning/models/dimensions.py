@@ -18,7 +18,8 @@ from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch, UserError
 
 DEAD = 0.01
-"""Nats per image of one dimension, below which it is dead. Ten such dimensions are a collapsed latent (0.1 nats)."""
+"""Nats per image: a dimension with a smaller KL is dead. Ten dimensions at this limit have 0.1 nats, the limit below
+which a whole latent counts as collapsed."""
 _ROWS_AT_ONCE, _PRIOR_DRAWS = 100, 4000
 
 

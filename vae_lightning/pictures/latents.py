@@ -160,7 +160,8 @@ def manifold(
         raise UserError(f"manifold: side is {side}; a sheet needs at least 2 images in a row")
     with evaluating(model, seed):
         images = on_device(images, model.device, model.dtype)  # type: ignore[arg-type]
-        name = latent or dimensions(model, images)[0].latent
+        found = dimensions(model, images)
+        name = latent or found[0].latent
         few = model.look({field: values[:2] for field, values in images.items()})
         _check_plane(model, few, name)
         model.check_decode({field: values[:2] for field, values in images.items()})
@@ -180,7 +181,9 @@ def manifold(
         names = getattr(data, "class_names", ()) or ()
         labels = images.get("label")
         plot = scatter(plane.points, labels, names, plane.limits, drawn.shape[1], plane.axes(name))
-        heading = f"{title}: {name} in {plane.name}{_given(model, data, fields, of='sheet of ')}"
+        is_dead = all(one.is_dead for one in found if one.latent == name)
+        warning = f"; {name} is dead: each KL < {DEAD} nats" if is_dead else ""
+        heading = f"{title}: {name} in {plane.name}{_given(model, data, fields, of='sheet of ')}{warning}"
         return Picture(beside(heading, drawn, plot))
 
 
@@ -266,7 +269,7 @@ def _chosen(
     if not kept:
         raise UserError(
             f"all {len(rows)} dimensions are dead (KL below {DEAD} nats an image), so there is nothing to move; name "
-            "some to draw them all the same"
+            "some (--latent and --dimensions) to draw them all the same"
         )
     return kept
 
