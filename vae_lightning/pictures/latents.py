@@ -73,23 +73,25 @@ def traversals(
         rows = _chosen(model, found, latent, numbers)
         drawn = rows[:max_rows]
         origin = _origin(model, images, start, label)
-        model.check_decode(origin.batch)
 
         def moved(one: Dimension, count: int) -> Tensor:  # [count, C, H, W]
             values = one.values(count, reach).to(model.device)
             x = model.traverse_codes(origin.codes, origin.trace, origin.batch, one.latent, one.number, values)
             return _pixels(data, x[0], images["x"])
 
-        shares = torch.linspace(-reach, reach, steps).tolist()
-        places = [f"{share:+.1f} sd" if abs(share) > 1e-6 * reach else "mean" for share in shares]
-        given = _given(model, data, origin.batch)
-        kept = f"{_kept(found, rows, drawn, bool(numbers))}; {_estimates(drawn, len(images['x']))}"
-        heading = f"{title}: from {origin.name}{given}; {kept}"
-        picture = _in_rows(heading, {_caption(one): moved(one, steps) for one in drawn}, places)
+        words = f"{_kept(found, rows, drawn, bool(numbers))}; {_estimates(drawn, len(images['x']))}"
+        heading = f"{title}: from {origin.name}{_given(model, data, origin.batch)}; {words}"
+        picture = _in_rows(heading, {_caption(one): moved(one, steps) for one in drawn}, _places(steps, reach))
         if not moving or picture.frames is not None:
             return picture
         clips = {str(one): moved(one, _FRAMES) for one in drawn}
         return replace(picture, frames=_there_and_back(title, clips))
+
+
+def _places(steps: int, reach: float) -> list[str]:
+    """The text above each image of a row: where its value lies in the aggregate posterior."""
+    shares = torch.linspace(-reach, reach, steps).tolist()
+    return [f"{share:+.1f} sd" if abs(share) > 1e-6 * reach else "mean" for share in shares]
 
 
 def _there_and_back(title: str, clips: Mapping[str, Tensor]) -> Tensor:
@@ -239,6 +241,7 @@ def _origin(model: LatentVariableModel, images: Batch, start: Batch | None, labe
         batch = on_device(start, model.device, model.dtype)  # type: ignore[arg-type]
     trace = model.look(batch)
     batch = batch if label is None else {**batch, "label": label.to(model.device)}
+    model.check_decode(batch)
     if start is not None:
         codes = {name: trace.row(latent.z) for name, latent in trace.latents.items()}
         return _Origin("the image's code", codes, trace, batch)

@@ -285,7 +285,7 @@ def _add_latents(page: Page, record: Record) -> None:
         page.chart(
             chart,
             f"{unit}, {over}; lines of two standard errors. {used} of {len(bars)} dimensions have 0.01 nats or more. "
-            "vae-lightning traverse measures the same on 500 test images.",
+            "vae-lightning traverse measures the same on up to 500 of them.",
         )
     without = [name.partition("/")[2] for name in details if name.startswith("variance_of_means/")]
     without = [name for name in without if f"kl_per_dimension/{name}" not in details]
