@@ -267,6 +267,13 @@ def test_psnr_and_ssim_of_known_errors() -> None:
     assert found(Reconstruction(), trace)["ssim"] < 1
 
 
+def test_an_exact_reconstruction_has_no_psnr() -> None:
+    x = torch.rand(3, 1, 8, 8)
+    mean = torch.stack([x[0], x[1] + 0.1, x[2] + 0.01])
+    numbers = found(Reconstruction(), Trace(x, Independent(Normal(mean[None], 1.0), 3), {}))
+    assert numbers["psnr"] == pytest.approx((20 + 40) / 2, abs=1e-3)
+
+
 def test_small_images_have_no_ssim() -> None:
     x = torch.rand(3, 1, 10, 16)
     assert found(Reconstruction(), Trace(x, Independent(Normal(x[None] + 0.1, 1.0), 3), {})).keys() == {

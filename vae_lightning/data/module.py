@@ -70,6 +70,9 @@ class DataModule(pl.LightningDataModule):
 
     predicted_splits: tuple[Split, ...] = ("test",)
     """The splits that `predict` runs on, with one loader for each."""
+    prints_notes = True
+    """Whether `prepare_data` prints what was printed before, such as how files were split. Commands that look at a
+    trained run leave such lines out, unless the files have changed."""
     batches_per_call = 1
     """If above 1, the training loader yields lists of this many batches (`--speed.steps_per_call`)."""
     factors: ClassVar[Mapping[str, int]] = {}

@@ -20,6 +20,8 @@ from vae_lightning.types import Batch
 class Reconstruction(Evaluator):
     """PSNR = -10 log10 |x - E[x|z]|^2 / pixels, in dB, and SSIM (Wang et al. 2004), z ~ q(z|x), averaged over images.
 
+    The PSNR of an exact reconstruction is infinite. The mean leaves such images out, for example empty scenes.
+
     torchmetrics computes both for each image, for pixels in [0, 1]. The reference is the x that the model sees: the
     binarised image if the data are binarised. SSIM has a Gaussian window of 11 x 11 pixels, so smaller images have no
     SSIM.
@@ -39,7 +41,8 @@ class Reconstruction(Evaluator):
     def update(self, trace: Trace, batch: Batch) -> None:
         mean = trace.reconstruction()  # [B, C, H, W]
         assert mean is not None  # see why_not_applicable
-        self._psnr.update(peak_signal_noise_ratio(mean, trace.x, 1.0, reduction="none", dim=(1, 2, 3)))
+        psnr = peak_signal_noise_ratio(mean, trace.x, 1.0, reduction="none", dim=(1, 2, 3))
+        self._psnr.update(psnr[~psnr.isposinf()])
         self._has_ssim = min(trace.x.shape[2:]) >= 11
         if self._has_ssim:
             ssim = structural_similarity_index_measure(mean, trace.x, reduction="none", data_range=1.0)

@@ -1,4 +1,4 @@
-"""Scores of what a model finds in a scene: how many objects there are, where they lie, and which pixels are whose."""
+"""Scores of what a model finds in a scene: the number of objects, their boxes, and the object of each pixel."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ from vae_lightning.types import Batch
 
 _TRUTH: Mapping[str, str] = {"count": "count", "boxes": "boxes", "painted": "boxes", "segmentation": "segmentation"}
 """The entries of `Trace.found` that are scored, and the entry of the batch that each is compared with."""
-_PAINTED = 0.2  # a pixel that a step paints darker than this is not in the extent of what it painted
+_PAINTED = 0.2  # the extent of what a step painted has the pixels that it painted brighter than this
 
 
 class SceneScores(Evaluator):
-    """Scores of the counts, the boxes and the segments that a model reads off its images.
+    """Scores of the counts, the boxes and the segments that a model finds in its images.
 
-    Use it for models of scenes. Each score is computed if the model finds the entry (`Trace.found`) and the batch holds
-    the truth. Images whose true `count` is negative are unknown and are left out. A box is top, left, height and width;
+    Use it for models of scenes. A score is computed if the model finds the entry (`Trace.found`) and the batch holds
+    its truth. An image with a negative true `count` is unknown and is left out. A box is top, left, height and width;
     a height of 0 or less means that there is no object.
 
-    - `count_accuracy`: the share of images with the right `count`; `count_accuracy_sampled` by `count_sampled`.
+    - `count_accuracy`: the share of images with the right `count`. `count_accuracy_sampled`: the same of
+      `count_sampled`.
     - `presence/i`: the mean over images of `presence` [B, N], the probability of i objects or more.
-    - `count_confusion/n`: of the images with n objects, the numbers of those with 0, 1, ... found objects.
-    - `box_recall`: the share of all true boxes whose centre lies in a found box, each of which may serve for one.
-    - `extent_iou`: intersection over union of a true box and the extent of what a step painted (`painted` [B, N, H, W]
-      above 0.2), for the best pairs one to one; a true box without a pair counts as 0. The mean over all true boxes.
+    - `count_confusion/n`: a list over k = 0, 1, ...: how many of the images with n objects have k found ones.
+    - `box_recall`: the share of all true boxes whose centre lies in a found box. Each found box is paired with one true
+      box at most.
+    - `extent_iou`: the mean over all true boxes of the intersection over union with the extent of what a step painted
+      (`painted` [B, N, H, W] above 0.2). Boxes and steps are paired one to one, such that the sum is largest. A true
+      box without a pair counts as 0.
     - `fg_ari`: the adjusted Rand index of `segmentation` over the pixels of objects, for images with two objects or
-      more. With one object the index would praise a model that puts everything into one segment.
+      more. Images with one object are left out, because one segment for everything would score 1 there.
     """
 
     units: ClassVar[Mapping[str, str]] = {
@@ -115,10 +118,11 @@ class SceneScores(Evaluator):
 def foreground_ari(truth: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
     """The adjusted Rand index (Hubert & Arabie 1985) over the pixels that are not 0 in the truth, by image.
 
-    1 if both split these pixels alike, whatever the numbers of the segments; 0 on average for a random split. As in
-    scikit-learn, the index is 1 if neither splits them: an image with one object tells little.
+    The index is 1 if truth and found segments divide these pixels alike, whatever numbers they give to the parts. It is
+    0 on average for a random division. If neither divides them, the index is 1, as in scikit-learn.
 
-    Returns float64 [B], NaN for an image without objects, and the number of objects [B].
+    Returns:
+        The index, float64 [B], NaN for an image without objects; and the number of objects, [B].
 
     Args:
         truth: The object of each pixel, whole numbers [B, ...]; 0 is the background.
@@ -158,7 +162,7 @@ def _why_not(name: str, found: Mapping[str, Tensor], batch: Batch) -> str | None
 
 
 def _exists(boxes: Tensor) -> Tensor:
-    """Whether a box is one: its height is positive. Top and left of a found box may be negative."""
+    """Whether a box holds an object: its height is positive. Top and left of a found box may be negative."""
     return boxes[..., 2] > 0
 
 
@@ -170,7 +174,7 @@ def _centre_is_in(boxes: Tensor, found: Tensor) -> Tensor:
 
 
 def _iou(boxes: Tensor, found: Tensor) -> Tensor:
-    """Intersection over union of true box t and found box k: [B, T, 4], [B, N, 4] to [B, T, N]; 0 if one is none."""
+    """Intersection over union of true box t and found box k: [B, T, 4], [B, N, 4] to [B, T, N]; 0 without an object."""
     a, b = boxes[:, :, None].double(), found[:, None].double()
     ends = torch.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:])
     common = (ends - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(3)

@@ -7,7 +7,7 @@ from vae_lightning.pictures.grids import reconstruction_grid, sample_grid, stack
 from vae_lightning.pictures.latents import interpolation, manifold, traversals
 from vae_lightning.pictures.page import Page
 from vae_lightning.pictures.planes import beside, scatter
-from vae_lightning.pictures.shown import NoPictureError, Shown, no_picture, show
+from vae_lightning.pictures.shown import NoPictureError, Shown, label_in_words, no_picture, show
 
 __all__ = [
     "NoPictureError",
@@ -18,6 +18,7 @@ __all__ = [
     "beside",
     "draw",
     "interpolation",
+    "label_in_words",
     "line_chart",
     "manifold",
     "no_picture",

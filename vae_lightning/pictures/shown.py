@@ -103,6 +103,17 @@ def names_of_classes(data: object, batch: Mapping[str, Any], count: int) -> list
     return [names[i] if 0 <= i < len(names) else "?" for i in label[:count].tolist()]
 
 
+def label_in_words(data: object, label: int) -> str:
+    """Return a label as titles show it: `class cat`, or `label 3` if the data have no names.
+
+    Args:
+        data: The data module, or None.
+        label: The number of the class.
+    """
+    names: Sequence[str] = getattr(data, "class_names", ()) or ()
+    return f"class {names[label]}" if 0 <= label < len(names) else f"label {label}"
+
+
 def on_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """Return the batch as a trainer would give it to the model: on its device, floats in its precision.
 
