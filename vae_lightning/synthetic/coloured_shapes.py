@@ -57,8 +57,9 @@ def draw_coloured_shapes(
     background is one grey level, uniform from black to half of white.
 
     Returns, by name: `x`, uint8 [N, 3, S, S]; `segmentation`, uint8 [N, S, S], 0 for the background and k for object k;
-    `count`, int64 [N]; `shape`, `colour`, int64 [N, max_objects], numbers in `SHAPES` and `PALETTE`, -1 if there is no
-    such object.
+    `count`, int64 [N]; `colour` and `shape`, numbers in `PALETTE` and `SHAPES`, int64 [N, max_objects]; and in pixels
+    `radius`, float64 [N, max_objects], and `centre`, row and column, float64 [N, max_objects, 2]. They are -1 if there
+    is no such object.
 
     Args:
         index: The numbers of the scenes: int64 [N].
@@ -86,7 +87,7 @@ def _draw(
     shuffled = u[:, 2 : 2 + len(PALETTE)].argsort(dim=1, stable=True)
     colour = shuffled[:, :largest] if distinct else below(u[:, -largest:], len(PALETTE))
     exists = torch.arange(largest) < count[:, None]
-    segmentation, shape = _arranged(index, exists, image_size, seeds)
+    segmentation, objects = _arranged(index, exists, image_size, seeds)
     colours = torch.tensor(PALETTE, dtype=torch.uint8)[colour]  # [N, K, 3]
     colours = torch.cat((grey[:, None, None].expand(-1, -1, 3).to(torch.uint8), colours), 1)  # [N, 1 + K, 3]
     x = colours[torch.arange(len(index))[:, None, None], segmentation.long()].permute(0, 3, 1, 2)
@@ -94,25 +95,28 @@ def _draw(
         "x": x.contiguous(),
         "segmentation": segmentation,
         "count": count,
-        "shape": shape.where(exists, -1),
         "colour": colour.where(exists, -1),
+        "shape": objects.shape.where(exists, -1),
+        "radius": objects.radius.where(exists, -1),
+        "centre": objects.centre.where(exists[..., None], -1),
     }
 
 
-def _arranged(index: Tensor, exists: Tensor, image_size: int, seeds: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The map of the objects, uint8 [N, S, S], and their shapes [N, K], redrawn until enough of each object is seen."""
+def _arranged(index: Tensor, exists: Tensor, image_size: int, seeds: tuple[int, ...]) -> tuple[Tensor, Objects]:
+    """The map of the objects, uint8 [N, S, S], and the objects, redrawn until enough of each is seen."""
     segmentation = torch.zeros(len(index), image_size, image_size, dtype=torch.uint8)
-    shape = torch.zeros_like(exists, dtype=torch.int64)
-    waiting = torch.arange(len(index))
+    waiting, num_numbers = torch.arange(len(index)), 4 * exists.shape[1]
+    objects = _objects(uniform32(index, num_numbers, *seeds, 1), image_size)
     for attempt in range(1, _TRIES + 1):
-        objects = _objects(uniform32(index[waiting], 4 * exists.shape[1], *seeds, attempt), image_size)
-        covers = _covers(objects, image_size) & exists[waiting][:, :, None, None]
+        tried = _objects(uniform32(index[waiting], num_numbers, *seeds, attempt), image_size)
+        covers = _covers(tried, image_size) & exists[waiting][:, :, None, None]
         drawn = _in_front(covers)
         good = _is_seen(drawn, covers)
-        segmentation[waiting[good]], shape[waiting[good]] = drawn[good], objects.shape[good]
+        for kept, values in zip((segmentation, *objects), (drawn, *tried), strict=True):
+            kept[waiting[good]] = values[good]
         waiting = waiting[~good]
         if not len(waiting):
-            return segmentation, shape
+            return segmentation, objects
     raise NoRoomError(
         f"{int(exists[waiting[0]].sum())} objects hid each other on {image_size} x {image_size}; {_TRIES:,} draws were "
         "tried"
