@@ -34,6 +34,8 @@ class ProceduralScenes(ImageDataModule):
         min_objects: The smallest number of objects in an image.
         distinct_colours: Whether all objects of an image have colours of their own, out of 8. false is the hard set:
             a model that parts images by colour cannot tell two touching objects of one colour apart.
+        background: The brightest grey of a background, from 0 to 1; each image has its own, uniform from black. 0 makes
+            all of them black, as `AIR` assumes.
         num_images: The number of images of train, val and test.
         scene_seed: The seed of the scenes.
         kwargs: Arguments of `ImageDataModule`, except `flip`.
@@ -50,6 +52,7 @@ class ProceduralScenes(ImageDataModule):
         max_objects: int = 3,
         min_objects: int = 1,
         distinct_colours: bool = True,
+        background: float = 0.5,
         num_images: tuple[int, int, int] = (20_000, 1_000, 1_000),
         scene_seed: int = 0,
         **kwargs: Any,
@@ -65,7 +68,10 @@ class ProceduralScenes(ImageDataModule):
         if max_objects > most:
             why = f" with {most} colours; --data.distinct_colours=false allows more" if distinct_colours else ""
             raise UserError(f"ProceduralScenes: max_objects is {max_objects}; it must be at most {most}{why}")
-        self.min_objects, self.distinct_colours, self.scene_seed = min_objects, distinct_colours, scene_seed
+        if not 0 <= background <= 1:
+            raise UserError(f"ProceduralScenes: background is {background}; it is a grey from 0 to 1")
+        self.min_objects, self.distinct_colours, self.background = min_objects, distinct_colours, background
+        self.scene_seed = scene_seed
         self.num_images = dict(zip(SPLITS, num_images, strict=True))
         self.image_shape, self.num_objects = (3, image_size, image_size), max_objects
 
@@ -77,9 +83,12 @@ class ProceduralScenes(ImageDataModule):
                 f"ProceduralScenes: {count:,} images take {needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB "
                 "are free; lower --data.num_images"
             )
+        num_greys = 1 + int(255 * self.background)
         seeds, index = (self.scene_seed, SPLITS.index(split)), torch.arange(count)
         try:
-            fields = draw_coloured_shapes(index, size, self.num_objects, self.min_objects, self.distinct_colours, seeds)
+            fields = draw_coloured_shapes(
+                index, size, self.num_objects, self.min_objects, self.distinct_colours, num_greys, seeds
+            )
         except NoRoomError as error:
             raise UserError(f"ProceduralScenes: {error}; choose fewer --data.max_objects") from error
         maps = fields["segmentation"]

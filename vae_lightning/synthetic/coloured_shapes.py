@@ -29,7 +29,6 @@ LEAST_SEEN = 0.4
 """The share of an object's pixels that is seen at least."""
 
 _RADIUS = (0.12, 0.20)  # as shares of the side of the image
-_GREYS = 128  # the background is one of the levels 0 .. 127 of 255
 _TRIES = 1000
 _CHUNK = 512  # scenes drawn at once
 _ONCE = 0  # the stream of count, colours and background; stream t is try t of the arrangement
@@ -49,12 +48,13 @@ def draw_coloured_shapes(
     max_objects: int = 3,
     min_objects: int = 1,
     distinct: bool = True,
+    num_greys: int = 128,
     seeds: tuple[int, ...] = (0,),
 ) -> dict[str, Tensor]:
     """Scenes with n_i objects, n_i uniform on `min_objects` .. `max_objects`; row i depends on index[i] alone.
 
     Later objects are in front of earlier ones. Each lies wholly in the image, and at least 40 % of it is seen. The
-    background is one grey level, uniform from black to half of white.
+    background is one grey level, uniform on 0 .. num_greys - 1 of 255.
 
     Returns, by name: `x`, uint8 [N, 3, S, S]; `segmentation`, uint8 [N, S, S], 0 for the background and k for object k;
     `count`, int64 [N]; `colour` and `shape`, numbers in `PALETTE` and `SHAPES`, int64 [N, max_objects]; and in pixels
@@ -67,23 +67,24 @@ def draw_coloured_shapes(
         max_objects: The largest number of objects, 1 to 255; at most 8 if colours are distinct.
         min_objects: The smallest number of objects, 0 to `max_objects`.
         distinct: Whether all objects of a scene have colours of their own. The arrangements are the same either way.
+        num_greys: The number of grey levels of backgrounds, 1 to 256; 1 for black.
         seeds: Further integers that the scenes depend on, such as (seed, split).
 
     Raises:
         NoRoomError: if 1,000 draws gave no arrangement in which enough of each object is seen.
     """
     counts = min_objects, max_objects
-    parts = [_draw(part, image_size, counts, distinct, seeds) for part in index.split(_CHUNK)]
+    parts = [_draw(part, image_size, counts, distinct, num_greys, seeds) for part in index.split(_CHUNK)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _draw(
-    index: Tensor, image_size: int, counts: tuple[int, int], distinct: bool, seeds: tuple[int, ...]
+    index: Tensor, image_size: int, counts: tuple[int, int], distinct: bool, num_greys: int, seeds: tuple[int, ...]
 ) -> dict[str, Tensor]:
     smallest, largest = counts
     u = uniform32(index, 2 + len(PALETTE) + largest, *seeds, _ONCE)
     count = smallest + below(u[:, 0], largest - smallest + 1)
-    grey = below(u[:, 1], _GREYS)
+    grey = below(u[:, 1], num_greys)
     shuffled = u[:, 2 : 2 + len(PALETTE)].argsort(dim=1, stable=True)
     colour = shuffled[:, :largest] if distinct else below(u[:, -largest:], len(PALETTE))
     exists = torch.arange(largest) < count[:, None]
