@@ -11,6 +11,7 @@ from vae_lightning.data.module import DataModule, Split
 from vae_lightning.data.multi_digits import MultiDigits
 from vae_lightning.data.parallel_text import ParallelText
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
+from vae_lightning.data.procedural_scenes import ProceduralScenes
 from vae_lightning.data.queries import GeneratedTexts, GeneratedTranslation, ToyQueries
 from vae_lightning.data.recorded import Recorded
 from vae_lightning.data.scenes import SceneFolder, Scenes
@@ -51,6 +52,7 @@ __all__ = [
     "Pair",
     "ParallelText",
     "ProceduralFaces",
+    "ProceduralScenes",
     "ProceduralSprites",
     "Recorded",
     "SceneFolder",

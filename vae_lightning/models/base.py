@@ -82,8 +82,9 @@ class LatentVariableModel(Optimized, Seeded, InParts):
             trace: The trace of B examples, with one sample.
 
         Returns:
-            For each caption images [B, C, H, W] or clips [B, T, C, H, W] in [0, 1], or one text for each example; or
-            the name of a field and values [B, ...], which the data module's `show_field` turns into one of these.
+            For each caption images [B, C, H, W] or clips [B, T, C, H, W] in [0, 1], maps of segments (whole numbers
+            [B, H, W], drawn in fixed colours), or one text for each example; or the name of a field and values
+            [B, ...], which the data module's `show_field` turns into one of these.
         """
         return {}
 
