@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from vae_lightning.networks import MLP
 from vae_lightning.objectives.schedules import at_least
 
-_UNIT = 10.0  # velocities are read in tenths of the frame's half side, and networks write changes in the same unit
+_POSITION, _VELOCITY = 3.0, 20.0  # what positions and velocities are multiplied by before the networks read them:
+# the step from "no wall yet" to "bounced" is as narrow as one frame's way, and networks learn wide steps faster
+_CHANGE = 10.0  # what the networks' answers are divided by
 
 
 class ConstantVelocity(nn.Module):
@@ -42,7 +44,7 @@ DynamicsRecipe: TypeAlias = Callable[[int], ConstantVelocity]
 
 
 class Interactions(ConstantVelocity):
-    """Each object's change is out(self(s_i), sum over j != i of gate(s_i, s_j) pair(s_i, s_j)).
+    """Each object's change is out(alone(s_i), sum over j != i of pair(s_i, s_j)), with three networks.
 
     Use it for objects that act on each other, such as balls that collide. The pairs see relative positions and
     velocities; the sum makes the dynamics the same under any order of the objects. With the change o and
@@ -59,10 +61,9 @@ class Interactions(ConstantVelocity):
         super().__init__(latent_size)
         at_least("Interactions", 1, hidden_size=hidden_size)
         state_size = 4 + latent_size
-        pair_size = 2 * state_size + 5  # both states, their differences and the squared distance
+        pair_size = 2 * state_size + 5  # both states, how far apart they are, and the squared distance
         self.alone = _network(state_size, [hidden_size], hidden_size)
         self.pair = _network(pair_size, [hidden_size, hidden_size], hidden_size)
-        self.gate = _network(pair_size, [hidden_size], 1)
         self.out = _network(2 * hidden_size, [hidden_size, hidden_size], state_size)
         *_, last = self.out.layers.children()
         assert isinstance(last, nn.Linear)
@@ -71,8 +72,8 @@ class Interactions(ConstantVelocity):
 
     def forward(self, state: Tensor) -> Tensor:
         position, velocity, latent = state.split([2, 2, self.latent_size], -1)
-        change = self.change(torch.cat((position, _UNIT * velocity, latent), -1)) / _UNIT
-        along, turned, remembered = change.split([2, 2, self.latent_size], -1)
+        read = torch.cat((_POSITION * position, _VELOCITY * velocity, latent), -1)
+        along, turned, remembered = (self.change(read) / _CHANGE).split([2, 2, self.latent_size], -1)
         following = velocity + turned
         moved = position + (velocity + following) / 2 + along
         return torch.cat((moved, following, latent + remembered), -1)
@@ -80,15 +81,15 @@ class Interactions(ConstantVelocity):
     def change(self, state: Tensor) -> Tensor:
         """Return the change of each object, [..., O, 4 + L], from states in the units of the networks."""
         count = state.shape[-2]
-        shape = (*state.shape[:-2], count, count, state.shape[-1])
-        one, other = state[..., :, None, :].expand(shape), state[..., None, :, :].expand(shape)
+        pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
+        i, j = torch.tensor(pairs, dtype=torch.long, device=state.device).view(-1, 2).unbind(-1)
+        one, other = state[..., i, :], state[..., j, :]  # [..., O (O - 1), 4 + L]
         apart = (other - one)[..., :4]
-        pairs = torch.cat((one, other, apart, apart[..., :2].square().sum(-1, keepdim=True)), -1)  # [..., O, O, P]
-        others = 1 - torch.eye(count, device=state.device, dtype=state.dtype)[..., None]
-        acted = (others * torch.sigmoid(self.gate(pairs)) * self.pair(pairs)).sum(-2)  # [..., O, H]
+        acted = self.pair(torch.cat((one, other, apart, apart[..., :2].square().sum(-1, keepdim=True) / 3), -1))
+        acted = acted.unflatten(-2, (count, count - 1)).sum(-2)  # [..., O, H]
         change: Tensor = self.out(torch.cat((self.alone(state), acted), -1))
         return change
 
 
 def _network(in_size: int, hidden_sizes: list[int], out_size: int) -> MLP:
-    return MLP((in_size,), (out_size,), hidden_sizes, nn.ELU)
+    return MLP((in_size,), (out_size,), hidden_sizes, nn.SiLU)
