@@ -13,6 +13,7 @@ from vae_lightning.objectives.schedules import at_least
 
 _POSITION, _VELOCITY = 3.0, 20.0  # what positions and velocities are multiplied by before the networks read them:
 # the step from "no wall yet" to "bounced" is as narrow as one frame's way, and networks learn wide steps faster
+_FAR = 2.0  # networks read no number beyond it, so that an object that has left the frame does not gain speed for ever
 _CHANGE = 10.0  # what the networks' answers are divided by
 
 
@@ -72,7 +73,8 @@ class Interactions(ConstantVelocity):
 
     def forward(self, state: Tensor) -> Tensor:
         position, velocity, latent = state.split([2, 2, self.latent_size], -1)
-        read = torch.cat((_POSITION * position, _VELOCITY * velocity, latent), -1)
+        near = state.clamp(-_FAR, _FAR).split([2, 2, self.latent_size], -1)
+        read = torch.cat((_POSITION * near[0], _VELOCITY * near[1], near[2]), -1)
         along, turned, remembered = (self.change(read) / _CHANGE).split([2, 2, self.latent_size], -1)
         following = velocity + turned
         moved = position + (velocity + following) / 2 + along

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, Normal
 from vae_lightning.distributions import DiagonalNormal, Family, FamilyRecipe, Repeated, normal_product
 from vae_lightning.models.attention import Attention, Seen, best_order, in_order
 from vae_lightning.models.base import LatentVariableModel
-from vae_lightning.models.batches import check_count, named_latents
+from vae_lightning.models.batches import centred, check_count, named_latents
 from vae_lightning.models.boxes import paint
 from vae_lightning.models.dynamics import DynamicsRecipe, Interactions
 from vae_lightning.models.parts import centre_or_sample
@@ -85,12 +85,17 @@ class STOVE(LatentVariableModel):
     ) -> None:
         super().__init__(**kwargs)
         self.save_hyperparameters(logger=False)
-        self.frame_shape = tuple(x_shape)[1:]
+        self.frame_shape = _frame_shape(x_shape, window)
+        at_least("STOVE", 1, num_objects=num_objects, template_size=template_size)
+        at_least("STOVE", 2, num_frames=num_frames)
+        at_least("STOVE", 0, latent_size=latent_size)
+        _check_sizes(num_objects, object_size, spread)
         self.num_objects, self.num_frames, self.latent_size = num_objects, num_frames, latent_size
         self.object_size, self.spread, self.filtered = object_size, spread, filtered
         network = encoder or partial(MLP, hidden_sizes=(128,), activation=nn.ELU)
         self.attention = Attention(self.frame_shape, num_objects, window, network)
         self.dynamics = dynamics(latent_size)
+        centred("STOVE", (likelihood or _LIKELIHOOD)(self.frame_shape))
         self.likelihood = Repeated(self.frame_shape, likelihood or _LIKELIHOOD)
         self.template = nn.Parameter(_blob(template_size).repeat(self.frame_shape[0], 1, 1))  # logits, [C, P, P]
         self.log_start_velocity = nn.Parameter(torch.tensor(math.log(_START_VELOCITY)))
@@ -156,6 +161,11 @@ class STOVE(LatentVariableModel):
             z = p.sample() if sampled else p.mean
             states.append(z)
         return states
+
+    def prior_codes(self, batch: Batch) -> dict[str, Tensor]:
+        """Return objects that stand in the middle of the frame and go on by the means of the transitions."""
+        start = self.p_start().mean.expand(len(batch["x"]), -1, -1)
+        return {"z": torch.stack([start, *self.rolled_out(start, batch["x"].shape[1] - 1, False)], 1)}
 
     # -- inference ------------------------------------------------------------------------------------------------
 
@@ -247,6 +257,30 @@ class STOVE(LatentVariableModel):
         z = self._means(self.see(x_seen))
         states = torch.stack(self.rolled_out(z[:, -1], horizon, sampled), 1)  # [B, horizon, O, D]
         return Rollout(z[..., :2], states[..., :2], self.p_x(states).mean)
+
+
+def _frame_shape(x_shape: Shape, window: int) -> Shape:
+    """Return (C, H, W) of the frames of clips."""
+    if len(x_shape) != 4 or min(x_shape[1:]) < 1:
+        raise UserError(f"STOVE: x_shape is {list(x_shape)}; it is that of clips, [-1, C, H, W]")
+    smallest = min(x_shape[2:])
+    if not 1 <= window <= smallest or window % 2 == 0:
+        raise UserError(
+            f"STOVE: window is {window}; it is an odd number of pixels, at most {smallest}, the smaller side of a frame"
+        )
+    return tuple(x_shape[1:])
+
+
+def _check_sizes(num_objects: int, object_size: float, spread: float) -> None:
+    if num_objects > _MOST_OBJECTS:
+        raise UserError(
+            f"STOVE: num_objects is {num_objects}; at most {_MOST_OBJECTS} can be followed, because all orders of the "
+            "objects are compared in each frame"
+        )
+    if not 0 < object_size < 1:
+        raise UserError(f"STOVE: object_size is {object_size}; it is a share of the frame, above 0 and below 1")
+    if not spread > 0:
+        raise UserError(f"STOVE: spread is {spread}; a standard deviation is above 0")
 
 
 def _check_clips(x: Tensor) -> None:
