@@ -7,6 +7,7 @@ from vae_lightning.pictures.grids import reconstruction_grid, sample_grid, stack
 from vae_lightning.pictures.latents import interpolation, manifold, traversals
 from vae_lightning.pictures.page import Page
 from vae_lightning.pictures.planes import beside, scatter
+from vae_lightning.pictures.rollouts import error_chart, rollouts
 from vae_lightning.pictures.shown import NoPictureError, Shown, no_picture, show
 
 __all__ = [
@@ -17,12 +18,14 @@ __all__ = [
     "bar_chart",
     "beside",
     "draw",
+    "error_chart",
     "interpolation",
     "line_chart",
     "manifold",
     "no_picture",
     "reconstruction_grid",
     "reconstructions",
+    "rollouts",
     "sample_grid",
     "samples",
     "save",
