@@ -122,6 +122,15 @@ def test_the_filter_does_not_see_the_future() -> None:
     assert not torch.allclose(model.filter(model.see(moved)).q.mean[:, :, 0], first)
 
 
+def test_the_first_velocity_is_the_way_from_the_first_frame_to_the_second() -> None:
+    seen = disc_model().see(X)
+    q, first = disc_model().q_start(seen)
+    order = best_order(first.mean[..., :2], seen.mean[:, 1, :, :2])
+    after = in_order(seen.mean[:, 1], order)
+    torch.testing.assert_close(q.mean[..., 2:4], after[..., :2] - seen.mean[:, 0, :, :2])
+    torch.testing.assert_close(q.mean[..., :2], seen.mean[:, 0, :, :2])
+
+
 def test_without_the_product_q_is_what_the_image_says() -> None:
     model = shaken(balls_model(filtered=False))
     seen = model.see(X)
@@ -199,6 +208,15 @@ def test_an_object_is_painted_where_the_simulator_draws_it(place: tuple[float, f
         assert position.grad is not None
         slopes.append(position.grad.norm())
     assert slopes[0] < 0.05 * slopes[1]
+
+
+def test_objects_that_overlap_cover_a_pixel_once() -> None:
+    """1 - (1 - a)(1 - b) of two objects, and never more than 1."""
+    model = disc_model()
+    z = torch.tensor([[0.0, 0.0, 0, 0, 0], [0.1, 0.0, 0, 0, 0]])
+    a, b = (model.painted(one[:2], one[4]) for one in z)
+    torch.testing.assert_close(model.p_x(z[None]).mean[0], a + b - a * b)
+    assert model.p_x(z[None]).mean.max() <= 1
 
 
 @pytest.mark.parametrize("place", PLACES)
