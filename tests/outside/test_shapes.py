@@ -144,6 +144,16 @@ def test_clips_move(verb: str, steps: int, runs: Path) -> None:
     assert not path.with_suffix(".txt").exists()
 
 
+def test_a_model_that_predicts_frames_draws_roll_outs(runs: Path) -> None:
+    """Of whole validation clips in training, of test clips after the test and by reconstruct; the report has them."""
+    path = drawn("reconstruct", "video", runs)
+    names = (path.with_name("reconstructions_rollouts.gif"), path.with_name("rollouts_test.gif"))
+    for name in (*names, max(path.parent.glob("rollouts-*.gif"))):
+        with Image.open(name) as moving:
+            assert getattr(moving, "n_frames", 1) == 12, name
+    assert "grey border: frames seen" in (path.parent.parent / "report.html").read_text()
+
+
 def test_reconstructions_are_like_their_originals(runs: Path) -> None:
     folder, _ = trained("video", runs)
     model = LatentVariableModel.load_from_checkpoint(folder / "checkpoints" / "best.ckpt", trusted=["tests"]).eval()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vae_lightning.data import DataModule, Examples, Split, Transform, join, windows
 from vae_lightning.distributions import Bernoulli, DiagonalNormal, Repeated
-from vae_lightning.models import LatentVariableModel
+from vae_lightning.models import LatentVariableModel, Rollout
 from vae_lightning.networks import MLP
 from vae_lightning.noise import uniform16
 from vae_lightning.trace import Latent, Trace, draw
@@ -55,3 +55,19 @@ class VideoVAE(LatentVariableModel):
         for _ in range(self.hparams["num_frames"]):
             z.append(self.family(self.prior(z[-1])).sample())
         return self.likelihood(self.decoder(torch.cat(z[1:], dim=1))).mean
+
+    @torch.no_grad()
+    def predict_frames(self, x_seen: Tensor, horizon: int, sampled: bool = False) -> Rollout:
+        z = [draw(self.family(self.posterior(self.memory(self.encoder(x_seen))[0])), 1)[0][:, -1:]]  # [B, 1, D]
+        for _ in range(horizon):
+            p = self.family(self.prior(z[-1]))
+            z.append(p.sample() if sampled else p.mean)
+        frames = self.likelihood(self.decoder(torch.cat(z[1:], dim=1))).mean
+        return Rollout(centre_of_ink(x_seen), centre_of_ink(frames), frames)
+
+
+def centre_of_ink(frames: Tensor) -> Tensor:
+    """The one object of frames [B, T, 1, H, W]: (x, y) in [-1, 1], [B, T, 1, 2]."""
+    along = torch.linspace(-0.9, 0.9, frames.shape[-1], device=frames.device)
+    ink = frames / frames.sum((3, 4), keepdim=True).clamp(min=1e-6)
+    return torch.stack(((ink.sum(3) * along).sum(-1), (ink.sum(4) * along).sum(-1)), -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,16 @@ from pathlib import Path
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from vae_lightning.models import LatentVariableModel
+from vae_lightning.metrics import Evaluation
+from vae_lightning.metrics.evaluator import Finding
+from vae_lightning.models import LatentVariableModel, PredictsFrames
 from vae_lightning.pictures import (
     NoPictureError,
     Picture,
+    error_chart,
     reconstruction_grid,
     reconstructions,
+    rollouts,
     sample_grid,
     samples,
     save,
@@ -24,10 +28,14 @@ from vae_lightning.pictures import (
     scene,
     scenes_of,
 )
-from vae_lightning.storage.loader import first_images
-from vae_lightning.types import UserError
+from vae_lightning.runs.whole_files import write_whole
+from vae_lightning.storage.loader import first_images, first_sequences
+from vae_lightning.types import Batch, UserError
 
 __all__ = ["Pictures", "reconstruction_grid", "sample_grid", "save_png"]  # functions that once were in this file
+
+
+_NUM_CLIPS = 4  # of a picture of roll-outs
 
 
 class Pictures(pl.Callback):
@@ -37,6 +45,10 @@ class Pictures(pl.Callback):
     Originals are above their reconstructions, the mean of p(x|z) at one z ~ q(z|x); samples are means of p(x|z) at
     z ~ p(z). Clips also make an animated GIF, and texts a table (.txt). The data module's `show` says what x looks
     like; the model's `panes` and `scenes` add rows and pictures.
+
+    A model with `predict_frames` also makes `rollouts`: how it goes on after the first frames of validation clips.
+    After a test it makes `rollouts_test`, of test clips, and `rollout_errors.svg`, the error over the predicted frame,
+    where the truth is known.
 
     A picture never ends a run: what cannot be drawn is reported in one line, once.
 
@@ -84,16 +96,37 @@ class Pictures(pl.Callback):
         self._keep("reconstructions", draw_reconstructions, trainer, epoch)
         draw_samples = partial(samples, model, data, self.num_images, seed, f"samples, {at}")
         self._keep("samples", draw_samples, trainer, epoch)
+        if isinstance(model, PredictsFrames):
+            self._keep("rollouts", partial(self._rollouts, model, data, loaders, at), trainer, epoch)
         with self._in_one_line():
             for name, shown in scenes_of(model, data, seed).items():
                 self._keep(name, partial(scene, model, shown, name, f"{name}, {at}"), trainer, epoch)
 
-    def _keep(self, name: str, draw: Callable[[], Picture], trainer: pl.Trainer, epoch: int) -> None:
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        is_on = self.num_images and trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not is_on or not isinstance(pl_module, LatentVariableModel) or not isinstance(pl_module, PredictsFrames):
+            return
+        data, loaders = getattr(trainer, "datamodule", None), trainer.test_dataloaders
+        if loaders is not None:
+            self._keep("rollouts_test", partial(self._rollouts, pl_module, data, loaders, "test"), trainer, None)
+        evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)  # type: ignore[attr-defined]
+        curves = {} if evaluation is None else _curves(evaluation.found)
+        if curves:
+            with self._in_one_line():
+                chart = error_chart(curves, "error of the predictions")
+                write_whole(Path(trainer.default_root_dir) / "images" / "rollout_errors.svg", chart.encode())
+
+    def _rollouts(self, model: LatentVariableModel, data: object, loaders: Iterable[Batch], at: str) -> Picture:
+        clips = first_sequences(loaders, min(self.num_images, _NUM_CLIPS))
+        return rollouts(model, data, clips, self.seed, f"roll-outs, {at}")
+
+    def _keep(self, name: str, draw: Callable[[], Picture], trainer: pl.Trainer, epoch: int | None) -> None:
         """Draw a picture, write its files, and give it to the loggers."""
         with self._in_one_line():
             picture = draw()
             file = re.sub(r"[^\w.-]+", "_", name)
-            paths = save(picture, Path(trainer.default_root_dir) / "images" / f"{file}-{epoch:04d}.png")
+            ending = "" if epoch is None else f"-{epoch:04d}"
+            paths = save(picture, Path(trainer.default_root_dir) / "images" / f"{file}{ending}.png")
             for logger in trainer.loggers:
                 _send(picture, paths, file, logger, trainer.global_step)
 
@@ -112,6 +145,12 @@ class Pictures(pl.Callback):
         if line not in self._said:
             self._said.add(line)
             print(line, flush=True)
+
+
+def _curves(found: Mapping[str, Finding]) -> dict[str, list[float]]:
+    """The errors of RolloutScores over the predicted frame, by the name of the prediction."""
+    start = "rollout_curve/"
+    return {name.removeprefix(start): v for name, v in found.items() if name.startswith(start) and isinstance(v, list)}
 
 
 def _named(error: Exception, reason: str) -> str:

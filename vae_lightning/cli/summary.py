@@ -79,6 +79,7 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
     numbers = next((c.numbers for c in trainer.callbacks if isinstance(c, Evaluation)), {})  # type: ignore[attr-defined]
     elsewhere = {*RateDistortion.units, "mse"}  # kl, log_likelihood and psnr say the same
     shown = [name for name in numbers if not name.endswith("_stderr") and name not in elsewhere]
+    shown = [name for name in shown if not name.startswith("rollout_")]  # they have a table
     if shown:
         rows.append(("", ", ".join(f"{name} {_short(numbers[name])}" for name in shown)))
     return rows

@@ -18,6 +18,7 @@ from vae_lightning.data.scenes import SceneFolder, Scenes
 from vae_lightning.data.texts import Pair, TextPairs, Words
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
 from vae_lightning.data.transitions import Mazes, Transitions
+from vae_lightning.data.video_folder import VideoFolder
 from vae_lightning.storage.examples import Examples, Images, join, windows
 from vae_lightning.storage.loader import ImageLoader, Loader
 from vae_lightning.storage.transforms import BatchTransform, Draw, Transform
@@ -63,6 +64,7 @@ __all__ = [
     "ToyQueries",
     "Transform",
     "Transitions",
+    "VideoFolder",
     "Words",
     "join",
     "windows",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,16 @@ import numpy as np
 import torch
 
 from vae_lightning.data.base import SPLITS, CachedImages, Source, Split
-from vae_lightning.data.folders import Classes, Parts, Splits, classes_of, printable, split_folders
+from vae_lightning.data.folders import (
+    Classes,
+    Parts,
+    Splits,
+    check_options,
+    classes_of,
+    divide,
+    name_of_cache,
+    split_folders,
+)
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.cache import BrokenImagesError, Contents, fill_from, read_header
@@ -78,20 +85,7 @@ class ImageFolder(CachedImages):
         **kwargs: Any,
     ) -> None:
         super().__init__(data_dir=data_dir, cache_dir=cache_dir, **kwargs)
-        if channels not in (1, 3, 4) or height < 1 or width < 1:
-            raise UserError(
-                f"ImageFolder: channels x height x width is {channels} x {height} x {width}; channels must be 1, 3 or "
-                "4, height and width at least 1"
-            )
-        if fit not in ("crop", "pad", "stretch"):
-            raise UserError(f"ImageFolder: fit is {fit!r}; choose crop, pad or stretch")
-        if not (0 < val_fraction < 1 and 0 < test_fraction < 1 and val_fraction + test_fraction < 1):
-            raise UserError(
-                f"ImageFolder: val_fraction is {val_fraction} and test_fraction is {test_fraction}; each must be above "
-                "0, and their sum below 1"
-            )
-        if splits not in ("auto", "folders", "fractions"):
-            raise UserError(f"ImageFolder: splits is {splits!r}; choose auto, folders or fractions")
+        check_options("ImageFolder", (channels, height, width), fit, (val_fraction, test_fraction), splits)
         if not 9 <= grey_bits <= 16:
             raise UserError(f"ImageFolder: grey_bits is {grey_bits}; it must be 9 to 16")
         self.image_shape = (channels, height, width)
@@ -101,10 +95,7 @@ class ImageFolder(CachedImages):
 
     @property
     def cache_folder(self) -> Path:
-        channels, height, width = self.image_shape
-        place = Path(self.data_dir).resolve()
-        name = f"{place.name}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
-        return Path(self.cache_dir) / f"{name}-{channels}x{height}x{width}-{self.fit}"
+        return Path(self.cache_dir) / name_of_cache(self.data_dir, self.image_shape, self.fit)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -139,11 +130,8 @@ class ImageFolder(CachedImages):
             files, broken = self._without_broken(files, listing)
             notes += broken
         folder_by_split = split_folders(self.data_dir, [self._relative(path) for path in files], self.splits)
-        files_by_split = self._split(files, folder_by_split)
-        notes.append(self._split_note(folder_by_split, len(files) - sum(map(len, files_by_split.values()))))
-        empty = [split for split in SPLITS if not files_by_split[split]]
-        if empty:
-            raise UserError(f"{self.data_dir}: {len(files)} images leave none for {', '.join(empty)}; add images")
+        files_by_split, split_note = self._split(files, folder_by_split)
+        notes.append(split_note)
         files = [path for split in SPLITS for path in files_by_split[split]]
         names, labels, note = self._classes(files, folder_by_split)
         notes += [note] if note else []
@@ -176,35 +164,17 @@ class ImageFolder(CachedImages):
     def decode_file(self, contents: bytes, name: str) -> np.ndarray:
         return decode(contents, name, self.image_shape, self.fit, self.grey_bits)
 
-    def _split(self, files: Sequence[Path], folder_by_split: Mapping[Split, str]) -> dict[Split, list[Path]]:
-        """The files of each split. A split without a folder gets a fraction of train's folder, or of all files."""
-        tops = [self._relative(path)[0] for path in files]
-        parts: dict[Split, list[Path]] = {
-            split: [path for path, top in zip(files, tops, strict=True) if top == folder_by_split.get(split)]
-            for split in SPLITS
-        }
-        drawn = self._drawn(folder_by_split)
-        whole = parts["train"] if folder_by_split else files
-        rest = sorted(whole, key=lambda path: hashlib.sha256(os.fsencode(self._name(path))).digest())
-        for split, fraction in drawn.items():
-            count = max(1, round(len(whole) * fraction))
-            parts[split], rest = sorted(rest[:count]), rest[count:]
-        return {**parts, "train": sorted(rest)}
+    def _split(
+        self, files: Sequence[Path], folder_by_split: Mapping[Split, str]
+    ) -> tuple[dict[Split, list[Path]], str]:
+        """The files of each split, and a line about them.
 
-    def _drawn(self, folder_by_split: Mapping[Split, str]) -> dict[Split, float]:
-        """The fraction of each split that has no folder."""
+        A split without a folder gets a fraction of train's folder, or of all files.
+        """
+        by_parts = {self._relative(path): path for path in files}
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-        return {split: fraction for split, fraction in fractions.items() if split not in folder_by_split}
-
-    def _split_note(self, folder_by_split: Mapping[Split, str], num_left: int) -> str:
-        """One line on which images each split has, so that nobody has to guess which images were trained on."""
-        origin = f"the folder {printable(folder_by_split['train'])}" if folder_by_split else "all images"
-        drawn = self._drawn(folder_by_split)
-        facts = [f"{split} is the folder {printable(top)}" for split, top in folder_by_split.items()]
-        facts += [f"{split} is {fraction:g} of {origin}" for split, fraction in drawn.items()]
-        facts += ["drawn by a hash of the paths, the same for every seed"] if drawn else []
-        facts += [f"images outside of these folders, left out: {num_left}"] if folder_by_split and num_left else []
-        return f"split: {'; '.join(facts)}"
+        parts, note = divide(self.data_dir, list(by_parts), folder_by_split, fractions)
+        return {split: [by_parts[one] for one in several] for split, several in parts.items()}, note
 
     def _relative(self, path: Path) -> Parts:
         return path.relative_to(self.data_dir).parts

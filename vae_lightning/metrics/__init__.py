@@ -11,6 +11,7 @@ from vae_lightning.metrics.information import Information
 from vae_lightning.metrics.latents import LatentUnits, RateDistortion
 from vae_lightning.metrics.likelihood import MarginalLikelihood, MeanAndError, log_marginal_likelihood
 from vae_lightning.metrics.reconstruction import Reconstruction
+from vae_lightning.metrics.rollouts import RolloutScores
 from vae_lightning.metrics.rows import SpreadRows
 from vae_lightning.metrics.scenes import SceneScores
 from vae_lightning.metrics.segments import foreground_ari
@@ -32,6 +33,7 @@ __all__ = [
     "MeanAndError",
     "RateDistortion",
     "Reconstruction",
+    "RolloutScores",
     "SceneScores",
     "SpreadRows",
     "TextScores",

@@ -14,6 +14,7 @@ from vae_lightning.metrics.information import Information
 from vae_lightning.metrics.latents import LatentUnits, RateDistortion, update_mean
 from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.metrics.reconstruction import Reconstruction
+from vae_lightning.metrics.rollouts import RolloutScores
 from vae_lightning.metrics.scenes import SceneScores
 from vae_lightning.metrics.texts import TextScores
 from vae_lightning.metrics.transitions import TransitionScores
@@ -29,6 +30,7 @@ DEFAULT: tuple[type[Evaluator], ...] = (
     FoundAccuracy,
     SceneScores,
     TransitionScores,
+    RolloutScores,
     TextScores,
 )
 
@@ -42,8 +44,8 @@ class Evaluation(pl.Callback):
 
     Args:
         metrics: The metrics to compute. null: each of RateDistortion, LatentUnits, Information, Reconstruction,
-            Disentanglement, FoundAccuracy, SceneScores, TransitionScores and TextScores that applies to the model and
-            the data.
+            Disentanglement, FoundAccuracy, SceneScores, TransitionScores, RolloutScores and TextScores that applies to
+            the model and the data.
         also: Metrics to compute in addition to `metrics`, such as FrechetDistance.
         num_samples: The number of latent samples for each image.
     """
@@ -85,7 +87,8 @@ class Evaluation(pl.Callback):
         wanted = [metric() for metric in DEFAULT] if self.metrics is None else self.metrics
         for metric in [*wanted, *self.also]:
             name = type(metric).__name__
-            reason = metric.why_not_applicable(trace, data) or metric.why_not_of_batch(trace, two)
+            reasons = (metric.why_not_applicable(trace, data), metric.why_not_of_model(model))
+            reason = next(filter(None, reasons), None) or metric.why_not_of_batch(trace, two)
             if reason is None:
                 metric.begin(model, data)
                 self._running.append(metric)

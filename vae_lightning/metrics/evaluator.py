@@ -46,8 +46,16 @@ class Evaluator(ABC):
         """
         return None
 
+    def why_not_of_model(self, model: LatentVariableModel) -> str | None:
+        """The reason why the metric does not apply to the model; asked after `why_not_applicable`.
+
+        Args:
+            model: the model.
+        """
+        return None
+
     def why_not_of_batch(self, trace: Trace, batch: Batch) -> str | None:
-        """The reason why the metric does not apply to what a batch holds beside x; asked after `why_not_applicable`.
+        """The reason why the metric does not apply to what a batch holds beside x; asked after `why_not_of_model`.
 
         Args:
             trace: the trace of two test images.

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from vae_lightning.distributions import DiagonalNormal, Family, FamilyRecipe, PriorRecipe, StandardNormal
 from vae_lightning.distributions.families import inverse_softplus
 from vae_lightning.models.base import LatentVariableModel
-from vae_lightning.models.batches import check_count, named_latents
+from vae_lightning.models.batches import centred, check_count, named_latents
 from vae_lightning.models.boxes import draw_boxes, in_pixels, paint, read, to_box
 from vae_lightning.models.counts import CountPriorRecipe, UniformCount, log_count, mixed
 from vae_lightning.networks import MLP
 from vae_lightning.objectives.schedules import LinearWarmup, Schedule, as_schedule, at_least
-from vae_lightning.trace import Latent, Trace, distribution_name, draw, point
+from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 _NORMAL = partial(DiagonalNormal, sigma=0.3)
@@ -115,7 +115,7 @@ class AIR(LatentVariableModel):
         self._said_counts = False
         glimpse_shape = (self.image_shape[0], window, window)
         self.where_family, self.what_family = DiagonalNormal((3,)), DiagonalNormal((what_size,))
-        self.likelihood = _centred((likelihood or _NORMAL)(self.image_shape), self.image_shape)
+        self.likelihood = centred("AIR", (likelihood or _NORMAL)(self.image_shape))
         self.prior_what, self.count_prior = prior_what((what_size,)), count_prior(num_steps)
         self.embed = embed(self.image_shape, (hidden_size,))
         self.lstm = nn.LSTMCell(hidden_size + 3 + what_size, hidden_size)
@@ -307,22 +307,3 @@ def _check_sizes(image_shape: Shape, window: int, box_size: float, box_spread: f
         raise UserError(f"AIR: box_size is {box_size}; it is a share of the canvas, above 0 and below 1")
     if not box_spread > 1e-3:
         raise UserError(f"AIR: box_spread is {box_spread}; it must be above 0.001, the floor of the posterior's sigma")
-
-
-@torch.no_grad()
-def _centred(likelihood: Family, image_shape: Shape) -> Family:
-    """Return the likelihood if its mean is its features: the sum of the painted glimpses is no logit."""
-    canvas = torch.full(image_shape, 0.25)
-    if likelihood.param_shape == image_shape:
-        p_x = likelihood(canvas)
-        mean = point(p_x)
-        if mean is not None and torch.allclose(mean, canvas, atol=1e-3):
-            return likelihood
-        name = distribution_name(p_x)
-    else:
-        name = type(likelihood).__name__
-    raise UserError(
-        f"AIR: the mean of the likelihood {name} is not the canvas; choose one with a fixed scale, "
-        "--model.likelihood=DiagonalNormal --model.likelihood.sigma=0.3, or Laplace or StudentT with "
-        "--model.likelihood.scale=0.3"
-    )

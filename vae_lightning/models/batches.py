@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_lightning.distributions import Family
+from vae_lightning.trace import distribution_name, point
 from vae_lightning.types import Shape, UserError
 
 
@@ -138,6 +140,33 @@ def check_count(owner: str, n: int) -> None:
     """Raise UserError if `n` is not a whole number of at least 1."""
     if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
         raise UserError(f"{owner}.sample(n) draws n images: n is {n!r}; it must be a whole number of at least 1")
+
+
+@torch.no_grad()
+def centred(owner: str, likelihood: Family) -> Family:
+    """Return the likelihood if its mean is its features: a painted canvas is no logit.
+
+    Args:
+        owner: The model's class, for the message.
+        likelihood: The family of an image.
+
+    Raises:
+        UserError: if the mean is something else.
+    """
+    canvas = torch.full(likelihood.event_shape, 0.25)
+    if likelihood.param_shape == likelihood.event_shape:
+        p_x = likelihood(canvas)
+        mean = point(p_x)
+        if mean is not None and torch.allclose(mean, canvas, atol=1e-3):
+            return likelihood
+        name = distribution_name(p_x)
+    else:
+        name = type(likelihood).__name__
+    raise UserError(
+        f"{owner}: the mean of the likelihood {name} is not the canvas; choose one with a fixed scale, "
+        "--model.likelihood=DiagonalNormal --model.likelihood.sigma=0.3, or Laplace or StudentT with "
+        "--model.likelihood.scale=0.3"
+    )
 
 
 def layer_sizes(owner: str, latent_sizes: Sequence[int]) -> list[int]:

@@ -7,6 +7,7 @@ from vae_lightning.pictures.grids import reconstruction_grid, sample_grid, stack
 from vae_lightning.pictures.latents import interpolation, manifold, traversals
 from vae_lightning.pictures.page import Page
 from vae_lightning.pictures.planes import beside, scatter
+from vae_lightning.pictures.rollouts import error_chart, rollouts
 from vae_lightning.pictures.shown import NoPictureError, Shown, label_in_words, no_picture, show
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "bar_chart",
     "beside",
     "draw",
+    "error_chart",
     "interpolation",
     "label_in_words",
     "line_chart",
@@ -24,6 +26,7 @@ __all__ = [
     "no_picture",
     "reconstruction_grid",
     "reconstructions",
+    "rollouts",
     "sample_grid",
     "samples",
     "save",

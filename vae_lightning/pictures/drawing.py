@@ -78,7 +78,7 @@ def draw(title: str, rows: Mapping[str, Shown], labels: Sequence[str] = ()) -> P
     text = _table(title, texts, labels) if texts else None
     if any(shown.dim() == 5 for shown in pixels.values()):
         clips = {caption: shown if shown.dim() == 5 else shown[:, None] for caption, shown in pixels.items()}
-        return Picture(strip_sheet(title, clips, labels), _move(title, clips, labels), text)
+        return Picture(strip_sheet(title, clips, labels), moving(title, clips, labels), text)
     return Picture(image_sheet(title, pixels, labels) if pixels else None, None, text)
 
 
@@ -178,11 +178,18 @@ def scenes_of(model: LatentVariableModel, data: object, seed: int) -> Mapping[st
         return model.scenes(data)
 
 
-def _move(title: str, clips: Mapping[str, Tensor], labels: Sequence[str]) -> Tensor:
-    """All rows of all examples playing together: uint8 [T, 3, H, W]."""
+def moving(title: str, clips: Mapping[str, Tensor], labels: Sequence[str], most: int = _MAX_FRAMES) -> Tensor:
+    """Draw all rows of all examples playing together: uint8 [T, 3, H, W].
+
+    Args:
+        title: The text above the picture, before the number of the frame.
+        clips: Clips [n, T, C, H, W] in [0, 1] by caption.
+        labels: The class of each example; empty if unknown.
+        most: The largest number of frames, spread over the clips.
+    """
     length = max(shown.shape[1] for shown in clips.values())
     frames = []
-    for time in spread(length, _MAX_FRAMES):
+    for time in spread(length, most):
         images = {caption: at_times(shown.movedim(1, 0), [time])[0] for caption, shown in clips.items()}
         frames.append(image_sheet(f"{title}, frame {time + 1} of {length}", images, labels, _MAX_MOVING_SIDE))
     widest = max(frame.shape[2] for frame in frames)  # a title of more digits may be wider

@@ -81,6 +81,41 @@ def decode(contents: bytes, name: str, shape: Shape, fit: Fit = "crop", grey_bit
         raise UserError(f"{name}: {_reason(error, contents)}") from error
 
 
+def open_image(contents: bytes, name: str) -> Image.Image:
+    """Read the header of an image file; its pixels, and further frames, are read when they are used.
+
+    Args:
+        contents: The bytes of the file.
+        name: The file's name, for messages.
+
+    Raises:
+        UserError: if the file is no image. The message begins with `name`.
+    """
+    try:
+        return _open(contents)
+    except Exception as error:
+        raise UserError(f"{name}: {_reason(error, contents)}") from error
+
+
+def decode_image(image: Image.Image, name: str, shape: Shape, fit: Fit = "crop") -> np.ndarray:
+    """Return the pixels of an image that is open, such as a frame of a film, as `decode` does: uint8 [C, H, W].
+
+    Args:
+        image: The image.
+        name: Its name, for messages.
+        shape: (C, H, W), as of `decode`.
+        fit: As of `decode`.
+
+    Raises:
+        UserError: if the pixels cannot be read. The message begins with `name`.
+    """
+    channels, height, width = shape
+    try:
+        return _pixels(_fitted(_in_mode(image, _MODES[channels]), (width, height), fit), shape)
+    except Exception as error:
+        raise UserError(f"{name}: {_reason(error, b'image')}") from error
+
+
 def decode_crop(
     contents: bytes, name: str, box: tuple[int, int, int, int], shape: Shape, source_size: tuple[int, int]
 ) -> np.ndarray:

@@ -213,6 +213,45 @@ def join(sequences: Tensor) -> tuple[Tensor, Tensor]:
     return sequences.flatten(0, 1), torch.full((len(sequences),), sequences.shape[1])
 
 
+def whole_sequences(examples: Examples, count: int) -> dict[str, Tensor]:
+    """The first sequences that the examples are windows of, cut to the shortest of them; as they are stored.
+
+    Use it to look at more of a sequence than a window shows. Examples that are not windows are returned as they are.
+
+    Args:
+        examples: The examples.
+        count: The largest number of sequences.
+    """
+    parts = examples.windows
+    if parts is None:
+        return examples.select(torch.arange(min(count, len(examples)), device=examples.device))
+    numbers = parts.sequence.unique()[:count]
+    mine = [parts.start[parts.sequence == number] for number in numbers]
+    first = torch.stack([starts.min() for starts in mine])
+    length = min(int(starts.max() - starts.min()) for starts in mine) + parts.length
+    examples.verify(torch.isin(parts.sequence, numbers).nonzero().flatten())
+    steps = first[:, None] + torch.arange(length, device=first.device)
+    return {name: values[steps if name in parts.stepwise else numbers] for name, values in examples.fields.items()}
+
+
+def spread_windows(parts: Windows, count: int) -> Tensor:
+    """The numbers of windows of as many different sequences as there are, evenly spread in each: int64 [n].
+
+    Use it to show windows: those that begin one step after the other look alike.
+
+    Args:
+        parts: The windows.
+        count: The largest number of windows.
+    """
+    numbers, counts = parts.sequence.unique_consecutive(return_counts=True)
+    firsts, each = counts.cumsum(0) - counts, -(-count // len(numbers))
+    chosen = [
+        first + torch.linspace(0, int(number) - 1, min(each, int(number))).long()
+        for first, number in zip(firsts.cpu(), counts.cpu(), strict=True)
+    ]
+    return torch.cat(chosen)[:count].to(parts.start.device)
+
+
 class Images(Examples):
     """The images of a split, as bytes, and their labels: the fields `x` and `label`.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.noise import derive_seed
-from vae_lightning.storage.examples import Examples, Images, take_rows
+from vae_lightning.storage.examples import Examples, Images, spread_windows, take_rows, whole_sequences
 from vae_lightning.storage.transforms import BatchTransform, Draw, Transform
 from vae_lightning.types import Batch, UserError
 
@@ -128,6 +128,30 @@ class Loader:
                 yield self._transformed(index, batch)
             else:  # one by one, because the intermediate tensors of one batch fit in the processor's cache
                 yield [self._transformed(*one) for one in self._split(index, batch)]
+
+    def whole_sequences(self, n: int) -> Batch:
+        """The first n sequences that the examples are windows of, transformed as a batch is.
+
+        Args:
+            n: The largest number of sequences.
+        """
+        found = whole_sequences(self.examples, n)
+        return self._stored(torch.arange(len(found["x"]), device=self.examples.device), found)
+
+    def spread_windows(self, n: int) -> Batch:
+        """Windows of n different sequences, or several of each where there are fewer, transformed as a batch is.
+
+        Args:
+            n: The largest number of windows.
+        """
+        assert self.examples.windows is not None
+        index = spread_windows(self.examples.windows, n)
+        return self._stored(index, self.examples.select(index))
+
+    def _stored(self, index: Tensor, fields: Batch) -> Batch:
+        """Examples as they are stored as a batch."""
+        moved = {name: self._on_device(values) for name, values in fields.items()}
+        return self._transformed(self._on_device(index), moved)
 
     def _transformed(self, index: Tensor, batch: Batch) -> Batch:
         if self.transform is None:
@@ -256,12 +280,14 @@ def evaluation_batches(total: int, batch_size: int, rank: int, world_size: int) 
 
 
 def first_images(batches: Iterable[Batch], n: int) -> Batch:
-    """Join batches until there are n examples; fewer if the batches hold fewer.
+    """Join batches until there are n examples; fewer if the batches hold fewer. Windows are of different sequences.
 
     Args:
-        batches: Batches of a loader.
+        batches: A loader, or its batches.
         n: The number of examples.
     """
+    if isinstance(batches, Loader) and batches.examples.windows is not None:
+        return batches.spread_windows(n)
     parts, count = [], 0
     for batch in batches:
         parts.append(batch)
@@ -269,6 +295,18 @@ def first_images(batches: Iterable[Batch], n: int) -> Batch:
         if count >= n:
             break
     return {name: torch.cat([part[name] for part in parts])[:n] for name in parts[0]}
+
+
+def first_sequences(batches: Iterable[Batch], n: int) -> Batch:
+    """Join n examples, as `first_images` does; whole sequences where the examples are windows of them.
+
+    Args:
+        batches: A loader, or its batches.
+        n: The number of examples or sequences.
+    """
+    if not isinstance(batches, Loader) or batches.examples.windows is None:
+        return first_images(batches, n)
+    return batches.whole_sequences(n)
 
 
 def _resident_file_bytes() -> int:

@@ -1,18 +1,22 @@
 """`reconstruct RUN`: draw test images, or files of yours, above their reconstructions into a PNG file.
 
-A file of another size is resized as the run's data set resizes its own, and a line says so.
+A model that predicts frames also draws how it goes on after the first frames of clips, into a second file, which ends
+in `_rollouts`. A file of another size is resized as the run's data set resizes its own, and a line says so.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from vae_lightning.models import PredictsFrames
 from vae_lightning.models.loading import load_model
-from vae_lightning.pictures import reconstructions
+from vae_lightning.pictures import reconstructions, rollouts
 from vae_lightning.storage.loader import first_images
 from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
 from vae_lightning.verbs._images import FILE_OR_INDEX, data_for, images_of, test_batches, with_label
+
+_NUM_CLIPS = 4  # of the picture of roll-outs
 
 
 def make_parser(prog: str, description: str) -> Parser:
@@ -47,6 +51,10 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     batch = with_label(batch, model, data, arguments.label)
     title = f"reconstructions, {checkpoint.name}"
     write_picture(reconstructions(model, data, batch, arguments.seed, title), output)
+    if isinstance(model, PredictsFrames):
+        clips = {name: values[:_NUM_CLIPS] for name, values in batch.items()}
+        picture = rollouts(model, data, clips, arguments.seed, f"roll-outs, {checkpoint.name}")
+        write_picture(picture, output.with_name(f"{output.stem}_rollouts{output.suffix}"))
 
 
 COMMAND = Command(make_parser, run)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vae_lightning.metrics.formatting import value_and_error
-from vae_lightning.pictures import Page, bar_chart, line_chart
+from vae_lightning.pictures import Page, bar_chart, error_chart, line_chart
 from vae_lightning.runs.checkpoint_form import is_number
 from vae_lightning.runs.record import (
     CONFIG,
@@ -59,12 +59,21 @@ MEANINGS = {
     "extent_iou": "overlap of a true box and what a step painted, for the best pairs: 1 is perfect",
     "dead_dimensions": "dimensions with a KL below 0.01 nats",
     "sigma": "the scale of p(x|z)",
+    "rollout_error": "how far predicted objects are from the truth. Lower is better; late frames: see the speed",
+    "rollout_speed": "of predicted objects over the true speed: 0 if they stand still, 1 at best",
+    "rollout_overlaps": "predicted frames with two objects in one place. Lower is better",
+    "rollout_inside": "predicted objects within the box: 1 at best",
+    "rollout_swaps": "sequences where two predicted objects have changed places. Lower is better",
+    "centre_error": "how far found objects are from the truth. Lower is better",
+    "tracks_lost": "objects that the model has lost by the end of a sequence. Lower is better",
 }
 """What each number of a test means, by the first part of its name."""
 
 _CAPTIONS = {
     "reconstructions": "originals above their reconstructions: the mean of p(x|z) at one z ~ q(z|x)",
     "samples": "samples: the mean of p(x|z) at z ~ p(z)",
+    "rollouts": "predictions after the first frames of validation clips; grey border: frames seen",
+    "rollouts_test": "predictions after the first frames of test clips; grey border: frames seen",
 }
 Curve = list[tuple[float, float]]
 _FIRST = ("elbo", "log_likelihood", "kl", "loss")  # the order of the curves
@@ -137,6 +146,7 @@ def page_of(folder: Path) -> Page:
     _add_facts(page, record)
     _add_numbers(page, record)
     _add_curves(page, record)
+    _add_rollouts(page, record)
     _add_latents(page, record)
     _add_pictures(page, folder)
     _add_settings(page, record)
@@ -263,6 +273,19 @@ def charts_of(columns: Sequence[str]) -> dict[str, list[str]]:
         charts.setdefault(column.partition("/")[2] or column, []).append(column)
     order = sorted(charts, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     return {name: charts[name] for name in order}
+
+
+def _add_rollouts(page: Page, record: Record) -> None:
+    """Add the error of roll-outs over the predicted frame, beside predictions without a model."""
+    curves = {}
+    for key, values in mapping(record.results, "details").items():
+        first, _, row = key.partition("/")
+        if first == "rollout_curve" and isinstance(values, list):
+            curves[row] = [float(value) if is_number(value) else math.nan for value in values]
+    if curves:
+        page.heading("Roll-outs")
+        note = "mean and sampled are the model's, the others need no model. Late errors say little: see rollout_speed."
+        page.chart(error_chart(curves), note)
 
 
 def _add_latents(page: Page, record: Record) -> None:

@@ -1,0 +1,305 @@
+"""STOVE: video as objects that are found in each frame and move by learned dynamics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from vae_lightning.distributions import DiagonalNormal, Family, FamilyRecipe, Repeated, normal_product
+from vae_lightning.models.attention import Attention, Seen, best_order, in_order
+from vae_lightning.models.base import LatentVariableModel
+from vae_lightning.models.batches import centred, check_count, named_latents
+from vae_lightning.models.boxes import paint
+from vae_lightning.models.dynamics import DynamicsRecipe, Interactions
+from vae_lightning.models.parts import centre_or_sample
+from vae_lightning.models.rollouts import Rollout
+from vae_lightning.networks import MLP
+from vae_lightning.objectives.schedules import at_least
+from vae_lightning.trace import Latent, Trace, draw, drawing
+from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
+
+_LIKELIHOOD = partial(DiagonalNormal, sigma=0.1, learn_sigma=True, min_sigma=0.05)
+_MOST_OBJECTS = 6  # 720 orders are compared in each frame
+_START_POSITION, _START_VELOCITY = 0.6, 0.06  # standard deviations under p(z_1); that of velocities is learned
+_KEPT_SIZE = 0.99  # a of size_t ~ N(a size_(t-1), 1 - a^2), which leaves N(0, 1) as it is
+_OPAQUE = 0.999  # of 1: an object hides what is behind it but for this, so that the product has a gradient
+
+
+class STOVE(LatentVariableModel):
+    """z_1 ~ p(z_1), z_t ~ N(f(z_(t-1)), s^2), x_t ~ N(the template painted at the O objects of z_t, sigma^2).
+
+    Use this model for video of objects that move and act on each other, bright on a dark ground, all the time in view:
+    it finds them without labels, follows them, and foresees where they go. Kossen, Stelzner, Hussing, Voelcker &
+    Kersting 2020, "Structured Object-Aware Physics Prediction for Video Modeling and Planning"
+    (https://arxiv.org/abs/1910.02425), with a painted template in place of the sum-product network.
+
+    The state z_t of an object is its position (x, y), velocity (x, y), latent (L numbers) and logit of its size. The
+    posterior q(z_t|x_t, z_(t-1)) is the normalised product of what the image says and of p(z_t|z_(t-1)); the objects
+    that are found in an image are put in the order that fits f(z_(t-1)) best. So frame t's state depends on frames up
+    to t alone; that of frame 1 takes its velocity from frames 1 and 2. The one latent of a Trace is `z`
+    [K, B, T, O, 5 + L]. `found` has, in evaluation, `positions` [B, T, O, 2], the means of the filter.
+
+    Args:
+        x_shape: (-1, C, H, W): clips of any number of frames, at least 2; x is [B, T, C, H, W].
+        num_objects: O, from 1 to 6.
+        num_frames: The number of frames that `sample` draws.
+        latent_size: L of a state that no image shows: a memory for the dynamics.
+        object_size: The median of the side of an object's box under p, as a share of the frame. The box is wider than
+            the object, about twice.
+        template_size: The side of the template that is painted in the boxes, in its own pixels.
+        window: The side of the part of an image that the attention looks at, in pixels: an odd number, about one and a
+            half objects.
+        encoder: Network from a window to the Gaussians of position and size.
+        dynamics: f: `Interactions`, or `ConstantVelocity`, which learns nothing.
+        spread: s of position, velocity and latent. It is not learned: a learned one shrinks for the velocity until q
+            ignores what the images say.
+        filtered: Whether q is the product. false: q(z_t|x_t, z_(t-1)) is what the image alone says, for comparison.
+        likelihood: Family of one frame given its mean. null: N(., sigma^2) with one learned sigma of at least 0.05.
+        kwargs: Arguments of `LatentVariableModel`.
+
+    Raises:
+        UserError: if a size does not fit.
+    """
+
+    def __init__(
+        self,
+        x_shape: Shape,
+        num_objects: int,
+        num_frames: int = 8,
+        latent_size: int = 0,
+        object_size: float = 0.4,
+        template_size: int = 12,
+        window: int = 13,
+        encoder: NetworkRecipe | None = None,
+        dynamics: DynamicsRecipe = Interactions,
+        spread: float = 0.01,
+        filtered: bool = True,
+        likelihood: FamilyRecipe | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters(logger=False)
+        self.frame_shape = _frame_shape(x_shape, window)
+        at_least("STOVE", 1, num_objects=num_objects, template_size=template_size)
+        at_least("STOVE", 2, num_frames=num_frames)
+        at_least("STOVE", 0, latent_size=latent_size)
+        _check_sizes(num_objects, object_size, spread)
+        self.num_objects, self.num_frames, self.latent_size = num_objects, num_frames, latent_size
+        self.object_size, self.spread, self.filtered = object_size, spread, filtered
+        network = encoder or partial(MLP, hidden_sizes=(128,), activation=nn.ELU)
+        self.attention = Attention(self.frame_shape, num_objects, window, network)
+        self.dynamics = dynamics(latent_size)
+        centred("STOVE", (likelihood or _LIKELIHOOD)(self.frame_shape))
+        self.likelihood = Repeated(self.frame_shape, likelihood or _LIKELIHOOD)
+        self.template = nn.Parameter(_blob(template_size).repeat(self.frame_shape[0], 1, 1))  # logits, [C, P, P]
+        self.log_start_velocity = nn.Parameter(torch.tensor(math.log(_START_VELOCITY)))
+
+    # -- the generative model -------------------------------------------------------------------------------------
+
+    def p_start(self) -> Distribution:
+        """p(z_1) of all objects: event shape [O, D]."""
+        one, velocity = self.log_start_velocity.new_ones(()), self.log_start_velocity.exp()
+        latent = [self.spread * one] * self.latent_size
+        sd = torch.stack([*[_START_POSITION * one] * 2, velocity, velocity, *latent, one])
+        return _normal(torch.zeros_like(sd).expand(self.num_objects, -1), sd.expand(self.num_objects, -1))
+
+    def p_next(self, z: Tensor) -> Distribution:
+        """p(z_t|z_(t-1)), with the batch shape [...] and the event shape [O, D].
+
+        Args:
+            z: z_(t-1), [..., O, D].
+        """
+        state, size = z.split([z.shape[-1] - 1, 1], -1)
+        mean = torch.cat((self.dynamics(state), _KEPT_SIZE * size), -1)
+        sd = torch.full_like(state, self.spread), torch.full_like(size, math.sqrt(1 - _KEPT_SIZE**2))
+        return _normal(mean, torch.cat(sd, -1))
+
+    def painted(self, position: Tensor, size: Tensor) -> Tensor:
+        """Return how much of each pixel an object covers, from 0 to 1: [..., C, H, W].
+
+        Args:
+            position: [..., 2].
+            size: Its logit, [...].
+        """
+        side = 2 * self.object_size * torch.sigmoid(size)
+        box = torch.cat((side[..., None], position), -1)
+        return _OPAQUE * paint(torch.sigmoid(self.template), box, self.frame_shape[1:])
+
+    def p_x(self, z: Tensor) -> Distribution:
+        """p(x|z) of clips, with the batch shape [...] and the event shape [T, C, H, W].
+
+        Args:
+            z: [..., T, O, D].
+        """
+        bare = torch.ones((), dtype=z.dtype, device=z.device)
+        for painted in self.painted(z[..., :2], z[..., -1]).unbind(-4):  # of each object, [..., T, C, H, W]
+            bare = bare * (1 - painted)
+        p: Distribution = self.likelihood(1 - bare)
+        return p
+
+    def decode(self, latents: Mapping[str, Tensor]) -> Distribution:
+        (z,) = named_latents("STOVE", latents, ["z"])
+        return self.p_x(z)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Tensor:
+        check_count("STOVE", n)
+        start = self.p_start().sample((n,))
+        return self.p_x(torch.stack([start, *self.rolled_out(start, self.num_frames - 1, True)], 1)).mean
+
+    def rolled_out(self, z: Tensor, num_frames: int, sampled: bool) -> list[Tensor]:
+        """Return the states of the frames after z [..., O, D]: means of each transition, or samples."""
+        states = []
+        for _ in range(num_frames):
+            p = self.p_next(z)
+            z = p.sample() if sampled else p.mean
+            states.append(z)
+        return states
+
+    def prior_codes(self, batch: Batch) -> dict[str, Tensor]:
+        """Return objects that stand in the middle of the frame and go on by the means of the transitions."""
+        start = self.p_start().mean.expand(len(batch["x"]), -1, -1)
+        return {"z": torch.stack([start, *self.rolled_out(start, batch["x"].shape[1] - 1, False)], 1)}
+
+    # -- inference ------------------------------------------------------------------------------------------------
+
+    def see(self, x: Tensor) -> Seen:
+        """Return what each frame alone says: mean and sd [B, T, O, 3] of position and size.
+
+        Args:
+            x: [B, T, C, H, W].
+        """
+        seen = self.attention(x.flatten(0, 1), self.painted)
+        return Seen(*(part.unflatten(0, x.shape[:2]) for part in seen))
+
+    def filter(self, seen: Seen, num_samples: int = 1) -> Latent:
+        """Follow the objects from frame to frame: z ~ q(z_1|x) prod_t q(z_t|x_t, z_(t-1)), [K, B, T, O, D].
+
+        Args:
+            seen: What each frame says.
+            num_samples: K.
+        """
+        q, now = self.q_start(seen)
+        p = self.p_start().expand(q.batch_shape)
+        z = draw(q, num_samples)  # [K, B, O, D]
+        steps = [(z, q.expand(z.shape[:2]), p.expand(z.shape[:2]))]
+        for t in range(1, seen.mean.shape[1]):
+            before, p = now, self.p_next(z)
+            order = best_order(p.mean[..., :2], seen.mean[:, t, :, :2])  # [K, B, O]
+            now = Seen(*(in_order(part[:, t], order) for part in seen))  # [K, B, O, 3]
+            image = self.q_image(now, now.mean[..., :2] - z[..., :2], before)
+            q = normal_product(image, p) if self.filtered else image
+            z = draw(q)
+            steps.append((z, q, p))
+        zs, qs, ps = zip(*steps, strict=True)
+        return Latent(torch.stack(zs, 2), _in_time(qs), _in_time(ps))
+
+    def q_start(self, seen: Seen) -> tuple[Distribution, Seen]:
+        """q(z_1|x) from frames 1 and 2, with the batch shape [B] and the event shape [O, D], and what is seen first."""
+        first, second = (Seen(*(part[:, t] for part in seen)) for t in (0, 1))
+        order = best_order(first.mean[..., :2], second.mean[..., :2])
+        second = Seen(*(in_order(part, order) for part in second))
+        q = self.q_image(first, second.mean[..., :2] - first.mean[..., :2], second)
+        return normal_product(q, self.p_start()) if self.latent_size else q, first
+
+    def q_image(self, now: Seen, velocity: Tensor, other: Seen) -> Distribution:
+        """What images say of the state: N(position, velocity, size), and nothing of the latent.
+
+        Args:
+            now: What is seen, [..., O, 3].
+            velocity: The mean of the velocity, [..., O, 2].
+            other: What is seen one frame before or after, whose error is part of that of the velocity.
+        """
+        (position, size), (sd, sd_size) = (part.split([2, 1], -1) for part in now)
+        sd_velocity = (sd.square() + other.sd[..., :2].square()).sqrt()
+        nothing = velocity.new_zeros(()).expand(*velocity.shape[:-1], self.latent_size)
+        mean = torch.cat((position.expand_as(velocity), velocity, nothing, size.expand_as(velocity[..., :1])), -1)
+        parts = sd, sd_velocity, nothing + torch.inf, sd_size
+        return _normal(mean, torch.cat([part.expand(*mean.shape[:-1], -1) for part in parts], -1))
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        x = batch["x"]
+        _check_clips(x)
+        seen = self.see(x)
+        with torch.autocast(x.device.type, enabled=False):  # positions need more digits than bfloat16 has
+            z = self.filter(seen, num_samples)
+            p_x = self.p_x(z.z)
+            found = {} if self.training else {"positions": self._means(seen)[..., :2]}
+        return Trace(x, p_x, {"z": z}, found=found)
+
+    @torch.no_grad()
+    def _means(self, seen: Seen) -> Tensor:
+        """The means of the filter, each given that of the frame before: [B, T, O, D]."""
+        with drawing(centre_or_sample):
+            return self.filter(seen).z[0]
+
+    @torch.no_grad()
+    def predict_frames(self, x_seen: Tensor, horizon: int, sampled: bool = False) -> Rollout:
+        """Foresee the frames that follow.
+
+        Args:
+            x_seen: Frames [B, T, C, H, W], at least 2.
+            horizon: The number of frames to foresee, at least 1.
+            sampled: Whether each transition is drawn, by torch's global generator. false: its mean is taken. Means
+                slow down in the long run, because the mean over uncertain collisions is no motion; samples do not.
+
+        Raises:
+            UserError: if there is one frame only.
+        """
+        _check_clips(x_seen)
+        at_least("predict_frames", 1, horizon=horizon)
+        z = self._means(self.see(x_seen))
+        states = torch.stack(self.rolled_out(z[:, -1], horizon, sampled), 1)  # [B, horizon, O, D]
+        return Rollout(z[..., :2], states[..., :2], self.p_x(states).mean)
+
+
+def _frame_shape(x_shape: Shape, window: int) -> Shape:
+    """Return (C, H, W) of the frames of clips."""
+    if len(x_shape) != 4 or min(x_shape[1:]) < 1:
+        raise UserError(f"STOVE: x_shape is {list(x_shape)}; it is that of clips, [-1, C, H, W]")
+    smallest = min(x_shape[2:])
+    if not 1 <= window <= smallest or window % 2 == 0:
+        raise UserError(
+            f"STOVE: window is {window}; it is an odd number of pixels, at most {smallest}, the smaller side of a frame"
+        )
+    return tuple(x_shape[1:])
+
+
+def _check_sizes(num_objects: int, object_size: float, spread: float) -> None:
+    if num_objects > _MOST_OBJECTS:
+        raise UserError(
+            f"STOVE: num_objects is {num_objects}; at most {_MOST_OBJECTS} can be followed, because all orders of the "
+            "objects are compared in each frame"
+        )
+    if not 0 < object_size < 1:
+        raise UserError(f"STOVE: object_size is {object_size}; it is a share of the frame, above 0 and below 1")
+    if not spread > 0:
+        raise UserError(f"STOVE: spread is {spread}; a standard deviation is above 0")
+
+
+def _check_clips(x: Tensor) -> None:
+    if x.shape[1] < 2:
+        raise UserError("STOVE: a clip of one frame has no velocity; it takes at least 2 frames (--data.num_frames=8)")
+
+
+def _normal(mean: Tensor, sd: Tensor) -> Distribution:
+    """N(mean, diag sd^2) of the states of all objects: event shape [O, D]."""
+    return Independent(Normal(mean, sd, validate_args=Family.validate_args), 2, validate_args=Family.validate_args)
+
+
+def _in_time(steps: tuple[Any, ...]) -> Distribution:
+    """One distribution of all frames, with the event shape [T, O, D], from one of each, [K, B] and [O, D]."""
+    mean, sd = (torch.stack([getattr(p.base_dist, name) for p in steps], 2) for name in ("loc", "scale"))
+    return Independent(Normal(mean, sd, validate_args=Family.validate_args), 3, validate_args=Family.validate_args)
+
+
+def _blob(side: int) -> Tensor:
+    """Logits of a round spot that fills half of its box, [P, P]."""
+    at = (2 * torch.arange(side) + 1) / side - 1
+    return 3 - 10 * (at[:, None] ** 2 + at**2)
