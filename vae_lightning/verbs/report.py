@@ -268,15 +268,12 @@ def charts_of(columns: Sequence[str]) -> dict[str, list[str]]:
 
 def _add_rollouts(page: Page, record: Record) -> None:
     """Add the error of roll-outs over the predicted frame, beside predictions without a model."""
-    curves = {}
-    for key, values in mapping(record.results, "details").items():
-        first, _, row = key.partition("/")
-        if first == "rollout_curve" and isinstance(values, list):
-            curves[row] = [float(value) if is_number(value) else math.nan for value in values]
-    if curves:
+    speeds = {name: value for name, (value, _) in record.numbers().items() if name.startswith("rollout_speed/")}
+    chart = error_chart({**mapping(record.results, "details"), **speeds})
+    if chart is not None:
         page.heading("Roll-outs")
-        note = "mean and sampled are the model's, the others need no model. Late errors say little: see rollout_speed."
-        page.chart(error_chart(curves), note)
+        note = "mean and sampled are the model's, the others need no model. What stands still has small late errors."
+        page.chart(chart, note)
 
 
 def _add_latents(page: Page, record: Record) -> None:
