@@ -222,9 +222,13 @@ def _add_numbers(page: Page, record: Record) -> None:
     names = [*first, *(name for name in numbers if name not in first)]
     if record.number("loss") == -(record.number("elbo") or 0.0):
         names.remove("loss")
+    kinds = [name.partition("/")[0] for name in names]
+    meanings = [  # of roll-outs, which have many numbers, once
+        "" if kind in kinds[:i] and kind.startswith("rollout_") else MEANINGS.get(kind) for i, kind in enumerate(kinds)
+    ]
     rows = [
-        (name, value_and_error(*numbers[name]), unit_of(record, name), MEANINGS.get(name.partition("/")[0]))
-        for name in names
+        (name, value_and_error(*numbers[name]), unit_of(record, name), meaning)
+        for name, meaning in zip(names, meanings, strict=True)
     ]
     page.table(["", "value", "unit", "meaning"], rows)
     left_out = mapping(record.results, "left_out")
