@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,12 @@ def test_what_cannot_be_drawn_is_said() -> None:
 
 
 def test_the_chart_has_a_curve_for_each_prediction() -> None:
-    chart = error_chart({"mean": [0.1, 0.2], "linear": [0.2, 0.4]}, "errors")
-    assert all(text in chart for text in ("<title>mean</title>", "<title>linear</title>", "predicted frame", "errors"))
+    curves = {"rollout_curve/mean": [0.1, 0.2], "rollout_curve/linear": [0.2, None], "rollout_curve_stderr/mean": [1.0]}
+    chart = error_chart({**curves, "rollout_speed/mean/2": 0.5, "psnr": 3.0}, "errors")
+    assert chart is not None
+    assert re.findall("<title>(.*?)</title>", chart) == ["mean (speed 0.50)", "linear"]
+    assert "predicted frame" in chart
+    assert error_chart({"psnr": 3.0}) is None
 
 
 def test_a_run_draws_roll_outs_of_whole_clips(tmp_path: Path) -> None:
@@ -119,4 +124,4 @@ def test_a_run_draws_roll_outs_of_whole_clips(tmp_path: Path) -> None:
     trainer.test(video, DATA, verbose=False)
     names = {path.name for path in (tmp_path / "images").iterdir()}
     assert {"rollouts-0001.png", "rollouts-0001.gif", "rollouts_test.png", "rollouts_test.gif"} <= names
-    assert "<title>simulator</title>" in (tmp_path / "images" / "rollout_errors.svg").read_text()
+    assert "<title>simulator (speed " in (tmp_path / "images" / "rollout_errors.svg").read_text()

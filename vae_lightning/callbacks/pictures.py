@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from vae_lightning.metrics import Evaluation
-from vae_lightning.metrics.evaluator import Finding
 from vae_lightning.models import LatentVariableModel, PredictsFrames
 from vae_lightning.pictures import (
     NoPictureError,
@@ -110,10 +109,9 @@ class Pictures(pl.Callback):
         if loaders is not None:
             self._keep("rollouts_test", partial(self._rollouts, pl_module, data, loaders, "test"), trainer, None)
         evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), None)  # type: ignore[attr-defined]
-        curves = {} if evaluation is None else _curves(evaluation.found)
-        if curves:
+        chart = None if evaluation is None else error_chart(evaluation.found, "error of predictions; speed at the end")
+        if chart is not None:
             with self._in_one_line():
-                chart = error_chart(curves, "error of the predictions")
                 write_whole(Path(trainer.default_root_dir) / "images" / "rollout_errors.svg", chart.encode())
 
     def _rollouts(self, model: LatentVariableModel, data: object, loaders: Iterable[Batch], at: str) -> Picture:
@@ -145,12 +143,6 @@ class Pictures(pl.Callback):
         if line not in self._said:
             self._said.add(line)
             print(line, flush=True)
-
-
-def _curves(found: Mapping[str, Finding]) -> dict[str, list[float]]:
-    """The errors of RolloutScores over the predicted frame, by the name of the prediction."""
-    start = "rollout_curve/"
-    return {name.removeprefix(start): v for name, v in found.items() if name.startswith(start) and isinstance(v, list)}
 
 
 def _named(error: Exception, reason: str) -> str:

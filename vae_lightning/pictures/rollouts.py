@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -69,16 +70,24 @@ def rollouts(model: LatentVariableModel, data: object, batch: Batch, seed: int, 
     return Picture(_strip(note, clips, seen), moving(note, clips, (), _MOST_FRAMES))
 
 
-def error_chart(curves: Mapping[str, Sequence[float]], title: str = "") -> str:
-    """Draw the error of predictions over the number of the predicted frame: SVG text.
+def error_chart(found: Mapping[str, object], title: str = "") -> str | None:
+    """Draw the error of predictions over the number of the predicted frame, with their speed at the end: SVG text.
 
     Args:
-        curves: The errors of the frames 1, 2, ... by the name of the prediction, as in `rollout_curve/<row>` of a
-            test's details.
+        found: What a test has found, by name: of it `rollout_curve/<row>` and `rollout_speed/<row>/<H>`.
         title: The text above the chart.
+
+    Returns:
+        None if there are no such curves.
     """
-    series = {name: [(float(h), error) for h, error in enumerate(errors, 1)] for name, errors in curves.items()}
-    return line_chart(series, title, "predicted frame", "distance from the truth", 640, 360)
+    series = {}
+    for name, errors in found.items():
+        first, _, row = name.partition("/")
+        if first == "rollout_curve" and isinstance(errors, list):
+            speed = found.get(f"rollout_speed/{row}/{len(errors)}")
+            label = f"{row} (speed {speed:.2f})" if isinstance(speed, float) else row
+            series[label] = [(float(h), e if isinstance(e, float) else math.nan) for h, e in enumerate(errors, 1)]
+    return line_chart(series, title, "predicted frame", "distance from the truth", 640, 360) if series else None
 
 
 def _linear(places: Tensor, seen: int) -> Tensor:

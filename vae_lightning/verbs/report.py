@@ -230,9 +230,13 @@ def _add_numbers(page: Page, record: Record) -> None:
     names = [*first, *(name for name in numbers if name not in first)]
     if record.number("loss") == -(record.number("elbo") or 0.0):
         names.remove("loss")
+    kinds = [name.partition("/")[0] for name in names]
+    meanings = [  # of roll-outs, which have many numbers, once
+        "" if kind in kinds[:i] and kind.startswith("rollout_") else MEANINGS.get(kind) for i, kind in enumerate(kinds)
+    ]
     rows = [
-        (name, value_and_error(*numbers[name]), unit_of(record, name), MEANINGS.get(name.partition("/")[0]))
-        for name in names
+        (name, value_and_error(*numbers[name]), unit_of(record, name), meaning)
+        for name, meaning in zip(names, meanings, strict=True)
     ]
     page.table(["", "value", "unit", "meaning"], rows)
     left_out = mapping(record.results, "left_out")
@@ -277,15 +281,12 @@ def charts_of(columns: Sequence[str]) -> dict[str, list[str]]:
 
 def _add_rollouts(page: Page, record: Record) -> None:
     """Add the error of roll-outs over the predicted frame, beside predictions without a model."""
-    curves = {}
-    for key, values in mapping(record.results, "details").items():
-        first, _, row = key.partition("/")
-        if first == "rollout_curve" and isinstance(values, list):
-            curves[row] = [float(value) if is_number(value) else math.nan for value in values]
-    if curves:
+    speeds = {name: value for name, (value, _) in record.numbers().items() if name.startswith("rollout_speed/")}
+    chart = error_chart({**mapping(record.results, "details"), **speeds})
+    if chart is not None:
         page.heading("Roll-outs")
-        note = "mean and sampled are the model's, the others need no model. Late errors say little: see rollout_speed."
-        page.chart(error_chart(curves), note)
+        note = "mean and sampled are the model's, the others need no model. What stands still has small late errors."
+        page.chart(chart, note)
 
 
 def _add_latents(page: Page, record: Record) -> None:
