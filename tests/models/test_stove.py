@@ -289,6 +289,25 @@ def test_dynamics_have_no_order_of_objects_and_each_acts_on_the_others() -> None
     assert alone.shape == (2, 1, 4)
 
 
+def test_the_dynamics_read_no_state_beyond_those_of_training() -> None:
+    dynamics = shaken(balls_model()).dynamics
+    assert isinstance(dynamics, Interactions)
+    state = torch.rand(64, 3, 4) - 0.5
+    dynamics.train()
+    for _ in range(3000):
+        dynamics._remember(state)
+    low, high = state.flatten(0, 1).aminmax(dim=0)
+    torch.testing.assert_close(dynamics.range, torch.stack((low, high)), atol=0.01, rtol=0)
+    dynamics._remember(3 * state)  # what is wider counts at once
+    torch.testing.assert_close(dynamics.range, 3 * torch.stack((low, high)), atol=1e-5, rtol=0)
+    dynamics.eval()
+    known = dynamics.range.clone()
+    far = torch.full((1, 3, 4), 5.0)
+    end = known[1].expand(1, 3, 4)
+    torch.testing.assert_close(dynamics(far)[..., 2:] - far[..., 2:], dynamics(end)[..., 2:] - end[..., 2:])
+    torch.testing.assert_close(dynamics.range, known, rtol=0, atol=0)
+
+
 def test_no_roll_out_grows_exponentially() -> None:
     model = shaken(balls_model())
     positions = model.predict_frames(X, 1000).positions

@@ -57,8 +57,9 @@ class STOVE(LatentVariableModel):
             half objects.
         encoder: Network from a window to the Gaussians of position and size.
         dynamics: f: `Interactions`, or `ConstantVelocity`, which learns nothing.
-        spread: s of position, velocity and latent. It is not learned: a learned one shrinks for the velocity until q
-            ignores what the images say.
+        spread: s of position and latent. It is not learned: a learned one shrinks for the velocity until q ignores what
+            the images say.
+        velocity_spread: s of velocity. Each frame of a sampled roll-out adds its square to the squared velocity.
         filtered: Whether q is the product. false: q(z_t|x_t, z_(t-1)) is what the image alone says, for comparison.
         likelihood: Family of one frame given its mean. null: N(., sigma^2) with one learned sigma of at least 0.05.
         kwargs: Arguments of `LatentVariableModel`.
@@ -78,7 +79,8 @@ class STOVE(LatentVariableModel):
         window: int = 13,
         encoder: NetworkRecipe | None = None,
         dynamics: DynamicsRecipe = Interactions,
-        spread: float = 0.01,
+        spread: float = 0.005,
+        velocity_spread: float = 0.002,
         filtered: bool = True,
         likelihood: FamilyRecipe | None = None,
         **kwargs: Any,
@@ -89,9 +91,10 @@ class STOVE(LatentVariableModel):
         at_least("STOVE", 1, num_objects=num_objects, template_size=template_size)
         at_least("STOVE", 2, num_frames=num_frames)
         at_least("STOVE", 0, latent_size=latent_size)
-        _check_sizes(num_objects, object_size, spread)
+        _check_sizes(num_objects, object_size, min(spread, velocity_spread))
         self.num_objects, self.num_frames, self.latent_size = num_objects, num_frames, latent_size
-        self.object_size, self.spread, self.filtered = object_size, spread, filtered
+        self.object_size, self.filtered = object_size, filtered
+        self.spreads = [spread] * 2 + [velocity_spread] * 2 + [spread] * latent_size
         network = encoder or partial(MLP, hidden_sizes=(128,), activation=nn.ELU)
         self.attention = Attention(self.frame_shape, num_objects, window, network)
         self.dynamics = dynamics(latent_size)
@@ -105,7 +108,7 @@ class STOVE(LatentVariableModel):
     def p_start(self) -> Distribution:
         """p(z_1) of all objects: event shape [O, D]."""
         one, velocity = self.log_start_velocity.new_ones(()), self.log_start_velocity.exp()
-        latent = [self.spread * one] * self.latent_size
+        latent = [spread * one for spread in self.spreads[4:]]
         sd = torch.stack([*[_START_POSITION * one] * 2, velocity, velocity, *latent, one])
         return _normal(torch.zeros_like(sd).expand(self.num_objects, -1), sd.expand(self.num_objects, -1))
 
@@ -117,8 +120,8 @@ class STOVE(LatentVariableModel):
         """
         state, size = z.split([z.shape[-1] - 1, 1], -1)
         mean = torch.cat((self.dynamics(state), _KEPT_SIZE * size), -1)
-        sd = torch.full_like(state, self.spread), torch.full_like(size, math.sqrt(1 - _KEPT_SIZE**2))
-        return _normal(mean, torch.cat(sd, -1))
+        sd = mean.new_tensor([*self.spreads, math.sqrt(1 - _KEPT_SIZE**2)])
+        return _normal(mean, sd.expand_as(mean))
 
     def painted(self, position: Tensor, size: Tensor) -> Tensor:
         """Return how much of each pixel an object covers, from 0 to 1: [..., C, H, W].
