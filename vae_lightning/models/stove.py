@@ -26,8 +26,9 @@ from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 _LIKELIHOOD = partial(DiagonalNormal, sigma=0.1, learn_sigma=True, min_sigma=0.05)
 _MOST_OBJECTS = 6  # 720 orders are compared in each frame
-_START_POSITION, _START_VELOCITY = 0.6, 0.06  # standard deviations under p(z_1); that of velocities is learned
-_KEPT_SIZE = 0.99  # a of size_t ~ N(a size_(t-1), 1 - a^2), which leaves N(0, 1) as it is
+_POSITION, _VELOCITY, _SIZE = 0.6, 0.06, 0.3  # standard deviations under p(z_1); the last two are learned
+_LEAST_SIZE = 0.05  # floor of the learned one: objects of one size need none, and a sharper p would pin q
+_KEPT_SIZE = 0.99  # a of size_t ~ N(a size_(t-1), (1 - a^2) s^2), which leaves N(0, s^2) as it is
 _OPAQUE = 0.999  # of 1: an object hides what is behind it but for this, so that the product has a gradient
 
 
@@ -101,16 +102,22 @@ class STOVE(LatentVariableModel):
         centred("STOVE", (likelihood or _LIKELIHOOD)(self.frame_shape))
         self.likelihood = Repeated(self.frame_shape, likelihood or _LIKELIHOOD)
         self.template = nn.Parameter(_blob(template_size).repeat(self.frame_shape[0], 1, 1))  # logits, [C, P, P]
-        self.log_start_velocity = nn.Parameter(torch.tensor(math.log(_START_VELOCITY)))
+        self.log_velocity = nn.Parameter(torch.tensor(math.log(_VELOCITY)))  # log of the spread at the start
+        self.log_size = nn.Parameter(torch.tensor(math.log(_SIZE - _LEAST_SIZE)))
 
     # -- the generative model -------------------------------------------------------------------------------------
 
     def p_start(self) -> Distribution:
         """p(z_1) of all objects: event shape [O, D]."""
-        one, velocity = self.log_start_velocity.new_ones(()), self.log_start_velocity.exp()
-        latent = [spread * one for spread in self.spreads[4:]]
-        sd = torch.stack([*[_START_POSITION * one] * 2, velocity, velocity, *latent, one])
+        velocity = self.log_velocity.exp()
+        fixed = velocity.new_tensor([_POSITION, _POSITION, *self.spreads[4:]])
+        sd = torch.cat((fixed[:2], velocity.expand(2), fixed[2:], self.size_spread[None]))
         return _normal(torch.zeros_like(sd).expand(self.num_objects, -1), sd.expand(self.num_objects, -1))
+
+    @property
+    def size_spread(self) -> Tensor:
+        """The standard deviation of the logit of the size under p, the same in every frame."""
+        return _LEAST_SIZE + self.log_size.exp()
 
     def p_next(self, z: Tensor) -> Distribution:
         """p(z_t|z_(t-1)), with the batch shape [...] and the event shape [O, D].
@@ -120,7 +127,7 @@ class STOVE(LatentVariableModel):
         """
         state, size = z.split([z.shape[-1] - 1, 1], -1)
         mean = torch.cat((self.dynamics(state), _KEPT_SIZE * size), -1)
-        sd = mean.new_tensor([*self.spreads, math.sqrt(1 - _KEPT_SIZE**2)])
+        sd = torch.cat((mean.new_tensor(self.spreads), math.sqrt(1 - _KEPT_SIZE**2) * self.size_spread[None]))
         return _normal(mean, sd.expand_as(mean))
 
     def painted(self, position: Tensor, size: Tensor) -> Tensor:
