@@ -91,6 +91,7 @@ def test_two_processes_report_what_one_reports(two: Path, monkeypatch: pytest.Mo
     assert there["test/elbo"] == pytest.approx(there["test/log_likelihood"] - there["test/kl"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_predict_what_one_predicts_in_its_order(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command, path = ("predict", "-c", str(two / "config.yaml"), f"--ckpt_path={two}"), two / "predictions-all.npz"
     command = (*command, "--split=all", "--sample=true")

@@ -13,6 +13,10 @@ Batch: TypeAlias = dict[str, Tensor]
 """`x`: float32 [B, C, H, W] in [0, 1]; `label`: int64 [B], if the data set has labels."""
 
 
+END_TOKEN, UNKNOWN_TOKEN, PADDING = 0, 1, -1
+"""Numbers in every sequence of words: its last one, a word outside the vocabulary, and what stands behind the end."""
+
+
 class UserError(ValueError):
     """An error that the user can correct. The message is one line: what is wrong, where, and what would be right.
 

@@ -46,12 +46,13 @@ def main(args: Sequence[str] | None = None) -> int:
             return 0
         failed = [row.name for row in wanted if not run(row, options)]
         kept = read_kept(options.docs / "results.json")
-        for name, row in rows.items():
+        own = {name: row for name, row in rows.items() if not row.runs_of}
+        for name, row in own.items():
             kept[name] = collect(row, options.runs_dir, kept.get(name, []), ROOT)
         for entry in options.record:
             name, _, folder = entry.partition("=")
-            _replace(kept, _known(name, rows), Path(folder))
-        write(rows, {name: kept[name] for name in rows if kept[name]}, options.docs, options.readme)
+            _replace(kept, _known(name, own), Path(folder))
+        write(rows, {name: kept[name] for name in own if kept[name]}, options.docs, options.readme)
     except RowError as error:
         print(f"results: error: {error}", file=sys.stderr)
         return 2
@@ -71,7 +72,7 @@ def run(row: Row, options: argparse.Namespace) -> bool:
     if not (ROOT / row.config).is_file():
         raise RowError(f"{row.name}: there is no {row.config}")
     for seed in row.seeds:
-        where = [f"--runs_dir={options.runs_dir}", f"--experiment=papers/{row.name}", f"--seed_everything={seed}"]
+        where = [f"--runs_dir={options.runs_dir}", f"--experiment=papers/{row.folder}", f"--seed_everything={seed}"]
         where += [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
         command = [sys.executable, "-m", "vae_lightning", "train", *row.arguments, *where, *options.args.split()]
         print(" ".join(command[1:]), flush=True)

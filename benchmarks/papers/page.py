@@ -17,7 +17,7 @@ HEAD = """\
 row.
 
 The unit is nats per image on the official test split, where lower is better. The MIG and the accuracy of
-counts are exceptions: 1 is best.
+counts are exceptions: 1 is best. Errors of roll-outs are distances in a box that is 2 wide.
 -log p(x) is estimated by K importance samples and is an upper bound on average; "effective" is the effective number of
 these samples. The standard error is over test images, or over seeds if a row has several. Two runs are tested on the
 same images, so the stated error of the gap between them is too large. Static and dynamic binarisation are different
@@ -28,7 +28,7 @@ test sets. The brackets name the source of a published figure; the source is not
 def page(rows: Mapping[str, Row], kept: Kept, root: Path) -> str:
     titles = ["row", "what", "measured", "published", "must reach", "reached"]
     table = [titles, *([f"`{name}`", *_cells(row, rows, kept, root)] for name, row in rows.items())]
-    commands = [_commands(row, kept.get(name, []), root) for name, row in rows.items()]
+    commands = [_commands(row, kept.get(row.folder, []), root) for row in rows.values()]
     parts = [HEAD, _table(table), "## Commands", *commands]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
@@ -36,7 +36,7 @@ def page(rows: Mapping[str, Row], kept: Kept, root: Path) -> str:
 def _cells(row: Row, rows: Mapping[str, Row], kept: Kept, root: Path) -> list[str]:
     bounds = ", ".join(f"{_words(bound)} {value}" for bound, value in row.must.items()) or "best effort"
     published = row.published + (f" [{row.source}]" if row.source else "")
-    return [row.title, measured(row, kept.get(row.name, []), root), published, bounds, judged(row, rows, kept)]
+    return [row.title, measured(row, kept.get(row.folder, []), root), published, bounds, judged(row, rows, kept)]
 
 
 def _words(bound: str) -> str:
@@ -55,6 +55,9 @@ def measured(row: Row, records: Sequence[Record], root: Path) -> str:
         conditions += [f"ELBO {formatted(elbo)}"] if elbo else []
         ess = figure(row, records, "test/nll_ess")
         conditions += [f"{ess.value:.0f} effective"] if ess else []
+    for words, metric in row.beside.items():
+        other = figure(row, records, metric)
+        conditions += [f"{words} {formatted(other)}"] if other else []
     conditions += [f"seeds {', '.join(map(str, row.seeds))}"] if len(row.seeds) > 1 else []
     return formatted(found) + (f" ({'; '.join(conditions)})" if conditions else "")
 
@@ -76,6 +79,8 @@ def _reason(row: Row, records: Sequence[Record], root: Path) -> str:
 
 
 def _commands(row: Row, records: Sequence[Record], root: Path) -> str:
+    if row.runs_of:
+        return f"### {row.name}\n\nThe runs of `{row.runs_of}`."
     now = row.recipe(root)
     lines = [f"### {row.name}", "", "```sh", records[0]["command"] if records else row.command, "```"]
     if records and records[0]["command"] != row.command:
@@ -100,8 +105,8 @@ def _time(seconds: float) -> str:
 
 def short_table(rows: Mapping[str, Row], kept: Kept, root: Path) -> str:
     """The README's table: the rows that have a figure and `in_readme`."""
-    done = [row for row in rows.values() if row.in_readme and figure(row, kept.get(row.name, []))]
-    lines = [[row.title, measured(row, kept[row.name], root), row.published or "-", f"`{row.name}`"] for row in done]
+    done = [row for row in rows.values() if row.in_readme and figure(row, kept.get(row.folder, []))]
+    lines = [[row.title, measured(row, kept[row.folder], root), row.published or "-", f"`{row.name}`"] for row in done]
     return _table([["what", "measured", "published", "row"], *lines]) if done else "No row has been run yet."
 
 

@@ -47,6 +47,13 @@ class Row:
     not_run: str = ""
     remark: str = ""
     in_readme: bool = True
+    beside: Mapping[str, str] = field(default_factory=dict)
+    runs_of: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The folder of the runs below runs/papers."""
+        return self.runs_of or self.name
 
     @property
     def command(self) -> str:
@@ -87,6 +94,13 @@ def read_rows(path: Path) -> dict[str, Row]:
             raise RowError(f"{path}: {name}: {wrong}; the fields are {', '.join(sorted(known))}")
         rows[name] = Row(name, **entry)
     for row in rows.values():
+        other = rows.get(row.runs_of, row)
+        is_same = (other.config, other.flags, other.seeds) == (row.config, row.flags, row.seeds)
+        if row.runs_of and (other is row or other.runs_of or not is_same):
+            raise RowError(
+                f"{path}: {row.name}: runs_of is {row.runs_of}; it must be a row with runs of its own, and with the "
+                "same config, flags and seeds"
+            )
         for bound, value in row.must.items():
             fits = value in rows if bound in ("below", "above") else isinstance(value, (int, float))
             if bound not in BOUNDS or not fits or len(row.must) > 1:
@@ -99,9 +113,9 @@ def read_rows(path: Path) -> dict[str, Row]:
 
 
 def collect(row: Row, runs: Path, kept: Sequence[Record], root: Path) -> list[Record]:
-    """For each seed, in order: the newest finished run in `runs`/papers/<row>, else the kept record."""
+    """For each seed, in order: the newest finished run in `runs`/papers/<folder>, else the kept record."""
     found = {record["seed"]: record for record in kept}
-    folders = sorted(path.parent for path in (runs / "papers" / row.name).glob("*/results.json"))
+    folders = sorted(path.parent for path in (runs / "papers" / row.folder).glob("*/results.json"))
     for folder in folders:
         record = record_of(row, folder, root)
         known = found.get(record["seed"], {}).get("run", "")
@@ -154,13 +168,13 @@ def figure(row: Row, records: Sequence[Record], metric: str | None = None) -> Fi
 
 def judged(row: Row, rows: Mapping[str, Row], kept: Kept) -> str:
     """`met` or `MISSED`, with the gap if the bound is another row; empty without a bound or a figure."""
-    mine = figure(row, kept.get(row.name, []))
+    mine = figure(row, kept.get(row.folder, []))
     if mine is None or not row.must:
         return ""
     ((bound, value),) = row.must.items()
     if bound in ("at_most", "at_least"):
         return "met" if (mine.value <= value if bound == "at_most" else mine.value >= value) else "MISSED"
-    other = figure(rows[value], kept.get(value, []))
+    other = figure(rows[value], kept.get(rows[value].folder, []))
     if other is None:
         return f"{value} has not been run"
     gap = (other.value - mine.value) * (1 if bound == "below" else -1)
@@ -168,7 +182,7 @@ def judged(row: Row, rows: Mapping[str, Row], kept: Kept) -> str:
     digits = 2 if abs(gap) >= 0.1 else 3
     spread = "?" if math.isnan(error) else f"{error:.{digits}f}"
     verdict = f"{'met' if gap > 0 else 'MISSED'}: {gap:.{digits}f} ± {spread} {bound} {value}"
-    my_elbo, its_elbo = (figure(one, kept.get(one.name, []), "test/elbo") for one in (row, rows[value]))
+    my_elbo, its_elbo = (figure(one, kept.get(one.folder, []), "test/elbo") for one in (row, rows[value]))
     if row.metric != "test/nll" or my_elbo is None or its_elbo is None:
         return verdict
     return f"{verdict}; ELBO {my_elbo.value - its_elbo.value:+.2f} ± {math.hypot(my_elbo.error, its_elbo.error):.2f}"

@@ -255,6 +255,20 @@ def test_rows_that_say_nothing_are_refused(tmp_path: Path, wrong: str, said: str
         read_rows(tmp_path / "rows.yaml")
 
 
+def test_a_row_of_the_runs_of_another_row(table: Table) -> None:
+    """The row has its own metric, and further numbers in brackets, those that the runs have."""
+    beside = yaml.safe_load(ROWS)["scores"] | {"runs_of": "scores", "metric": "test/sap"}
+    beside["beside"] = {"MIG": "test/mig", "of nothing": "test/none"}
+    (table.folder / "rows.yaml").write_text(ROWS + yaml.safe_dump({"beside": beside}))
+    for seed in range(3):
+        write_run(table.runs, "scores", f"20260101-00000{seed}-aaaa", seed=seed, mig=0.1 * seed, sap=0.5)
+    assert table() == 0
+    assert table.row("beside")[2] == "0.500 ± 0.000 (MIG 0.100 ± 0.058; seeds 0, 1, 2)"
+    assert table.kept.keys() == {"scores"}  # the runs are stored once
+    (table.folder / "rows.yaml").write_text(ROWS + yaml.safe_dump({"beside": beside | {"runs_of": "first"}}))
+    assert table() == 2  # other flags and seeds
+
+
 def test_the_error_of_a_gap() -> None:
     rows = {name: Row(name, name, "c", must={"above": "b"} if name == "a" else {}) for name in "ab"}
     one = {"metrics": {"test/nll": 3.0, "test/nll_stderr": 0.3}}

@@ -189,7 +189,7 @@ def test_names_come_from_the_cache_if_the_files_are_gone(tmp_path: Path) -> None
     data = ImageFolder(str(folder), 8, 8, 1, cache_dir=str(tmp_path / "cache"))
     data.prepare_data()
     assert data.class_names == ("cat", "dög")
-    with pytest.raises(UserError, match="no images there"):  # the cache holds another split
+    with pytest.raises(UserError, match="there is no such folder"):  # the cache holds another split
         prepared(folder, splits="folders")
 
 

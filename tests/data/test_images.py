@@ -219,15 +219,42 @@ def test_notes_beside_images_are_not_mentioned(folder: Path, capsys: pytest.Capt
     assert "not read" not in capsys.readouterr().out
 
 
-def test_a_folder_with_only_other_endings_lists_the_endings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_only_other_endings_lists_the_endings(tmp_path: Path) -> None:
     for number in range(7):
         (tmp_path / f"a.kind{number}").touch()
-    with pytest.raises(UserError, match="no images there"):
+    with pytest.raises(UserError, match="no images there") as refusal:
         prepared(tmp_path)
-    assert (
-        "7 files not read because of their endings (.kind0 1, .kind1 1, .kind2 1, .kind3 1, .kind4 1, ...)"
-        in capsys.readouterr().out
-    )
+    endings = "7 files not read because of their endings (.kind0 1, .kind1 1, .kind2 1, .kind3 1, .kind4 1, ...)"
+    assert endings in str(refusal.value)
+
+
+def test_notes_that_the_user_knows_are_printed_again_only_if_the_files_change(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = prepared(folder)
+    assert capsys.readouterr().out.count("split: ") == 1
+    data.prints_notes = False
+    data.prepare_data()
+    assert capsys.readouterr().out == ""
+    save(folder / "new.png", 200)
+    data.prepare_data()
+    assert capsys.readouterr().out.count("split: ") == 1
+
+
+def test_a_folder_that_does_not_exist_is_said_with_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos_of_cats").mkdir()
+    (tmp_path / "a_file.png").touch()
+    monkeypatch.chdir(tmp_path)
+    for given, said in (
+        (Path("photos_of_cat"), r"photos_of_cat: there is no such folder \(did you mean photos_of_cats\?\)"),
+        (tmp_path / "photo_of_cats" / "new", rf"\(did you mean {tmp_path / 'photos_of_cats'}\?\)"),
+        (Path("zzz/yyy"), rf"zzz/yyy: there is no such folder \(the nearest folder that exists is {tmp_path}\)"),
+        (Path("a_file.png"), "a_file.png is a file, not a folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            prepared(given)
 
 
 def test_a_new_image_makes_the_cache_stale(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +267,7 @@ def test_a_new_image_makes_the_cache_stale(folder: Path, capsys: pytest.CaptureF
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no images there \(files that end in .*DATA_DIR"):
-        prepared(tmp_path / "nowhere")
+        prepared(tmp_path)
     save(tmp_path / "two" / "1.png")
     save(tmp_path / "two" / "2.png")
     with pytest.raises(UserError, match="2 images leave none for train"):

@@ -261,17 +261,24 @@ def test_psnr_and_ssim_of_known_errors() -> None:
     mean = torch.stack([x[0], x[1] + 0.1, x[2] + 0.01])
     trace = Trace(x, Independent(Normal(mean[None], 1.0), 3), {})
     numbers = found(Reconstruction(), Trace(x[1:], Independent(Normal(mean[None, 1:], 1.0), 3), {}))
+    assert numbers["mse"] == pytest.approx((0.1**2 + 0.01**2) / 2, rel=1e-4)
     assert numbers["psnr"] == pytest.approx((20 + 40) / 2, abs=1e-3)
     assert numbers["psnr_stderr"] == pytest.approx(10, abs=1e-3)
     assert found(Reconstruction(), Trace(x[:1], Independent(Normal(mean[None, :1], 1.0), 3), {}))["ssim"] == 1
     assert found(Reconstruction(), trace)["ssim"] < 1
 
 
+def test_an_exact_reconstruction_has_no_psnr() -> None:
+    x = torch.rand(3, 1, 8, 8)
+    mean = torch.stack([x[0], x[1] + 0.1, x[2] + 0.01])
+    numbers = found(Reconstruction(), Trace(x, Independent(Normal(mean[None], 1.0), 3), {}))
+    assert numbers["psnr"] == pytest.approx((20 + 40) / 2, abs=1e-3)
+
+
 def test_small_images_have_no_ssim() -> None:
     x = torch.rand(3, 1, 10, 16)
     assert found(Reconstruction(), Trace(x, Independent(Normal(x[None] + 0.1, 1.0), 3), {})).keys() == {
-        "psnr",
-        "psnr_stderr",
+        *("mse", "mse_stderr", "psnr", "psnr_stderr"),
     }
 
 
@@ -438,6 +445,7 @@ def over_images(rank: int, world_size: int) -> dict[str, Any]:
     return {name: value for metric in [*metrics, frechet] for name, value in metric.compute().items()} | spread
 
 
+@pytest.mark.slow
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     """Of 41 images one rank has batches of 8, 8 and 8, the other 8, 8 and 1. This process is rank 0."""
     one, store = over_images(0, 1), str(tmp_path / "store")

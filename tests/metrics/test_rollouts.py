@@ -108,6 +108,19 @@ def test_balls_that_stand_still_have_no_speed() -> None:
     assert found["rollout_speed/mean/28"] == found["rollout_speed/sampled/30"] == 0
 
 
+def test_the_mean_and_the_sampled_roll_out_are_told_apart() -> None:
+    class StillIfSampled(Oracle):
+        def predict_frames(self, x_seen: Tensor, horizon: int, sampled: bool = False) -> Rollout:
+            self.change = (lambda places: places[:, :1].expand_as(places)) if sampled else (lambda places: places)
+            return super().predict_frames(x_seen, horizon)
+
+    found = scores(StillIfSampled((1, 8, 8), latent_size=2).eval(), long_horizon=20, num_long=2)
+    for horizon in (28, 20):
+        assert found[f"rollout_speed/sampled/{horizon}"] == 0
+        assert found[f"rollout_speed/mean/{horizon}"] > 0.5
+    assert found["rollout_error/mean/8"] < 1e-4 < found["rollout_error/sampled/8"]
+
+
 def test_balls_that_lie_upon_each_other_and_outside_are_counted() -> None:
     def crowd(places: Tensor) -> Tensor:
         places = places.clone()

@@ -73,7 +73,7 @@ CASES = {
     "narrower than the prior": (same_for_all(0, 0.2), [SAYS_NOTHING]),
     "a decoder that ignores z": (
         deaf_decoder,
-        ["the decoder ignores its latents: another image's z changes log p(x|z)"],
+        ["the decoder ignores its latents: with the z of another image, log p(x|z) changes"],
     ),
     "a dead dimension": (same_for_all(0, 1, slice(1, 2)), ["1 of 2 dimensions of z are dead"]),
     "a dimension alike for all": (
@@ -104,7 +104,7 @@ def test_each_sickness_by_its_name(case: str, is_evaluated: bool) -> None:
     assert bool(verdict.summary) == (not is_sick)
     if not is_sick:
         assert verdict.summary.startswith("all in use: z " if case == "healthy" else "in use: z ")
-        assert "another image's z costs " in verdict.summary
+        assert "with the z of another image, log p(x|z) falls by " in verdict.summary
 
 
 @pytest.mark.filterwarnings("ignore")  # as above
@@ -186,7 +186,7 @@ def judged(
             (0.3, 0.4),
             (3.0, 0.05),
             1.0,
-            "it is not clear whether the decoder uses its latents: another image's z costs 0.30",
+            "not clear whether the decoder uses its latents: with the z of another image, log p(x|z) falls by 0.30",
         ),
         ((0.0, 0.04), (3.0, 0.05), 1.0, "the decoder does not use the information in its latents"),
         ((0.0, 0.04), (3.0, math.nan), 1.0, "the decoder does not use the information in its latents"),
@@ -212,7 +212,8 @@ def test_numbers_that_disagree(
     assert first.startswith(said) if said else verdict.findings == []
     assert bool(verdict.summary) == (said is None)
     assert (
-        f"another image's z costs {cost[0]:.2f} +- {cost[1]:.2f} nats" in (first or verdict.summary)
+        f"with the z of another image, log p(x|z) falls by {cost[0]:.2f} +- {cost[1]:.2f} nats"
+        in (first or verdict.summary)
         or "ignores" in first
     )
 
@@ -248,5 +249,5 @@ def test_of_two_latents_each_has_its_own_word() -> None:
     assert [line.partition(":")[0] for line in verdict.findings] == ["u is not used"]
     assert verdict.summary == (
         "in use: z mutual information 3.000 +- 0.100 nats, active_units 4, KL 5 nats an image; "
-        "another image's z costs 3.00 +- 0.40 nats of log p(x|z)"
+        "with the z of another image, log p(x|z) falls by 3.00 +- 0.40 nats"
     )

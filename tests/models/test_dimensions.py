@@ -59,7 +59,7 @@ def test_dimensions_come_in_the_order_of_their_kl(model: VAE) -> None:
 
 
 def test_values_reach_as_far_as_the_space_does() -> None:
-    free, bounded = Dimension("z", 0, 1, True, 0.5, 2.0), Dimension("z", 0, 1, True, 0.5, 2.0, -1, 1)
+    free, bounded = Dimension("z", 0, 1, "closed form", 0.5, 2.0), Dimension("z", 0, 1, "closed form", 0.5, 2.0, -1, 1)
     assert free.values(3, 2).tolist() == [-3.5, 0.5, 4.5]
     assert bounded.values(3, 2).tolist() == [-1, 0.5, 1]
 

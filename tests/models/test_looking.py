@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,10 @@ from vae_lightning.distributions import (
 )
 from vae_lightning.models import AIR, CVAE, DLGM, HVAE, VAE, BottomUp, ClassLabel, ImageColumns, LatentVariableModel
 from vae_lightning.networks import MLP
+from vae_lightning.pictures import interpolation, manifold, traversals
 from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch, UserError
+from vae_lightning.verbs.sample import check_samples
 
 SHAPE = (1, 6, 6)
 TINY = partial(MLP, hidden_sizes=[8])
@@ -210,6 +213,52 @@ class Plain(LatentVariableModel):
 def test_what_a_model_cannot_do_is_one_line(call: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
         call(Plain().eval(), torch.rand(3, *SHAPE))
+
+
+class Brighter(VAE):
+    """A subclass whose trace alone has another p(x|z)."""
+
+    def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
+        trace = super().trace(batch, num_samples, step)
+        return replace(trace, p_x=self.likelihood(self.decoder(trace.latents["z"].z) + 1))
+
+
+class Agreeing(Brighter):
+    def decode(self, latents: Any) -> Any:
+        return self.likelihood(self.decoder(latents["z"]) + 1)
+
+
+@EVERY
+def test_decode_agrees_with_the_trace(name: str) -> None:
+    model, batch = made(name)
+    model.check_decode(batch)
+
+
+def test_a_trace_that_alone_has_another_likelihood_is_refused_before_it_is_drawn() -> None:
+    batch, one = ({"x": torch.rand(n, *SHAPE)} for n in (4, 1))
+    wrong, right = (kind(SHAPE, latent_size=4, encoder=TINY, decoder=TINY).eval() for kind in (Brighter, Agreeing))
+    says = r"decode differs from its trace in the mean of p\(x\|z\): override decode\(latents\) too"
+    for draw_it in (
+        lambda model: traversals(model, None, batch, 0, "t", numbers=[0]),
+        lambda model: interpolation(model, None, one, one, 0, "t"),
+        lambda model: manifold(model, None, batch, 0, "t", side=2),
+        lambda model: check_samples(model, None),
+    ):
+        with pytest.raises(UserError, match=says):
+            draw_it(wrong)
+        draw_it(right)
+
+
+def test_samples_follow_a_decode_of_ones_own() -> None:
+    torch.manual_seed(0)
+    ours = VAE_().eval()
+    theirs = Agreeing(SHAPE, latent_size=4, encoder=TINY, decoder=TINY).eval()
+    theirs.load_state_dict(ours.state_dict())
+    draws = []
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        draws.append(model.sample(3).logit())
+    torch.testing.assert_close(draws[1], draws[0] + 1)
 
 
 def test_every_model_reconstructs() -> None:

@@ -30,9 +30,11 @@ class Drifting(VideoVAE):
     def __init__(self, x_shape: tuple[int, ...], num_frames: int, latent_size: int = 8, **kwargs: Any) -> None:
         super().__init__(x_shape, num_frames, latent_size, **kwargs)
         self.likelihood = Repeated(x_shape[1:], DiagonalNormal)
+        self.asked: list[tuple[int, int, bool]] = []
         self.decoder = MLP((latent_size,), self.likelihood.param_shape, (64,))
 
     def predict_frames(self, x_seen: Tensor, horizon: int, sampled: bool = False) -> Rollout:
+        self.asked.append((x_seen.shape[1], horizon, sampled))
         across = torch.linspace(-1, 1, x_seen.shape[-1])
         ink = x_seen[:, :, 0] / x_seen[:, :, 0].sum((2, 3), keepdim=True)
         centre = torch.stack(((ink.sum(2) * across).sum(-1), (ink.sum(3) * across).sum(-1)), -1)[:, :, None]
@@ -53,6 +55,7 @@ def test_the_strip_and_the_moving_picture() -> None:
     video, state = model(), torch.get_rng_state()
     pictures = [rollouts(video, DATA, batch, seed, "roll-outs") for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), state)
+    assert video.asked == [(8, 6, False), (8, 6, True)] * 3
     assert [None if one.frames is None else len(one.frames) for one in pictures] == [14] * 3
     first, again, other = (torch.zeros(0) if one.still is None else one.still for one in pictures)
     assert torch.equal(first, again)

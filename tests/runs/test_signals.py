@@ -104,6 +104,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         process.popen.wait()
 
 
+@pytest.mark.slow
 def test_stopped_then_killed_then_stopped_the_same_command_goes_on(start: Callable[..., Process]) -> None:
     """Two SIGINTs, then a SIGKILL during saves, then a SIGTERM leave one run, one folder, one row for each step."""
     process = start(name="again")

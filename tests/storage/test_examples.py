@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data import BatchTransform, Draw, Examples, Images, Loader, Transform, join, windows
+from vae_lightning.storage.loader import first_images, first_sequences
 from vae_lightning.types import Batch, UserError
 
 
@@ -29,6 +30,19 @@ def test_windows_are_all_parts_of_each_sequence_and_never_cross_two() -> None:
     assert batch["x"].tolist() == expected
     assert torch.equal(batch["action"], -batch["x"])
     assert batch["label"].tolist() == [0, 0, 0, 2, 2]
+
+
+def test_what_is_shown_are_windows_of_different_sequences_or_whole_ones() -> None:
+    loader = Loader(with_labels([5, 2, 6, 4], 3), 2, train=False)  # sequence 1 is too short
+    assert first_images(loader, 2)["x"].tolist() == [[0, 1, 2], [200, 201, 202]]
+    assert first_images(loader, 5)["x"][:, 0].tolist() == [0, 2, 200, 203, 300]
+    assert len(first_images(loader, 100)["x"]) == 9
+    whole = first_sequences(loader, 2)
+    assert whole["x"].tolist() == [[0, 1, 2, 3, 4], [200, 201, 202, 203, 204]]
+    assert whole["label"].tolist() == [0, 2]
+    assert first_sequences(loader, 100)["x"].tolist() == [[100 * s + i for i in range(4)] for s in (0, 2, 3)]
+    plain = Loader(Examples({"x": torch.arange(6.0)}), 2, train=False)
+    assert first_images(plain, 3)["x"].tolist() == first_sequences(plain, 3)["x"].tolist() == [0, 1, 2]
 
 
 def test_windows_of_frames_copy_nothing() -> None:

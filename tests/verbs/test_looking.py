@@ -66,12 +66,12 @@ def test_traverse_has_a_row_for_each_live_dimension(run: Path, capsys: pytest.Ca
 def test_the_middle_of_each_row_is_the_start(run: Path) -> None:
     """A row that reaches nowhere has one image; a row that reaches far has two different ends."""
     model, x = load_model(run / "checkpoints" / "best.ckpt"), first_images(Digits().test_dataloader(), 100)
-    picture, moved = (traversals(model, None, x, 0, "t", steps=9, reach=reach) for reach in (1e-6, 2))
+    picture, moved = (traversals(model, None, x, 0, "t", steps=15, reach=reach) for reach in (1e-6, 2))
     assert picture.still is not None
     assert moved.still is not None
-    margin = picture.still.shape[2] - (9 * 58 + 2)
+    margin = picture.still.shape[2] - (15 * 58 + 2)
     cells = [
-        [one[:, 42 + 60 * row : 98 + 60 * row, left : left + 56].float() for left in (margin + 2, margin + 466)]
+        [one[:, 42 + 60 * row : 98 + 60 * row, left : left + 56].float() for left in (margin + 2, margin + 814)]
         for one in (picture.still, moved.still)
         for row in range(3)
     ]

@@ -4,13 +4,18 @@ from vae_lightning.data.base import CachedImages, ImageDataModule, Source
 from vae_lightning.data.billiards import Billiards
 from vae_lightning.data.celeba import CelebA
 from vae_lightning.data.digits import Digits
+from vae_lightning.data.geoquery import GeoQuery
 from vae_lightning.data.images import ImageFolder
 from vae_lightning.data.mnist import MNIST, BinarizedMNIST
 from vae_lightning.data.module import DataModule, Split
 from vae_lightning.data.multi_digits import MultiDigits
+from vae_lightning.data.parallel_text import ParallelText
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
+from vae_lightning.data.procedural_scenes import ProceduralScenes
+from vae_lightning.data.queries import GeneratedTexts, GeneratedTranslation, ToyQueries
 from vae_lightning.data.recorded import Recorded
 from vae_lightning.data.scenes import SceneFolder, Scenes
+from vae_lightning.data.texts import Pair, TextPairs, Words
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
 from vae_lightning.data.transitions import Mazes, Transitions
 from vae_lightning.data.video_folder import VideoFolder
@@ -34,6 +39,9 @@ __all__ = [
     "Draw",
     "Examples",
     "FashionMNIST",
+    "GeneratedTexts",
+    "GeneratedTranslation",
+    "GeoQuery",
     "ImageDataModule",
     "ImageFolder",
     "ImageLoader",
@@ -42,16 +50,22 @@ __all__ = [
     "Mazes",
     "MultiDigits",
     "Omniglot",
+    "Pair",
+    "ParallelText",
     "ProceduralFaces",
+    "ProceduralScenes",
     "ProceduralSprites",
     "Recorded",
     "SceneFolder",
     "Scenes",
     "Source",
     "Split",
+    "TextPairs",
+    "ToyQueries",
     "Transform",
     "Transitions",
     "VideoFolder",
+    "Words",
     "join",
     "windows",
 ]

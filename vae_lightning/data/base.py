@@ -128,12 +128,14 @@ class Source:
         read: Returns the contents of the cache. It is called only if the cache must be made, so slow work (digests,
             listing an archive) belongs in it.
         paths: The file of each image, in the order of the cache; None if the images are not files.
+        notes: Lines for the user, such as how the files were split; `prepare_data` prints them.
     """
 
     fingerprint: Mapping[str, Any]
     splits: Mapping[str, int]
     read: Callable[[], Contents]
     paths: Sequence[str | Path] | None = None
+    notes: Sequence[str] = ()
 
 
 class CachedImages(ImageDataModule):
@@ -179,7 +181,10 @@ class CachedImages(ImageDataModule):
             if header is not None and self._matches(header):
                 return
             raise
-        prepare_cache(self.cache_folder, self._header(source), source.read)
+        header = self._header(source)
+        if self.prints_notes or header != read_header(self.cache_folder):
+            print(*source.notes, sep="\n", end="\n" * bool(source.notes), flush=True)
+        prepare_cache(self.cache_folder, header, source.read)
 
     def load(self, split: Split) -> Images:
         """Map the images of a split from the cache.
@@ -204,7 +209,7 @@ class CachedImages(ImageDataModule):
             split: `train`, `val` or `test`.
         """
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # `prepare_data` has printed the notes of `source` already
+            with contextlib.redirect_stdout(io.StringIO()):  # `prepare_data` has named links that are not followed
                 source = self.source()
         except UserError:
             return None

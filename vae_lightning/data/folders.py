@@ -140,13 +140,13 @@ def divide(
     folder_by_split: Mapping[Split, str],
     fractions: Mapping[Split, float],
     noun: str = "images",
-) -> dict[Split, list[Parts]]:
-    """Return the paths of each split, and print in one line which these are, so that nobody has to guess.
+) -> tuple[dict[Split, list[Parts]], str]:
+    """Return the paths of each split, and a line that says which these are, so that nobody has to guess.
 
     A split without a folder gets a fraction of train's folder, or of all paths, by a hash of the paths.
 
     Args:
-        place: The path of the folder, for the line.
+        place: The path of the folder, for the message of an error.
         paths: The paths below the folder.
         folder_by_split: What `split_folders` returned.
         fractions: The shares of `val` and `test`, for those that have no folder.
@@ -159,7 +159,7 @@ def divide(
         split: [path for path in paths if path[0] == folder_by_split.get(split)] for split in SPLITS
     }
     drawn = {split: fraction for split, fraction in fractions.items() if split not in folder_by_split}
-    _print_split(place, folder_by_split, drawn, len(paths) - sum(map(len, parts.values())), noun)
+    note = _split_note(folder_by_split, drawn, len(paths) - sum(map(len, parts.values())), noun)
     whole = parts["train"] if folder_by_split else paths
     rest = sorted(whole, key=lambda path: hashlib.sha256(os.fsencode("/".join(path))).digest())
     for split, fraction in drawn.items():
@@ -168,18 +168,16 @@ def divide(
     parts["train"] = sorted(rest)
     if empty := [split for split in SPLITS if not parts[split]]:
         raise UserError(f"{place}: {len(paths)} {noun} leave none for {', '.join(empty)}; add {noun}")
-    return parts
+    return parts, note
 
 
-def _print_split(
-    place: str, folder_by_split: Mapping[Split, str], drawn: Mapping[Split, float], num_left: int, noun: str
-) -> None:
+def _split_note(folder_by_split: Mapping[Split, str], drawn: Mapping[Split, float], num_left: int, noun: str) -> str:
     origin = f"the folder {printable(folder_by_split['train'])}" if folder_by_split else f"all {noun}"
     facts = [f"{split} is the folder {printable(top)}" for split, top in folder_by_split.items()]
     facts += [f"{split} is {fraction:g} of {origin}" for split, fraction in drawn.items()]
     facts += ["drawn by a hash of the paths, the same for every seed"] if drawn else []
     facts += [f"{noun} outside of these folders, left out: {num_left}"] if folder_by_split and num_left else []
-    print(f"{place}: split: {'; '.join(facts)}", flush=True)
+    return f"split: {'; '.join(facts)}"
 
 
 class Classes(NamedTuple):

@@ -28,7 +28,7 @@ from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.cache import BrokenImagesError, Contents, fill_from, read_header
 from vae_lightning.storage.decode import FILTER, IMAGE_SUFFIXES, Fit, decode
 from vae_lightning.storage.examples import Images
-from vae_lightning.storage.files import Listing, MissingFileError, list_folder, read_file
+from vae_lightning.storage.files import Listing, MissingFileError, list_folder, no_folder, read_file
 from vae_lightning.storage.progress import Progress
 from vae_lightning.types import UserError
 
@@ -120,30 +120,40 @@ class ImageFolder(CachedImages):
         except BrokenImagesError as error:
             skip = "" if self.skip_broken else ", or leave them out by --data.skip_broken=true"
             raise BrokenImagesError(error.problems, f"delete or replace such files{skip}") from error
-        for warning in _pixel_warnings(self.load("train")):
+        for warning in _pixel_warnings(self.load("train")) if self.prints_notes else []:
             print(f"{self.data_dir}: {warning}", flush=True)
 
     def source(self) -> Source:
-        folder = Path(self.data_dir)
-        files, listing, others = list_folder(folder, IMAGE_SUFFIXES) if folder.is_dir() else Listing([], "", Counter())
-        self._print_unread(others)
-        if not files:
-            endings = " ".join(sorted(IMAGE_SUFFIXES))
-            raise MissingFileError(
-                f"{folder}: no images there (files that end in {endings}); point --data.data_dir "
-                "(make train DATA_DIR=...) at a folder of images"
-            )
+        files, listing, others = self._listing()
+        notes = _unread(others)
         if self.skip_broken:
-            files = self._without_broken(files, listing)
+            files, broken = self._without_broken(files, listing)
+            notes += broken
         folder_by_split = split_folders(self.data_dir, [self._relative(path) for path in files], self.splits)
-        files_by_split = self._split(files, folder_by_split)
+        files_by_split, split_note = self._split(files, folder_by_split)
+        notes.append(split_note)
         files = [path for split in SPLITS for path in files_by_split[split]]
         names, labels, note = self._classes(files, folder_by_split)
-        if note:
-            print(f"{self.data_dir}: {note}", flush=True)
+        notes += [note] if note else []
         splits: dict[str, int] = {split: len(files_by_split[split]) for split in SPLITS}
         read = lambda: Contents(fill_from(files, self._decode), labels)  # noqa: E731
-        return Source({"listing": listing, "classes": names}, splits, read, files)
+        lines = [f"{self.data_dir}: {line}" for line in notes]
+        return Source({"listing": listing, "classes": names}, splits, read, files, lines)
+
+    def _listing(self) -> Listing:
+        """The images of the folder.
+
+        Raises:
+            MissingFileError: if there is no such folder, or it has no images.
+        """
+        folder, remedy = Path(self.data_dir), "point --data.data_dir (make train DATA_DIR=...) at a folder of images"
+        if not folder.is_dir():
+            raise MissingFileError(f"{no_folder(folder)}; {remedy}")
+        listing = list_folder(folder, IMAGE_SUFFIXES)
+        if not listing.files:
+            endings, unread = " ".join(sorted(IMAGE_SUFFIXES)), "".join(f"; {line}" for line in _unread(listing.others))
+            raise MissingFileError(f"{folder}: no images there (files that end in {endings}){unread}; {remedy}")
+        return listing
 
     def _classes(self, files: Sequence[Path], folder_by_split: Mapping[Split, str]) -> Classes:
         return classes_of([self._relative(path) for path in files], folder_by_split)
@@ -154,21 +164,17 @@ class ImageFolder(CachedImages):
     def decode_file(self, contents: bytes, name: str) -> np.ndarray:
         return decode(contents, name, self.image_shape, self.fit, self.grey_bits)
 
-    def _split(self, files: Sequence[Path], folder_by_split: Mapping[Split, str]) -> dict[Split, list[Path]]:
-        """The files of each split. A split without a folder gets a fraction of train's folder, or of all files."""
+    def _split(
+        self, files: Sequence[Path], folder_by_split: Mapping[Split, str]
+    ) -> tuple[dict[Split, list[Path]], str]:
+        """The files of each split, and a line about them.
+
+        A split without a folder gets a fraction of train's folder, or of all files.
+        """
         by_parts = {self._relative(path): path for path in files}
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-        parts = divide(self.data_dir, list(by_parts), folder_by_split, fractions)
-        return {split: [by_parts[one] for one in several] for split, several in parts.items()}
-
-    def _print_unread(self, others: Counter[str]) -> None:
-        """Print the endings of files that may be images but are not read, such as a phone's .heic."""
-        counts = {suffix or "none": count for suffix, count in others.items() if suffix not in _NO_IMAGES}
-        if counts:
-            order = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))
-            endings = ", ".join([f"{suffix} {counts[suffix]}" for suffix in order[:5]] + ["..."] * (len(order) > 5))
-            total = sum(counts.values())
-            print(f"{self.data_dir}: {total} files not read because of their endings ({endings})", flush=True)
+        parts, note = divide(self.data_dir, list(by_parts), folder_by_split, fractions)
+        return {split: [by_parts[one] for one in several] for split, several in parts.items()}, note
 
     def _relative(self, path: Path) -> Parts:
         return path.relative_to(self.data_dir).parts
@@ -176,8 +182,11 @@ class ImageFolder(CachedImages):
     def _name(self, path: Path) -> str:
         return "/".join(self._relative(path))
 
-    def _without_broken(self, files: list[Path], listing: str) -> list[Path]:
-        """The files that can be decoded. A note beside the cache keeps the result while the folder does not change."""
+    def _without_broken(self, files: list[Path], listing: str) -> tuple[list[Path], list[str]]:
+        """The files that can be decoded, and a line on the others.
+
+        A note beside the cache keeps the result while the folder does not change.
+        """
         note = self.cache_folder.with_name(f"{self.cache_folder.name}.skipped.json")
         try:
             known = json.loads(note.read_text())
@@ -187,14 +196,10 @@ class ImageFolder(CachedImages):
         if broken is None:
             broken = self._find_broken(files)
             _write_note(note, json.dumps({"listing": listing, "broken": sorted(broken)}))
-        if broken:
-            fault = (
-                "1 image that cannot be read is"
-                if len(broken) == 1
-                else f"{len(broken)} images that cannot be read are"
-            )
-            print(f"{self.data_dir}: {fault} left out; {note} lists {'it' if len(broken) == 1 else 'them'}", flush=True)
-        return [path for path in files if self._name(path) not in broken]
+        one = len(broken) == 1
+        fault = "1 image that cannot be read is" if one else f"{len(broken)} images that cannot be read are"
+        lines = [f"{fault} left out; {note} lists {'it' if one else 'them'}"] if broken else []
+        return [path for path in files if self._name(path) not in broken], lines
 
     def _find_broken(self, files: list[Path]) -> set[str]:
         def is_broken(path: Path) -> bool:
@@ -210,6 +215,16 @@ class ImageFolder(CachedImages):
                 progress.advance(1)
                 names |= {self._name(path)} if broken else set()
             return names
+
+
+def _unread(others: Counter[str]) -> list[str]:
+    """A line on files that may be images but are not read, such as a phone's .heic; none if there are none."""
+    counts = {suffix or "none": count for suffix, count in others.items() if suffix not in _NO_IMAGES}
+    if not counts:
+        return []
+    order = sorted(counts, key=lambda suffix: (-counts[suffix], suffix))
+    endings = ", ".join([f"{suffix} {counts[suffix]}" for suffix in order[:5]] + ["..."] * (len(order) > 5))
+    return [f"{sum(counts.values())} files not read because of their endings ({endings})"]
 
 
 def _pixel_warnings(images: Images, most: int = 256) -> list[str]:

@@ -57,6 +57,7 @@ def data_of(checkpoint: Path, trusted: list[str], prepare: bool = True) -> DataM
         if said := _what_the_class_said(error):
             raise UserError(f"{config}: {said}") from error
         raise UserError(f"{config}: its data set cannot be built: {' '.join(str(error).split())}") from error
+    data.prints_notes = False  # the training has printed them
     if prepare:
         data.prepare_data()
     return data

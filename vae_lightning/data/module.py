@@ -23,7 +23,7 @@ Split: TypeAlias = Literal["train", "val", "test"]
 Resident: TypeAlias = Literal["auto", "device", "memory", "mmap"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TOLD = (
-    *("image_shape", "x_shape", "num_frames", "num_objects", "vocabulary", "action_shape", "num_actions"),
+    *("image_shape", "x_shape", "num_frames", "num_objects", "vocabulary", "max_length", "action_shape", "num_actions"),
     "num_classes",
 )
 """What a data module may tell a model: the command line gives each to the model's argument of that name."""
@@ -57,8 +57,10 @@ class DataModule(pl.LightningDataModule):
     """The number of frames of a clip."""
     num_objects: int
     """The largest number of objects in a scene."""
-    vocabulary: int
-    """The number of different tokens in x."""
+    vocabulary: int | Mapping[str, int]
+    """The number of different tokens in x; of data with several fields of tokens, that of each field by name."""
+    max_length: Mapping[str, int]
+    """The largest number of tokens in a sequence of each field, the end included."""
     action_shape: Shape
     """The shape of one action; () for the number of a discrete action."""
     num_actions: int
@@ -68,6 +70,9 @@ class DataModule(pl.LightningDataModule):
 
     predicted_splits: tuple[Split, ...] = ("test",)
     """The splits that `predict` runs on, with one loader for each."""
+    prints_notes = True
+    """Whether `prepare_data` prints what was printed before, such as how files were split. Commands that look at a
+    trained run leave such lines out, unless the files have changed."""
     batches_per_call = 1
     """If above 1, the training loader yields lists of this many batches (`--speed.steps_per_call`)."""
     factors: ClassVar[Mapping[str, int]] = {}
@@ -163,6 +168,10 @@ class DataModule(pl.LightningDataModule):
             split: `train`, `val` or `test`.
         """
         return None
+
+    def facts(self) -> list[str]:
+        """Return lines about the data that `check-data` prints beside their sizes; call `prepare_data` first."""
+        return []
 
     def check(self) -> list[str]:
         """Return the faults of the data, one line each. Reads every file; call `prepare_data` first."""

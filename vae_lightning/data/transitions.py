@@ -61,6 +61,9 @@ class Transitions(DataModule):
         UserError: if the share is not in [0, 1).
     """
 
+    vocabulary: int
+    """The number of different whole numbers in a state, if it is made of whole numbers."""
+
     def __init__(self, data_dir: str = "data", *, terminal_share: float = 1 / 16, **kwargs: Any) -> None:
         super().__init__(data_dir=data_dir, **kwargs)
         if not 0 <= terminal_share < 1:

@@ -151,7 +151,9 @@ class VideoFolder(DataModule):
     def _make_cache(self, found: Clips) -> None:
         films = {film.clip.path.relative_to(self.data_dir).parts: film for film in self._films(found)}
         folder_by_split = split_folders(self.data_dir, list(films), self.splits, "clips")
-        parts = divide(self.data_dir, list(films), folder_by_split, self.fractions, "clips")
+        parts, note = divide(self.data_dir, list(films), folder_by_split, self.fractions, "clips")
+        if self.prints_notes:
+            print(f"{self.data_dir}: {note}", flush=True)
         counts: dict[str, int] = {split: sum(films[name].length for name in parts[split]) for split in SPLITS}
         names = list(chain.from_iterable(parts[split] for split in SPLITS))
         source = {"listing": found.digest, "clips": ["/".join(name) for name in names]}

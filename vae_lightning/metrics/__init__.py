@@ -13,7 +13,9 @@ from vae_lightning.metrics.likelihood import MarginalLikelihood, MeanAndError, l
 from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.metrics.rollouts import RolloutScores
 from vae_lightning.metrics.rows import SpreadRows
-from vae_lightning.metrics.scenes import SceneScores, foreground_ari
+from vae_lightning.metrics.scenes import SceneScores
+from vae_lightning.metrics.segments import foreground_ari
+from vae_lightning.metrics.texts import TextScores
 from vae_lightning.metrics.transitions import TransitionScores
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "RolloutScores",
     "SceneScores",
     "SpreadRows",
+    "TextScores",
     "TransitionScores",
     "draw_missing",
     "foreground_ari",

@@ -16,6 +16,7 @@ from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.metrics.rollouts import RolloutScores
 from vae_lightning.metrics.scenes import SceneScores
+from vae_lightning.metrics.texts import TextScores
 from vae_lightning.metrics.transitions import TransitionScores
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.types import Batch, UserError
@@ -30,6 +31,7 @@ DEFAULT: tuple[type[Evaluator], ...] = (
     SceneScores,
     TransitionScores,
     RolloutScores,
+    TextScores,
 )
 
 
@@ -42,8 +44,8 @@ class Evaluation(pl.Callback):
 
     Args:
         metrics: The metrics to compute. null: each of RateDistortion, LatentUnits, Information, Reconstruction,
-            Disentanglement, FoundAccuracy, SceneScores, TransitionScores and RolloutScores that applies to the model
-            and the data.
+            Disentanglement, FoundAccuracy, SceneScores, TransitionScores, RolloutScores and TextScores that applies to
+            the model and the data.
         also: Metrics to compute in addition to `metrics`, such as FrechetDistance.
         num_samples: The number of latent samples for each image.
     """

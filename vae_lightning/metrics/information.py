@@ -51,7 +51,7 @@ class Information(Evaluator):
     def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         if trace.log_shares is not None:
             return "the model enumerates a variable, so that q(z) is no mixture over images alone"
-        reasons = [f"of {name} {self._why_not_measurable(latent)}" for name, latent in trace.latents.items()]
+        reasons = [f"latent {name}: {self._why_not_measurable(latent)}" for name, latent in trace.latents.items()]
         measurable = [latent for latent in trace.latents.values() if self._why_not_measurable(latent) is None]
         return None if measurable else "; ".join(reasons) or "the model has no latents"
 

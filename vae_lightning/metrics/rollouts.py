@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vae_lightning.data import Billiards, DataModule
 from vae_lightning.metrics.evaluator import Evaluator, Finding, objects_from_all_ranks, rank_and_world_size
-from vae_lightning.metrics.formatting import value_and_error
+from vae_lightning.metrics.formatting import with_error
 from vae_lightning.metrics.latents import update_mean, with_stderr
 from vae_lightning.metrics.likelihood import MeanAndError
 from vae_lightning.metrics.motion import (
@@ -219,23 +219,23 @@ def _at_horizons(row: str, curve: MeanAndError) -> dict[str, Finding]:
 
 
 def table_of(results: Mapping[str, Finding]) -> str:
-    """Return the roll-outs and the predictions without a model as a table, each error with its standard error.
+    """Return the roll-outs and the predictions without a model as a table, each number with its standard error.
 
     Args:
         results: What `RolloutScores.compute` returned.
     """
-    rows = [name.removeprefix("rollout_curve/") for name in results if name.startswith("rollout_curve/")]
-    horizon = max(len(curve) for curve in (results[f"rollout_curve/{row}"] for row in rows) if isinstance(curve, list))
-    columns = {f"h = {h}": f"rollout_error/{{}}/{h}" for h in _LATE if h <= horizon}
-    columns |= {"sum 1..10": "rollout_error/{}/sum_1_to_10", f"speed at {horizon}": f"rollout_speed/{{}}/{horizon}"}
+    lengths = [name.split("/") for name in results if name.startswith("rollout_speed/") and "stderr" not in name]
+    rows, horizons = (list(dict.fromkeys(part)) for part in zip(*(one[1:] for one in lengths), strict=True))
+    columns = {f"h = {h}": f"rollout_error/{{}}/{h}" for h in _LATE if f"rollout_error/mean/{h}" in results}
+    columns["sum 1..10"] = "rollout_error/{}/sum_1_to_10"
+    for h in horizons:
+        columns |= {f"speed at {h}": f"rollout_speed/{{}}/{h}", f"overlaps to {h}": f"rollout_overlaps/{{}}/{h}"}
     lines = [["prediction", *columns]]
-    for row in rows:
-        names = [column.format(row) for column in columns.values()]
-        lines.append([row, *(value_and_error(_float(results, n), _float(results, f"{n}_stderr")) for n in names)])
+    lines += [[row, *(_cell(results, column.format(row)) for column in columns.values())] for row in rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def _float(results: Mapping[str, Finding], name: str) -> float | None:
-    value = results.get(name)
-    return value if isinstance(value, float) else None
+def _cell(results: Mapping[str, Finding], name: str) -> str:
+    value, error = (results.get(one) for one in (name, f"{name}_stderr"))
+    return with_error(value, error, 3) if isinstance(value, float) and isinstance(error, float) else ""

@@ -132,9 +132,7 @@ def judge(use: Mapping[str, Tensor], found: Mapping[str, Finding], when_right: s
     if not is_used:
         return Verdict("", findings)
     evidence = "; ".join(f"{latent.name} {latent.evidence}" for latent in used)
-    summary = (
-        f"{'in use' if findings else 'all in use'}: {evidence}; another image's z costs {_nats(cost)} of log p(x|z)"
-    )
+    summary = f"{'in use' if findings else 'all in use'}: {evidence}; {_swap(cost)}"
     return Verdict(summary, findings)
 
 
@@ -162,7 +160,7 @@ def _unused_finding(latent: _Latent, cost: Estimate, when_right: str) -> str | N
         return f"{latent.name} is not used: KL {latent.kl:.2g} nats an image, q(z|x) has collapsed to the prior. " + (
             when_right or f"Remedy: {_MORE_KL}"
         )
-    swap = f"another image's z costs {_nats(cost)} of log p(x|z)"
+    swap = _swap(cost)
     if latent.is_informative is None and not cost.is_above(COLLAPSED):
         return f"it is not clear whether {latent.name} is used ({latent.evidence}): {swap}. Remedy: {_MORE_IMAGES}"
     if latent.is_informative is False and (latent.information is not None or not cost.is_above(COLLAPSED)):
@@ -177,20 +175,14 @@ def _decoder_findings(cost: Estimate, change: float, some_are_used: bool) -> lis
     """The problems of the decoder, except those that follow from latents without information."""
     if change < COLLAPSED:
         return [
-            f"the decoder ignores its latents: another image's z changes log p(x|z) by {change:.2g} nats. "
+            f"the decoder ignores its latents: with the z of another image, log p(x|z) changes by {change:.2g} nats. "
             f"Remedy: {_NEEDS_Z}"
         ]
     if not some_are_used or cost.is_above(COLLAPSED):
         return []
     if cost.is_below(COLLAPSED):
-        return [
-            f"the decoder does not use the information in its latents: another image's z costs {_nats(cost)} of "
-            f"log p(x|z). Remedy: {_NEEDS_Z}"
-        ]
-    return [
-        f"it is not clear whether the decoder uses its latents: another image's z costs {_nats(cost)} of log p(x|z). "
-        f"Remedy: {_MORE_IMAGES}"
-    ]
+        return [f"the decoder does not use the information in its latents: {_swap(cost)}. Remedy: {_NEEDS_Z}"]
+    return [f"it is not clear whether the decoder uses its latents: {_swap(cost)}. Remedy: {_MORE_IMAGES}"]
 
 
 def _dimension_findings(latent: _Latent) -> list[str]:
@@ -243,6 +235,11 @@ def by_latent(statistic: str, use: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries `<statistic>/<latent>` of `use`, by the name of the latent."""
     prefix = f"{statistic}/"
     return {name.removeprefix(prefix): value for name, value in use.items() if name.startswith(prefix)}
+
+
+def _swap(cost: Estimate) -> str:
+    """The swap cost in words."""
+    return f"with the z of another image, log p(x|z) falls by {_nats(cost)}"
 
 
 def _nats(estimate: Estimate) -> str:

@@ -73,7 +73,7 @@ class LatentVariableModel(Optimized, Seeded, InParts):
     def sample(self, n: int) -> Tensor:
         """Return means of p(x|z) with z ~ p(z): [n, C, H, W]. To add pixel noise, sample from p(x|z) itself."""
 
-    def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str]]:
+    def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str] | tuple[str, Tensor]]:
         """Return rows to draw below each original and its reconstruction, by caption; none unless overridden.
 
         Use this for what a model reads off x, such as masks or boxes. It is called in evaluation mode.
@@ -82,7 +82,9 @@ class LatentVariableModel(Optimized, Seeded, InParts):
             trace: The trace of B examples, with one sample.
 
         Returns:
-            For each caption images [B, C, H, W] or clips [B, T, C, H, W] in [0, 1], or one text for each example.
+            For each caption images [B, C, H, W] or clips [B, T, C, H, W] in [0, 1], maps of segments (whole numbers
+            [B, H, W], drawn in fixed colours), or one text for each example; or the name of a field and values
+            [B, ...], which the data module's `show_field` turns into one of these.
         """
         return {}
 

@@ -18,7 +18,8 @@ from vae_lightning.trace import Latent, Trace
 from vae_lightning.types import Batch, UserError
 
 DEAD = 0.01
-"""Nats per image of one dimension, below which it is dead. Ten such dimensions are a collapsed latent (0.1 nats)."""
+"""Nats per image: a dimension with a smaller KL is dead. Ten dimensions at this limit have 0.1 nats, the limit below
+which a whole latent counts as collapsed."""
 _ROWS_AT_ONCE, _PRIOR_DRAWS = 100, 4000
 
 
@@ -30,8 +31,9 @@ class Dimension:
         latent: The name of the latent.
         number: The number of the dimension, from 0, in the flattened latent.
         kl: E_x KL(q_d(z|x) || p_d(z)) in nats per image; of several objects their sum.
-        is_exact: Whether q and p factorise, so that this KL exists. Otherwise `kl` is its substitute: the KL of two
-            normals that have the means and the variances of q_d and p_d.
+        estimator: How `kl` was computed: `closed form`; `sampled`, as log q_d - log p_d at one z an image; `moments`.
+            The KL of one dimension exists only if q and p have independent dimensions. If not, `moments` stands in
+            for it: the KL of two normals that have the means and the variances of q_d and p_d.
         mean: The mean of the aggregate posterior 1/N sum_n q(z_d|x_n).
         std: Its standard deviation.
         low, high: The values that z_d can have.
@@ -40,11 +42,16 @@ class Dimension:
     latent: str
     number: int
     kl: float
-    is_exact: bool
+    estimator: str
     mean: float
     std: float
     low: float = -math.inf
     high: float = math.inf
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether `kl` estimates the KL of this dimension, and no substitute."""
+        return self.estimator != "moments"
 
     @property
     def is_dead(self) -> bool:
@@ -87,8 +94,9 @@ def dimensions(model: Looking, batch: Batch) -> list[Dimension]:
         kl = torch.cat(kls).double().mean(0).clamp(min=0)  # [D]
         z = torch.cat([_existing(trace, trace.latents[name]) for trace, _ in traces]).double()  # [M, D]
         numbers = zip(kl.tolist(), z.mean(0).tolist(), z.std(0, correction=0).tolist(), strict=True)
-        exact, ends = latents[name].pointwise() is not None, limits(latents[name].q)
-        found += [Dimension(name, i, kl_i, exact, mean, std, *ends) for i, (kl_i, mean, std) in enumerate(numbers)]
+        pointwise, ends = latents[name].pointwise(), limits(latents[name].q)
+        estimator = "moments" if pointwise is None else pointwise.kl_estimator
+        found += [Dimension(name, i, kl_i, estimator, mean, std, *ends) for i, (kl_i, mean, std) in enumerate(numbers)]
     if not found:
         raise UserError(f"{type(model).__name__} has no latent whose dimensions could be looked at")
     return sorted(found, key=lambda one: -one.kl)

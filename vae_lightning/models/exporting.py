@@ -18,15 +18,10 @@ from torch.distributions import Distribution
 from vae_lightning.distributions.flows import Flowed
 from vae_lightning.distributions.groups import Groups
 from vae_lightning.distributions.sphere import VonMisesFisherDistribution
+from vae_lightning.models.looking import PartDiffersError, differ
 from vae_lightning.models.parts import InParts, centre_or_sample
 from vae_lightning.trace import Trace, distribution_name, drawing, has_mean, point
 from vae_lightning.types import Batch, UserError
-
-_TOLERANCE = 1e-4  # of a part and the trace; rounding differs a little where a likelihood is computed in another order
-
-
-class PartDiffersError(UserError):
-    """An encoder or a decoder that differs from the trace, so that a file of it would be wrong."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +205,7 @@ def _check_encoder(model: InParts, batch: Batch, posteriors: Mapping[str, Distri
         fault = " and ".join(parts) or "has another order"
         raise PartDiffersError(f"{owner}: infer {fault}, unlike its trace: {remedy}")
     found, wanted = _numbers_of(posteriors), _numbers_of({name: latent.q for name, latent in latents.items()})
-    off = [name for name in {**found, **wanted} if _differ(found.get(name), wanted.get(name))]
+    off = [name for name in {**found, **wanted} if differ(found.get(name), wanted.get(name))]
     if off:
         raise PartDiffersError(f"{owner}: infer differs from its trace in {', '.join(off)}: {remedy}")
 
@@ -218,17 +213,11 @@ def _check_encoder(model: InParts, batch: Batch, posteriors: Mapping[str, Distri
 def _check_decoder(model: InParts, trace: Trace, p_x: Distribution) -> None:
     """Compare p(x|z) of `decode` with the trace's, at the trace's own z."""
     found, wanted = point(p_x), trace.reconstruction()
-    if found is not None and _differ(found, wanted):
+    if found is not None and differ(found, wanted):
         raise PartDiffersError(
             f"{type(model).__name__}: decode differs from its trace in the mean of p(x|z): override decode(latents) "
             "too, and return the trace's p(x|z) at these latents"
         )
-
-
-def _differ(found: Tensor | None, wanted: Tensor | None) -> bool:
-    if found is None or wanted is None or found.shape != wanted.shape:
-        return True
-    return not torch.allclose(found.double(), wanted.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------

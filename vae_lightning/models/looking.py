@@ -18,6 +18,11 @@ from vae_lightning.trace import Latent, Trace, distribution_name, drawing, point
 from vae_lightning.types import Batch, UserError
 
 Start = Literal["posterior", "prior"]
+_TOLERANCE = 1e-4  # of a part and the trace; rounding differs a little where a likelihood is computed in another order
+
+
+class PartDiffersError(UserError):
+    """An encoder or a decoder that differs from the trace, so that what it gives would be of another model."""
 
 
 class Looking(pl.LightningModule):
@@ -275,6 +280,28 @@ class Looking(pl.LightningModule):
         """
         return self._point_of(point(self.decode_given(codes, batch)))
 
+    @torch.no_grad()
+    def check_decode(self, batch: Batch) -> None:
+        """Compare p(x|z) of `decode` with that of the trace, which was trained, at the codes of a few examples.
+
+        Call it before drawing at chosen latents: a subclass may have changed p(x|z) in `trace` alone.
+
+        Args:
+            batch: A few examples.
+
+        Raises:
+            PartDiffersError: if the two differ.
+            UserError: if the model cannot decode latents.
+        """
+        trace = self.look(batch)
+        codes = {name: trace.row(latent.z) for name, latent in trace.latents.items()}
+        found, wanted = point(self.decode_given(codes, batch)), trace.reconstruction()
+        if found is not None and wanted is not None and differ(found, wanted):
+            raise PartDiffersError(
+                f"{type(self).__name__}: decode differs from its trace in the mean of p(x|z): override decode(latents) "
+                "too, and return the trace's p(x|z) at these latents"
+            )
+
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def checked_trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
@@ -324,6 +351,18 @@ class Looking(pl.LightningModule):
         if value is None:
             raise UserError(f"{type(self).__name__}: its p(x|z) has neither a mean nor a mode to show")
         return value
+
+
+def differ(found: Tensor | None, wanted: Tensor | None) -> bool:
+    """Whether two computations of the same numbers differ by more than rounding.
+
+    Args:
+        found: The numbers of a part of the model, such as its decoder.
+        wanted: Those of the trace.
+    """
+    if found is None or wanted is None or found.shape != wanted.shape:
+        return True
+    return not torch.allclose(found.double(), wanted.double(), rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
 
 
 def as_batch(x: Tensor | Batch) -> Batch:

@@ -121,7 +121,7 @@ class VAE(LatentVariableModel):
     def sample(self, n: int) -> Tensor:
         check_count("VAE", n)
         z = self.prior().sample((n,))  # [n, D]
-        return self.likelihood(self.decoder(z)).mean
+        return self.decode({"z": z}).mean
 
 
 def _latent_shape(latent_size: int | Shape) -> Shape:

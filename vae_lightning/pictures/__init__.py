@@ -8,7 +8,7 @@ from vae_lightning.pictures.latents import interpolation, manifold, traversals
 from vae_lightning.pictures.page import Page
 from vae_lightning.pictures.planes import beside, scatter
 from vae_lightning.pictures.rollouts import error_chart, rollouts
-from vae_lightning.pictures.shown import NoPictureError, Shown, no_picture, show
+from vae_lightning.pictures.shown import NoPictureError, Shown, label_in_words, no_picture, show
 
 __all__ = [
     "NoPictureError",
@@ -20,6 +20,7 @@ __all__ = [
     "draw",
     "error_chart",
     "interpolation",
+    "label_in_words",
     "line_chart",
     "manifold",
     "no_picture",

@@ -13,9 +13,9 @@ from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.dimensions import DEAD, Dimension, dimensions
 from vae_lightning.pictures.drawing import Picture, draw
 from vae_lightning.pictures.grids import evaluating, lay
-from vae_lightning.pictures.planes import beside, scatter
+from vae_lightning.pictures.planes import beside, principal_directions, scatter
 from vae_lightning.pictures.sheets import Block, image_sheet, sheet
-from vae_lightning.pictures.shown import no_picture, on_device, show
+from vae_lightning.pictures.shown import label_in_words, no_picture, on_device, show
 from vae_lightning.pictures.sizes import BORDER, cell_size, resize
 from vae_lightning.runs.suggestions import hint
 from vae_lightning.trace import Trace
@@ -79,13 +79,19 @@ def traversals(
             x = model.traverse_codes(origin.codes, origin.trace, origin.batch, one.latent, one.number, values)
             return _pixels(data, x[0], images["x"])
 
-        places = [f"{share:+.1f} sd" for share in torch.linspace(-reach, reach, steps).tolist()]
-        heading = f"{title}: from {origin.name}; {_kept(found, rows, drawn, bool(numbers))}"
-        picture = _in_rows(heading, {_caption(one): moved(one, steps) for one in drawn}, places)
+        words = f"{_kept(found, rows, drawn, bool(numbers))}; {_estimates(drawn, len(images['x']))}"
+        heading = f"{title}: from {origin.name}{_given(model, data, origin.batch)}; {words}"
+        picture = _in_rows(heading, {_caption(one): moved(one, steps) for one in drawn}, _places(steps, reach))
         if not moving or picture.frames is not None:
             return picture
         clips = {str(one): moved(one, _FRAMES) for one in drawn}
         return replace(picture, frames=_there_and_back(title, clips))
+
+
+def _places(steps: int, reach: float) -> list[str]:
+    """The text above each image of a row: where its value lies in the aggregate posterior."""
+    shares = torch.linspace(-reach, reach, steps).tolist()
+    return [f"{share:+.1f} sd" if abs(share) > 1e-6 * reach else "mean" for share in shares]
 
 
 def _there_and_back(title: str, clips: Mapping[str, Tensor]) -> Tensor:
@@ -114,11 +120,14 @@ def interpolation(
     """
     with evaluating(model, seed):
         a, b = (on_device(one, model.device, model.dtype) for one in (a, b))  # type: ignore[arg-type]
+        model.check_decode(a)
         way = model.interpolate(a, b, steps)[0]  # [steps, ...]
         share = torch.linspace(0, 1, steps, device=way.device).view(-1, *[1] * (way.dim() - 1))
         mixture = (1 - share) * a["x"] + share * b["x"]
         rows = {"mixed pixels": _pixels(data, mixture, way), "mixed codes": _pixels(data, way, way)}
-        return _in_rows(title, rows, [f"{value:.2f}" for value in share.flatten().tolist()])
+        return _in_rows(
+            f"{title}{_given(model, data, a, b)}", rows, [f"{value:.2f}" for value in share.flatten().tolist()]
+        )
 
 
 def manifold(
@@ -153,9 +162,11 @@ def manifold(
         raise UserError(f"manifold: side is {side}; a sheet needs at least 2 images in a row")
     with evaluating(model, seed):
         images = on_device(images, model.device, model.dtype)  # type: ignore[arg-type]
-        name = latent or dimensions(model, images)[0].latent
+        found = dimensions(model, images)
+        name = latent or found[0].latent
         few = model.look({field: values[:2] for field, values in images.items()})
         _check_plane(model, few, name)
+        model.check_decode({field: values[:2] for field, values in images.items()})
         codes, q = _codes(model, images), few.latents[name].q
         plane = _plane(codes[name].flatten(1).double())
         z = (plane.origin + _cells(plane.limits, side).to(plane.origin) @ plane.directions).to(
@@ -172,7 +183,10 @@ def manifold(
         names = getattr(data, "class_names", ()) or ()
         labels = images.get("label")
         plot = scatter(plane.points, labels, names, plane.limits, drawn.shape[1], plane.axes(name))
-        return Picture(beside(f"{title}: {name} in {plane.name}", drawn, plot))
+        is_dead = all(one.is_dead for one in found if one.latent == name)
+        warning = f"; {name} is dead: each KL < {DEAD} nats" if is_dead else ""
+        heading = f"{title}: {name} in {plane.name}{_given(model, data, fields, of='sheet of ')}{warning}"
+        return Picture(beside(heading, drawn, plot))
 
 
 @dataclass(frozen=True)
@@ -227,6 +241,7 @@ def _origin(model: LatentVariableModel, images: Batch, start: Batch | None, labe
         batch = on_device(start, model.device, model.dtype)  # type: ignore[arg-type]
     trace = model.look(batch)
     batch = batch if label is None else {**batch, "label": label.to(model.device)}
+    model.check_decode(batch)
     if start is not None:
         codes = {name: trace.row(latent.z) for name, latent in trace.latents.items()}
         return _Origin("the image's code", codes, trace, batch)
@@ -257,7 +272,7 @@ def _chosen(
     if not kept:
         raise UserError(
             f"all {len(rows)} dimensions are dead (KL below {DEAD} nats an image), so there is nothing to move; name "
-            "some to draw them all the same"
+            "some (--latent and --dimensions) to draw them all the same"
         )
     return kept
 
@@ -266,8 +281,22 @@ def _kept(found: Sequence[Dimension], rows: Sequence[Dimension], drawn: Sequence
     """What the rows are, in words."""
     dead = sum(one.is_dead for one in found)
     words = f"{len(drawn)} of {len(rows)} dimensions" if len(drawn) < len(rows) else f"{len(rows)} dimensions"
-    words += "" if is_chosen else f", {dead} dead ones (KL < {DEAD} nats) left out"
-    return words if all(one.is_exact for one in drawn) else f"{words}; ~ by the moments of q and p"
+    words += "" if is_chosen else f", {dead} dead left out (KL < {DEAD} nats)"
+    return words
+
+
+def _estimates(drawn: Sequence[Dimension], count: int) -> str:
+    """How the KLs were measured, in words: the numbers of a test, over all its images, differ a little."""
+    words = {"moments": "~ by moments of q and p", "sampled": "at one z each"}
+    found = dict.fromkeys(words.get(one.estimator, "in closed form") for one in drawn)
+    return f"KL of {count:,} images {', '.join(found)}"
+
+
+def _given(model: LatentVariableModel, data: object, *batches: Batch, of: str = "") -> str:
+    """The labels that a conditional model decodes with, in words; empty for another model."""
+    if not model.num_labels:
+        return ""
+    return f", {of}{' to '.join(dict.fromkeys(label_in_words(data, int(batch['label'][0])) for batch in batches))}"
 
 
 def _caption(one: Dimension) -> str:
@@ -317,12 +346,10 @@ def _plane(z: Tensor) -> _Plane:
     if z.shape[1] == 2:
         return _Plane(torch.zeros_like(z[0]), torch.eye(2).to(z), z, 1.0)
     origin = z.mean(0)
-    _, size, directions = torch.linalg.svd(z - origin, full_matrices=False)
-    if len(size) < 2:
+    directions, shares = principal_directions(z)
+    if len(shares) < 2:
         raise UserError("a plane of the codes needs at least two images")
-    variance = size.square()
-    share = (variance[:2].sum() / variance.sum().clamp(min=1e-12)).item()
-    return _Plane(origin, directions[:2], (z - origin) @ directions[:2].T, share)
+    return _Plane(origin, directions[:2], (z - origin) @ directions[:2].T, shares[:2].sum().item())
 
 
 def _cells(limits: tuple[float, float, float, float], side: int) -> Tensor:

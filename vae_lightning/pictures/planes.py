@@ -23,6 +23,24 @@ _BELOW = 26  # pixels
 _MOST_NAMES = 40
 
 
+def principal_directions(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the directions in which points vary, the largest variance first, and each one's share of the variance.
+
+    A direction and its negative are equally good. The one whose largest number is positive is taken, so that pictures
+    of the same points are not mirror images of one another.
+
+    Args:
+        z: [N, D].
+
+    Returns:
+        Orthogonal unit vectors [R, D] and shares [R], R = min(N, D).
+    """
+    _, size, directions = torch.linalg.svd(z - z.mean(0), full_matrices=False)
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))  # [R, 1]
+    variance = size.square()
+    return directions * largest.sign(), variance / variance.sum().clamp(min=1e-12)
+
+
 def scatter(
     points: Tensor,
     labels: Tensor | None = None,

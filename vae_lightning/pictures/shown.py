@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,6 +12,17 @@ from vae_lightning.types import Batch, UserError
 
 Shown: TypeAlias = Tensor | list[str]
 """Images [n, C, H, W] or clips [n, T, C, H, W] in [0, 1], or one line of text for each of n examples."""
+
+_BACKGROUND = (90, 90, 90)
+_COLOURS = (
+    (230, 60, 50),
+    (60, 170, 70),
+    (60, 100, 230),
+    (240, 190, 40),
+    (170, 80, 200),
+    (60, 200, 210),
+    (240, 240, 240),
+)
 
 
 class NoPictureError(UserError):
@@ -41,6 +52,22 @@ def show(data: object, x: Tensor, like: Tensor | None = None) -> Shown | None:
     return checked(own(x), len(x), f"{type(data).__name__}.show(x)")
 
 
+def show_field(data: object, pane: Any) -> Any:
+    """Return how the values of a field are shown, if a pane is (field, values); any other pane is returned unchanged.
+
+    Args:
+        data: The data module, whose `show_field` is used, or None.
+        pane: A value of `panes`.
+
+    Returns:
+        None if the data module has no `show_field`.
+    """
+    if not (isinstance(pane, tuple) and len(pane) == 2 and isinstance(pane[1], Tensor)):
+        return pane
+    own = getattr(data, "show_field", None)
+    return None if own is None else own(*pane)
+
+
 def checked(shown: Any, count: int, source: str) -> Shown | None:
     """Return what a user's function has returned, if it can be drawn; tuples of text become lists.
 
@@ -61,6 +88,26 @@ def checked(shown: Any, count: int, source: str) -> Shown | None:
         f"{source} returned a {kind} for {count} examples; it returns images [n, C, H, W], clips [n, T, C, H, W] or "
         "a list with one text for each example"
     )
+
+
+def is_map(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a map: whole numbers [n, H, W], the segment or the object of each pixel.
+
+    Args:
+        value: Anything.
+    """
+    return isinstance(value, Tensor) and value.dim() == 3 and not (value.is_floating_point() or value.is_complex())
+
+
+def in_colours(numbers: Tensor) -> Tensor:
+    """Return pictures of maps, [n, 3, H, W] in [0, 1]: 0 is grey, each other number has its colour, again after seven.
+
+    Args:
+        numbers: Whole numbers from 0, [n, H, W].
+    """
+    colours = torch.tensor((_BACKGROUND, *_COLOURS), device=numbers.device) / 255
+    numbers = numbers.long()
+    return colours[(1 + (numbers - 1) % len(_COLOURS)).where(numbers > 0, 0)].movedim(-1, 1)
 
 
 def no_picture(x: Tensor) -> NoPictureError:
@@ -85,6 +132,17 @@ def names_of_classes(data: object, batch: Mapping[str, Any], count: int) -> list
     if not names or not isinstance(label, Tensor) or label.dim() != 1 or label.is_floating_point():
         return []
     return [names[i] if 0 <= i < len(names) else "?" for i in label[:count].tolist()]
+
+
+def label_in_words(data: object, label: int) -> str:
+    """Return a label as titles show it: `class cat`, or `label 3` if the data have no names.
+
+    Args:
+        data: The data module, or None.
+        label: The number of the class.
+    """
+    names: Sequence[str] = getattr(data, "class_names", ()) or ()
+    return f"class {names[label]}" if 0 <= label < len(names) else f"label {label}"
 
 
 def on_device(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:

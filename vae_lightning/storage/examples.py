@@ -234,6 +234,24 @@ def whole_sequences(examples: Examples, count: int) -> dict[str, Tensor]:
     return {name: values[steps if name in parts.stepwise else numbers] for name, values in examples.fields.items()}
 
 
+def spread_windows(parts: Windows, count: int) -> Tensor:
+    """The numbers of windows of as many different sequences as there are, evenly spread in each: int64 [n].
+
+    Use it to show windows: those that begin one step after the other look alike.
+
+    Args:
+        parts: The windows.
+        count: The largest number of windows.
+    """
+    numbers, counts = parts.sequence.unique_consecutive(return_counts=True)
+    firsts, each = counts.cumsum(0) - counts, -(-count // len(numbers))
+    chosen = [
+        first + torch.linspace(0, int(number) - 1, min(each, int(number))).long()
+        for first, number in zip(firsts.cpu(), counts.cpu(), strict=True)
+    ]
+    return torch.cat(chosen)[:count].to(parts.start.device)
+
+
 class Images(Examples):
     """The images of a split, as bytes, and their labels: the fields `x` and `label`.
 

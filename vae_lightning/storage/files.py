@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vae_lightning.runs.suggestions import nearest
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.types import UserError
 
@@ -195,6 +196,26 @@ class Listing(NamedTuple):
     """Changes if a name, a size or a time of change does."""
     others: Counter[str]
     """The number of other files, by their ending."""
+
+
+def no_folder(folder: Path) -> str:
+    """Return in words that a folder does not exist, with a folder of nearly its name, else the nearest one above it.
+
+    Args:
+        folder: The folder, or a file that stands in its place.
+    """
+    if folder.exists():
+        return f"{folder} is a file, not a folder"
+    above = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    missing = folder.absolute().relative_to(above).parts[0]
+    try:
+        near = nearest(missing, [entry.name for entry in above.iterdir() if entry.is_dir()])
+    except OSError:
+        near = None
+    place = above if near is None else above / near
+    shown = place if folder.is_absolute() else Path(os.path.relpath(place))
+    found = f"did you mean {shown}?" if near else f"the nearest folder that exists is {shown.absolute()}"
+    return f"{folder}: there is no such folder ({found})"
 
 
 def list_folder(folder: Path, suffixes: Collection[str]) -> Listing:

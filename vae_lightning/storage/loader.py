@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.noise import derive_seed
-from vae_lightning.storage.examples import Examples, Images, take_rows, whole_sequences
+from vae_lightning.storage.examples import Examples, Images, spread_windows, take_rows, whole_sequences
 from vae_lightning.storage.transforms import BatchTransform, Draw, Transform
 from vae_lightning.types import Batch, UserError
 
@@ -135,8 +135,23 @@ class Loader:
         Args:
             n: The largest number of sequences.
         """
-        found = {name: self._on_device(values) for name, values in whole_sequences(self.examples, n).items()}
-        return self._transformed(torch.arange(len(found["x"]), device=self.device), found)
+        found = whole_sequences(self.examples, n)
+        return self._stored(torch.arange(len(found["x"]), device=self.examples.device), found)
+
+    def spread_windows(self, n: int) -> Batch:
+        """Windows of n different sequences, or several of each where there are fewer, transformed as a batch is.
+
+        Args:
+            n: The largest number of windows.
+        """
+        assert self.examples.windows is not None
+        index = spread_windows(self.examples.windows, n)
+        return self._stored(index, self.examples.select(index))
+
+    def _stored(self, index: Tensor, fields: Batch) -> Batch:
+        """Examples as they are stored as a batch."""
+        moved = {name: self._on_device(values) for name, values in fields.items()}
+        return self._transformed(self._on_device(index), moved)
 
     def _transformed(self, index: Tensor, batch: Batch) -> Batch:
         if self.transform is None:
@@ -265,12 +280,14 @@ def evaluation_batches(total: int, batch_size: int, rank: int, world_size: int) 
 
 
 def first_images(batches: Iterable[Batch], n: int) -> Batch:
-    """Join batches until there are n examples; fewer if the batches hold fewer.
+    """Join batches until there are n examples; fewer if the batches hold fewer. Windows are of different sequences.
 
     Args:
-        batches: Batches of a loader.
+        batches: A loader, or its batches.
         n: The number of examples.
     """
+    if isinstance(batches, Loader) and batches.examples.windows is not None:
+        return batches.spread_windows(n)
     parts, count = [], 0
     for batch in batches:
         parts.append(batch)

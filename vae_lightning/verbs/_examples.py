@@ -19,7 +19,7 @@ from vae_lightning.data.own_files import OwnFiles
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.runs.machine import num_cores
 from vae_lightning.storage.decode import IMAGE_SUFFIXES
-from vae_lightning.storage.files import list_folder
+from vae_lightning.storage.files import list_folder, no_folder
 from vae_lightning.storage.progress import Progress
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs._arguments import add_run
@@ -155,7 +155,7 @@ class FolderExamples:
         self.own, self.folder, self.batch_size, self.label = OwnFiles(data), folder, batch_size, label
         self.name = folder.resolve().name or "folder"
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; --folder takes a folder of images")
+            raise UserError(f"{no_folder(folder)}; --folder takes a folder of images")
         self.paths, _, others = list_folder(folder, IMAGE_SUFFIXES)
         if not self.paths:
             found = f"{sum(others.values())} files of other kinds" if others else "it is empty"

@@ -165,17 +165,26 @@ def number_of_class(model: LatentVariableModel, data: DataModule | None, label: 
     )
 
 
+def decodes(model: LatentVariableModel) -> bool:
+    """Whether the model defines `decode` or `decode_given`.
+
+    Args:
+        model: The model.
+    """
+    base, kind = LatentVariableModel, type(model)
+    return kind.decode is not base.decode or kind.decode_given is not base.decode_given
+
+
 def check_decodes(model: LatentVariableModel) -> None:
     """Raise UserError unless the model can decode latents of one's own.
 
     Args:
         model: The model.
     """
-    kind = type(model)
-    if kind.decode is LatentVariableModel.decode and kind.decode_given is LatentVariableModel.decode_given:
+    if not decodes(model):
         raise UserError(
-            f"{kind.__name__} has no decode(latents), which draws x at chosen latents; vae-lightning reconstruct and "
-            "sample serve every model"
+            f"{type(model).__name__} has no decode(latents), which draws x at chosen latents; vae-lightning "
+            "reconstruct and sample serve every model"
         )
 
 

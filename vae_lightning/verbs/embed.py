@@ -19,7 +19,7 @@ from vae_lightning.models.codes import DRAWS, estimated, predictions
 from vae_lightning.models.loading import load_model
 from vae_lightning.noise import reseed
 from vae_lightning.pictures import Picture
-from vae_lightning.pictures.planes import beside, scatter
+from vae_lightning.pictures.planes import beside, principal_directions, scatter
 from vae_lightning.pictures.shown import on_device
 from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.suggestions import hint
@@ -151,12 +151,10 @@ def _plane(z: Tensor, name: str) -> tuple[Tensor, tuple[str, str], str]:
     """The points [N, 2], the names of the axes, and what share of the variance the plane holds."""
     if z.shape[1] == 2:
         return z, (f"{name} 0", f"{name} 1"), ""
-    centred = z - z.mean(0)
-    _, size, directions = torch.linalg.svd(centred, full_matrices=False)
-    variance = size.square() / size.square().sum().clamp(min=1e-12)
-    first, second = (f"{one:.0%}" if one >= _SMALL else "<1%" for one in variance[:2].tolist())
+    directions, shares = principal_directions(z)
+    first, second = (f"{one:.0%}" if one >= _SMALL else "<1%" for one in shares[:2].tolist())
     axes = (f"direction 1 ({first})", f"dir. 2\n({second})")
-    return centred @ directions[:2].T, axes, f"; the plane has {variance[:2].sum():.0%} of the variance"
+    return (z - z.mean(0)) @ directions[:2].T, axes, f"; the plane has {shares[:2].sum():.0%} of the variance"
 
 
 def _one_scale(points: Tensor) -> tuple[float, float, float, float]:

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     if arguments.label is not None:
         label = torch.tensor([number_of_class(model, data, arguments.label)])
     images = test_images(data, arguments.num_images)
-    title = f"manifold, {checkpoint.name}{'' if label is None else f', label {arguments.label}'}"
+    title = f"manifold, {checkpoint.name}"
     write_picture(manifold(model, data, images, arguments.seed, title, arguments.latent, arguments.side, label), output)
 
 

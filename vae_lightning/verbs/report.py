@@ -40,16 +40,23 @@ MEANINGS = {
     "nll_ess": "effective importance samples: near 1 the bound is loose, and more samples lower nll",
     "elbo": "the lower bound of log p(x) that a VAE maximises. Higher is better",
     "log_likelihood": "E_q[log p(x|z)]: how well x is explained by its code",
-    "kl": "KL(q(z|x) || p(z)): what the code costs",
+    "kl": "KL(q(z|x) || p(z)), the rate: the most that z can tell about x, on average",
     "loss": "what training minimises",
-    "rate": "kl, from more samples",
-    "distortion": "-log_likelihood, from more samples",
+    "rate": "kl, estimated again with evaluation.num_samples draws of z an example",
+    "distortion": "-log_likelihood, estimated again with as many draws",
     "active_units": "dimensions whose mean varies over x by more than 0.01",
     "mutual_information": "what z tells about which x it came from",
     "aggregate_gap": "KL from the mixture of all q(z|x) to the prior: what samples of the prior miss",
+    "mse": "squared error of the reconstruction, a pixel and channel. Lower is better",
     "psnr": "of the reconstruction. Higher is better",
     "ssim": "likeness of the reconstruction. Higher is better",
-    "swap_cost": "what log p(x|z) loses with the z of another x; 0 if z is ignored",
+    "swap_cost": "how far log p(x|z) falls with the z of another x; 0 if z is ignored",
+    "count_accuracy": "share of images whose number of objects is right, at the likeliest count",
+    "count_accuracy_sampled": "the same at a count that is drawn from q",
+    "presence": "probability of this many objects or more, averaged over images",
+    "fg_ari": "agreement of the segments with the objects of the truth: 1 is perfect, 0 is chance",
+    "box_recall": "share of true boxes whose centre lies in a found box",
+    "extent_iou": "overlap of a true box and what a step painted, for the best pairs: 1 is perfect",
     "dead_dimensions": "dimensions with a KL below 0.01 nats",
     "sigma": "the scale of p(x|z)",
     "rollout_error": "how far predicted objects are from the truth. Lower is better; late frames: see the speed",
@@ -74,6 +81,7 @@ _NOT_DRAWN = ("test/", "train/skipped_steps")
 _PICTURE = re.compile(r"(?P<name>.+?)(?:-(?P<epoch>\d{4,}))?\.(?:png|gif|txt)")
 _MOST_BYTES = 20 * 2**20  # of all pictures of a report
 _MOST_LETTERS = 10_000  # of a text
+_LONGEST_UNIT = 30  # letters that fit beside a chart
 
 
 class Drawn(NamedTuple):
@@ -246,7 +254,8 @@ def _add_curves(page: Page, record: Record) -> None:
         elif list(series.values()) not in drawn:
             drawn += [list(series.values()), [[(x, -y) for x, y in curve] for curve in series.values()]]
             unit = unit_of(record, name) if record.number(name) is not None else ""
-            page.chart(line_chart(series, title=name, x_label="step", y_label=unit))
+            label = unit if len(unit) <= _LONGEST_UNIT else ""
+            page.chart(line_chart(series, title=name, x_label="step", y_label=label))
     notes = [f"Constant: {', '.join(constants)}."] if constants else []
     notes += [] if drawn else [f"There are none: {METRICS} has no values."]
     if notes:
@@ -293,11 +302,22 @@ def _add_latents(page: Page, record: Record) -> None:
         bars = {str(i): kls[i] for i in order}
         used = sum(value >= 0.01 for value in kls)
         page.heading(f"KL of each dimension of {latent}")
-        unit = unit_of(record, key)
+        unit, count = unit_of(record, key), entry(record.results, "data", "num_images")
+        over = f"the mean over the {count} test images" if count else "the mean over the test images"
         lines = [error if is_number(error := known[i]) else None for i in order]
         chart = bar_chart(bars, lines, x_label=f"dimension of {latent}", y_label="nats", width=900)
         page.chart(
-            chart, f"{unit}; lines of two standard errors. {used} of {len(bars)} dimensions have 0.01 nats or more."
+            chart,
+            f"{unit}, {over}; lines of two standard errors. {used} of {len(bars)} dimensions have 0.01 nats or more. "
+            "vae-lightning traverse measures the same on up to 500 of them.",
+        )
+    without = [name.partition("/")[2] for name in details if name.startswith("variance_of_means/")]
+    without = [name for name in without if f"kl_per_dimension/{name}" not in details]
+    if without:
+        page.text(
+            f"{', '.join(without)}: q(z|x) or p(z) has no independent dimensions, so only the sum of their KL exists. "
+            "vae-lightning traverse shows a substitute by the moments of q and p, marked by ~.",
+            is_note=True,
         )
 
 

@@ -6,15 +6,18 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vae_lightning.data import DataModule
 from vae_lightning.data.loading import data_of
+from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.loading import load_model
-from vae_lightning.pictures import NoPictureError, samples
+from vae_lightning.models.looking import PartDiffersError
+from vae_lightning.pictures import NoPictureError, label_in_words, samples
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
-from vae_lightning.verbs._images import number_of_class
+from vae_lightning.verbs._images import decodes, number_of_class
 from vae_lightning.verbs.fit_prior import use_fitted_prior
 
 
@@ -53,22 +56,48 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
             raise UserError(f"--counts: {type(model).__name__} has no count of objects; AIR has one")
         model.sample_counts = arguments.counts
     data, error = _data_that_shows(checkpoint, trusted)
-    label, n = None, arguments.num_images
+    label, n, words = None, arguments.num_images, ""
     if arguments.label is not None:
-        label = torch.full((n,), number_of_class(model, data, arguments.label))
+        number = number_of_class(model, data, arguments.label)
+        label, words = torch.full((n,), number), label_in_words(data, number)
     try:
-        title, temperature = _title(arguments, checkpoint), arguments.temperature
+        title, temperature = _title(arguments, checkpoint, words), arguments.temperature
+        check_samples(model, label)
         picture = samples(model, data, n, arguments.seed, title, temperature, label)
     except NoPictureError as no_picture:
         raise error or no_picture from None
     write_picture(picture, output)
 
 
-def _title(arguments: argparse.Namespace, checkpoint: Path) -> str:
+def _title(arguments: argparse.Namespace, checkpoint: Path, label: str) -> str:
     parts = ["samples of the fitted prior" if arguments.prior == "fitted" else "samples"]
-    parts += [] if arguments.label is None else [f"label {arguments.label}"]
+    parts += [label] if label else []
     parts += [] if arguments.temperature == 1 else [f"temperature {arguments.temperature:g}"]
     return ", ".join([*parts, checkpoint.name])
+
+
+def check_samples(model: LatentVariableModel, label: Tensor | None) -> None:
+    """Compare decode with the trace, at samples, if a subclass has a trace of its own and the `sample` of its base.
+
+    Args:
+        model: The model.
+        label: The labels of the samples of a conditional model; None for the way of `model.sample(n)`.
+
+    Raises:
+        UserError: if the two differ, so that the samples would be of another model than the one that was trained.
+    """
+    order = [set(vars(kind)) for kind in type(model).__mro__]
+    of_trace, of_sample = (next(i for i, names in enumerate(order) if name in names) for name in ("trace", "sample"))
+    if of_sample <= of_trace or not decodes(model):
+        return
+    x = model.sample(2) if label is None else model.sample_given(label[:2])
+    beside = {"label": torch.zeros(2, dtype=torch.long) if label is None else label[:2]} if model.num_labels else {}
+    try:
+        model.check_decode({"x": x, **beside})
+    except PartDiffersError as error:
+        raise UserError(f"{error}; sample draws by decode") from error
+    except UserError:
+        return  # its trace needs more than x, so it cannot be checked here
 
 
 def _data_that_shows(checkpoint: Path, trusted: list[str]) -> tuple[DataModule | None, UserError | None]:

@@ -120,7 +120,8 @@ def _print(scores: Sequence[Score], num_samples: int) -> None:
     """The most unusual examples, and the mean over all with its standard error."""
     shown = scores[:_SHOWN]
     width = max(len(one.name) for one in shown)
-    print(f"{'-log p(x)':>12} {'ELBO':>12}  {'name':<{width}}  class".rstrip())
+    heading = "class" if any(one.class_name for one in shown) else ""
+    print(f"{'-log p(x)':>12} {'ELBO':>12}  {'name':<{width}}  {heading}".rstrip())
     for one in shown:
         print(f"{number(one.nll):>12} {number(one.elbo):>12}  {one.name:<{width}}  {one.class_name}".rstrip())
     summary = MeanAndError()

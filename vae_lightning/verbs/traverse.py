@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         data,
         test_images(data, arguments.num_images),
         arguments.seed,
-        f"traverse, {checkpoint.name}{'' if label is None else f', label {arguments.label}'}",
+        f"traverse, {checkpoint.name}",
         start,
         label,
         arguments.latent,
