@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
     def glimpse(self, x: Tensor, peak: Tensor) -> Tensor:
         """The window of images [N, C, H, W] around their peaks [N, 2]: [N, C, w, w], 0 beyond the edge."""
-        size = peak.new_full((len(peak), 1), self.window / x.shape[-1])
+        size = torch.full_like(peak[:, :1], self.window / x.shape[-1])
         return read(x, torch.cat((size, peak), -1), self.window)
 
 

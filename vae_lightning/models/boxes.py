@@ -10,10 +10,11 @@ their gradient is deterministic on every device.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _COLOURS = ((1.0, 0.2, 0.2), (0.2, 0.9, 0.2), (0.35, 0.45, 1.0), (1.0, 0.9, 0.2), (0.9, 0.3, 0.9), (0.2, 0.9, 0.9))
+_OPAQUE = 0.999  # of 1: an object hides what is behind it but for this, so that a product over objects has a gradient
 _DRAWN = 120  # pixels of the smaller side of a canvas with boxes
 
 
@@ -72,6 +73,36 @@ def paint(glimpses: Tensor, box: Tensor, canvas: tuple[int, ...]) -> Tensor:
         for centre, length in ((y, canvas[0]), (x, canvas[1]))
     )
     return rows[..., None, :, :] @ glimpses @ columns[..., None, :, :].mT
+
+
+class Template(nn.Module):
+    """One learned picture that is painted in boxes: how much of each pixel an object covers, from 0 to 1.
+
+    It starts as a round spot that fills half of its box.
+
+    Args:
+        frame_shape: (C, H, W) of a frame.
+        side: The side of the picture, in its own pixels.
+        object_size: The side of a box of size logit 0, as a share of the frame; no box is twice as wide.
+    """
+
+    def __init__(self, frame_shape: tuple[int, ...], side: int, object_size: float) -> None:
+        super().__init__()
+        self.frame_shape, self.object_size = frame_shape, object_size
+        at = (2 * torch.arange(side) + 1) / side - 1
+        spot = 3 - 10 * (at[:, None] ** 2 + at**2)
+        self.logits = nn.Parameter(spot.repeat(frame_shape[0], 1, 1))  # [C, P, P]
+
+    def forward(self, position: Tensor, size: Tensor) -> Tensor:
+        """Return the covers [..., C, H, W].
+
+        Args:
+            position: (x, y) of the centres, [..., 2].
+            size: The logits of the sizes, [...].
+        """
+        side = 2 * self.object_size * torch.sigmoid(size)
+        box = torch.cat((side[..., None], position), -1)
+        return _OPAQUE * paint(torch.sigmoid(self.logits), box, self.frame_shape[1:])
 
 
 def draw_boxes(images: Tensor, boxes: Tensor, exists: Tensor) -> Tensor:

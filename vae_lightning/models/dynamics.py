@@ -13,8 +13,8 @@ from vae_lightning.objectives.schedules import at_least
 
 _POSITION, _VELOCITY = 3.0, 20.0  # what positions and velocities are multiplied by before the networks read them:
 # the step from "no wall yet" to "bounced" is as narrow as one frame's way, and networks learn wide steps faster
-_FAR = 2.0  # networks read no number beyond it, so that an object that has left the frame does not gain speed for ever
 _CHANGE = 10.0  # what the networks' answers are divided by
+_FORGOTTEN = 0.002  # of how far the range of states in training lies beyond that of a batch
 
 
 class ConstantVelocity(nn.Module):
@@ -53,6 +53,10 @@ class Interactions(ConstantVelocity):
     dynamics start as those of constant velocity. After the graph network of Kossen et al. 2020
     (https://arxiv.org/abs/1910.02425).
 
+    A number beyond the range that it has had in training is read as the end of this range. So an object that strays
+    beyond a wall is turned back as at the wall. Networks that read more than they know turn it ever harder: in long
+    sampled roll-outs balls then leave the box for good.
+
     Args:
         latent_size: L of the objects' latent state; the model sets it.
         hidden_size: The size of each hidden layer.
@@ -70,15 +74,28 @@ class Interactions(ConstantVelocity):
         assert isinstance(last, nn.Linear)
         nn.init.normal_(last.weight, std=1e-3)
         nn.init.zeros_(last.bias)
+        self.register_buffer("range", torch.stack((-torch.ones(state_size), torch.ones(state_size))))  # [2, 4 + L]
+
+    range: Tensor
 
     def forward(self, state: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self._remember(state)
         position, velocity, latent = state.split([2, 2, self.latent_size], -1)
-        near = state.clamp(-_FAR, _FAR).split([2, 2, self.latent_size], -1)
-        read = torch.cat((_POSITION * near[0], _VELOCITY * near[1], near[2]), -1)
-        along, turned, remembered = (self.change(read) / _CHANGE).split([2, 2, self.latent_size], -1)
+        units = state.new_tensor([_POSITION] * 2 + [_VELOCITY] * 2 + [1.0] * self.latent_size)
+        known = self.range.to(state.dtype, copy=True)  # the next frame of training changes the range in place
+        change = self.change(units * state.clamp(*known)) / _CHANGE
+        along, turned, remembered = change.split([2, 2, self.latent_size], -1)
         following = velocity + turned
         moved = position + (velocity + following) / 2 + along
         return torch.cat((moved, following, latent + remembered), -1)
+
+    @torch.no_grad()
+    def _remember(self, state: Tensor) -> None:
+        """Widen the range to that of these states [..., O, 4 + L], and let it shrink a little where it is wider."""
+        low, high = state.flatten(0, -2).aminmax(dim=0)
+        self.range[0] = torch.minimum(low, self.range[0].lerp(low, _FORGOTTEN))
+        self.range[1] = torch.maximum(high, self.range[1].lerp(high, _FORGOTTEN))
 
     def change(self, state: Tensor) -> Tensor:
         """Return the change of each object, [..., O, 4 + L], from states in the units of the networks."""

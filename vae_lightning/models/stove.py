@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,7 +14,8 @@ from vae_lightning.distributions import DiagonalNormal, Family, FamilyRecipe, Re
 from vae_lightning.models.attention import Attention, Seen, best_order, in_order
 from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import centred, check_count, named_latents
-from vae_lightning.models.boxes import paint
+from vae_lightning.models.boxes import Template
+from vae_lightning.models.chain import Start, Transition, normal
 from vae_lightning.models.dynamics import DynamicsRecipe, Interactions
 from vae_lightning.models.parts import centre_or_sample
 from vae_lightning.models.rollouts import Rollout
@@ -26,9 +26,6 @@ from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 _LIKELIHOOD = partial(DiagonalNormal, sigma=0.1, learn_sigma=True, min_sigma=0.05)
 _MOST_OBJECTS = 6  # 720 orders are compared in each frame
-_START_POSITION, _START_VELOCITY = 0.6, 0.06  # standard deviations under p(z_1); that of velocities is learned
-_KEPT_SIZE = 0.99  # a of size_t ~ N(a size_(t-1), 1 - a^2), which leaves N(0, 1) as it is
-_OPAQUE = 0.999  # of 1: an object hides what is behind it but for this, so that the product has a gradient
 
 
 class STOVE(LatentVariableModel):
@@ -57,8 +54,9 @@ class STOVE(LatentVariableModel):
             half objects.
         encoder: Network from a window to the Gaussians of position and size.
         dynamics: f: `Interactions`, or `ConstantVelocity`, which learns nothing.
-        spread: s of position, velocity and latent. It is not learned: a learned one shrinks for the velocity until q
-            ignores what the images say.
+        spread: s of position and latent. It is not learned: a learned one shrinks for the velocity until q ignores what
+            the images say.
+        velocity_spread: s of velocity. Each frame of a sampled roll-out adds its square to the squared velocity.
         filtered: Whether q is the product. false: q(z_t|x_t, z_(t-1)) is what the image alone says, for comparison.
         likelihood: Family of one frame given its mean. null: N(., sigma^2) with one learned sigma of at least 0.05.
         kwargs: Arguments of `LatentVariableModel`.
@@ -78,7 +76,8 @@ class STOVE(LatentVariableModel):
         window: int = 13,
         encoder: NetworkRecipe | None = None,
         dynamics: DynamicsRecipe = Interactions,
-        spread: float = 0.01,
+        spread: float = 0.005,
+        velocity_spread: float = 0.002,
         filtered: bool = True,
         likelihood: FamilyRecipe | None = None,
         **kwargs: Any,
@@ -89,25 +88,18 @@ class STOVE(LatentVariableModel):
         at_least("STOVE", 1, num_objects=num_objects, template_size=template_size)
         at_least("STOVE", 2, num_frames=num_frames)
         at_least("STOVE", 0, latent_size=latent_size)
-        _check_sizes(num_objects, object_size, spread)
+        _check_sizes(num_objects, object_size, min(spread, velocity_spread))
         self.num_objects, self.num_frames, self.latent_size = num_objects, num_frames, latent_size
-        self.object_size, self.spread, self.filtered = object_size, spread, filtered
+        self.filtered = filtered
+        spreads = [spread] * 2 + [velocity_spread] * 2 + [spread] * latent_size
         network = encoder or partial(MLP, hidden_sizes=(128,), activation=nn.ELU)
         self.attention = Attention(self.frame_shape, num_objects, window, network)
-        self.dynamics = dynamics(latent_size)
         centred("STOVE", (likelihood or _LIKELIHOOD)(self.frame_shape))
         self.likelihood = Repeated(self.frame_shape, likelihood or _LIKELIHOOD)
-        self.template = nn.Parameter(_blob(template_size).repeat(self.frame_shape[0], 1, 1))  # logits, [C, P, P]
-        self.log_start_velocity = nn.Parameter(torch.tensor(math.log(_START_VELOCITY)))
+        self.template = Template(self.frame_shape, template_size, object_size)
+        self.start, self.transition = Start(num_objects, spreads[4:]), Transition(dynamics(latent_size), spreads)
 
     # -- the generative model -------------------------------------------------------------------------------------
-
-    def p_start(self) -> Distribution:
-        """p(z_1) of all objects: event shape [O, D]."""
-        one, velocity = self.log_start_velocity.new_ones(()), self.log_start_velocity.exp()
-        latent = [self.spread * one] * self.latent_size
-        sd = torch.stack([*[_START_POSITION * one] * 2, velocity, velocity, *latent, one])
-        return _normal(torch.zeros_like(sd).expand(self.num_objects, -1), sd.expand(self.num_objects, -1))
 
     def p_next(self, z: Tensor) -> Distribution:
         """p(z_t|z_(t-1)), with the batch shape [...] and the event shape [O, D].
@@ -115,21 +107,8 @@ class STOVE(LatentVariableModel):
         Args:
             z: z_(t-1), [..., O, D].
         """
-        state, size = z.split([z.shape[-1] - 1, 1], -1)
-        mean = torch.cat((self.dynamics(state), _KEPT_SIZE * size), -1)
-        sd = torch.full_like(state, self.spread), torch.full_like(size, math.sqrt(1 - _KEPT_SIZE**2))
-        return _normal(mean, torch.cat(sd, -1))
-
-    def painted(self, position: Tensor, size: Tensor) -> Tensor:
-        """Return how much of each pixel an object covers, from 0 to 1: [..., C, H, W].
-
-        Args:
-            position: [..., 2].
-            size: Its logit, [...].
-        """
-        side = 2 * self.object_size * torch.sigmoid(size)
-        box = torch.cat((side[..., None], position), -1)
-        return _OPAQUE * paint(torch.sigmoid(self.template), box, self.frame_shape[1:])
+        p: Distribution = self.transition(z, self.start.size_sd)
+        return p
 
     def p_x(self, z: Tensor) -> Distribution:
         """p(x|z) of clips, with the batch shape [...] and the event shape [T, C, H, W].
@@ -138,7 +117,7 @@ class STOVE(LatentVariableModel):
             z: [..., T, O, D].
         """
         bare = torch.ones((), dtype=z.dtype, device=z.device)
-        for painted in self.painted(z[..., :2], z[..., -1]).unbind(-4):  # of each object, [..., T, C, H, W]
+        for painted in self.template(z[..., :2], z[..., -1]).unbind(-4):  # of each object, [..., T, C, H, W]
             bare = bare * (1 - painted)
         p: Distribution = self.likelihood(1 - bare)
         return p
@@ -150,7 +129,7 @@ class STOVE(LatentVariableModel):
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         check_count("STOVE", n)
-        start = self.p_start().sample((n,))
+        start = self.start().sample((n,))
         return self.p_x(torch.stack([start, *self.rolled_out(start, self.num_frames - 1, True)], 1)).mean
 
     def rolled_out(self, z: Tensor, num_frames: int, sampled: bool) -> list[Tensor]:
@@ -164,8 +143,11 @@ class STOVE(LatentVariableModel):
 
     def prior_codes(self, batch: Batch) -> dict[str, Tensor]:
         """Return objects that stand in the middle of the frame and go on by the means of the transitions."""
-        start = self.p_start().mean.expand(len(batch["x"]), -1, -1)
+        start = self.start().mean.expand(len(batch["x"]), -1, -1)
         return {"z": torch.stack([start, *self.rolled_out(start, batch["x"].shape[1] - 1, False)], 1)}
+
+    def prior_modules(self) -> list[nn.Module]:
+        return [self.start, self.transition]
 
     # -- inference ------------------------------------------------------------------------------------------------
 
@@ -175,7 +157,7 @@ class STOVE(LatentVariableModel):
         Args:
             x: [B, T, C, H, W].
         """
-        seen = self.attention(x.flatten(0, 1), self.painted)
+        seen = self.attention(x.flatten(0, 1), self.template)
         return Seen(*(part.unflatten(0, x.shape[:2]) for part in seen))
 
     def filter(self, seen: Seen, num_samples: int = 1) -> Latent:
@@ -186,7 +168,7 @@ class STOVE(LatentVariableModel):
             num_samples: K.
         """
         q, now = self.q_start(seen)
-        p = self.p_start().expand(q.batch_shape)
+        p = self.start().expand(q.batch_shape)
         z = draw(q, num_samples)  # [K, B, O, D]
         steps = [(z, q.expand(z.shape[:2]), p.expand(z.shape[:2]))]
         for t in range(1, seen.mean.shape[1]):
@@ -206,7 +188,7 @@ class STOVE(LatentVariableModel):
         order = best_order(first.mean[..., :2], second.mean[..., :2])
         second = Seen(*(in_order(part, order) for part in second))
         q = self.q_image(first, second.mean[..., :2] - first.mean[..., :2], second)
-        return normal_product(q, self.p_start()) if self.latent_size else q, first
+        return normal_product(q, self.start()) if self.latent_size else q, first
 
     def q_image(self, now: Seen, velocity: Tensor, other: Seen) -> Distribution:
         """What images say of the state: N(position, velocity, size), and nothing of the latent.
@@ -221,7 +203,7 @@ class STOVE(LatentVariableModel):
         nothing = velocity.new_zeros(()).expand(*velocity.shape[:-1], self.latent_size)
         mean = torch.cat((position.expand_as(velocity), velocity, nothing, size.expand_as(velocity[..., :1])), -1)
         parts = sd, sd_velocity, nothing + torch.inf, sd_size
-        return _normal(mean, torch.cat([part.expand(*mean.shape[:-1], -1) for part in parts], -1))
+        return normal(mean, torch.cat([part.expand(*mean.shape[:-1], -1) for part in parts], -1))
 
     def trace(self, batch: Batch, num_samples: int = 1, step: int | None = None) -> Trace:
         x = batch["x"]
@@ -288,18 +270,7 @@ def _check_clips(x: Tensor) -> None:
         raise UserError("STOVE: a clip of one frame has no velocity; it takes at least 2 frames (--data.num_frames=8)")
 
 
-def _normal(mean: Tensor, sd: Tensor) -> Distribution:
-    """N(mean, diag sd^2) of the states of all objects: event shape [O, D]."""
-    return Independent(Normal(mean, sd, validate_args=Family.validate_args), 2, validate_args=Family.validate_args)
-
-
 def _in_time(steps: tuple[Any, ...]) -> Distribution:
     """One distribution of all frames, with the event shape [T, O, D], from one of each, [K, B] and [O, D]."""
     mean, sd = (torch.stack([getattr(p.base_dist, name) for p in steps], 2) for name in ("loc", "scale"))
     return Independent(Normal(mean, sd, validate_args=Family.validate_args), 3, validate_args=Family.validate_args)
-
-
-def _blob(side: int) -> Tensor:
-    """Logits of a round spot that fills half of its box, [P, P]."""
-    at = (2 * torch.arange(side) + 1) / side - 1
-    return 3 - 10 * (at[:, None] ** 2 + at**2)
