@@ -233,8 +233,7 @@ def test_notes_that_the_user_knows_are_printed_again_only_if_the_files_change(
 ) -> None:
     data = prepared(folder)
     assert capsys.readouterr().out.count("split: ") == 1
-    data.prints_notes = False
-    data.prepare_data()
+    data.prepare_data()  # as a test after the training does
     assert capsys.readouterr().out == ""
     save(folder / "new.png", 200)
     data.prepare_data()

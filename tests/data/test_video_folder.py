@@ -79,6 +79,8 @@ def test_clips_without_folders_of_splits_are_drawn_whole(tmp_path: Path, capsys:
     assert [len(part) for part in parts] == [5, 2, 3]
     assert set.union(*parts) == set(range(10))
     assert "split: val is 0.2 of all clips; test is 0.3 of all clips; drawn by a hash" in capsys.readouterr().out
+    data.prepare_data()  # as a test after the training does
+    assert capsys.readouterr().out == ""
     wanted = [str(tmp_path / "clips" / str(clip)) for clip in sorted(parts[2])]
     assert data.paths("test") == wanted
 

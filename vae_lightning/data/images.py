@@ -122,6 +122,7 @@ class ImageFolder(CachedImages):
             raise BrokenImagesError(error.problems, f"delete or replace such files{skip}") from error
         for warning in _pixel_warnings(self.load("train")) if self.prints_notes else []:
             print(f"{self.data_dir}: {warning}", flush=True)
+        self.prints_notes = False  # a training that ends with a test calls this again
 
     def source(self) -> Source:
         files, listing, others = self._listing()

@@ -147,6 +147,7 @@ class VideoFolder(DataModule):
             self._make_cache(found)
         for split in SPLITS:
             self.load(split)  # reports clips that are too short now
+        self.prints_notes = False  # a training that ends with a test calls this again
 
     def _make_cache(self, found: Clips) -> None:
         films = {film.clip.path.relative_to(self.data_dir).parts: film for film in self._films(found)}
