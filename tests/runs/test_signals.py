@@ -208,6 +208,7 @@ def test_a_signal_while_samples_are_drawn_ends_at_once(weights: Path) -> None:
 # -- two ranks --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_rank_or_to_all_stops_both(start: Callable[..., Process]) -> None:
     process = start(*LONG, *TWO, name="ranks")
     process.train()
