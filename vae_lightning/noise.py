@@ -64,6 +64,30 @@ def uniform16(index: Tensor, size: int, *counters: int) -> Tensor:
     return halves.flatten(1)[:, :size]
 
 
+def uniform32(index: Tensor, size: int, *counters: int) -> Tensor:
+    """u[i, j] ~ Uniform{0, ..., 2^32 - 1}, a pure function of (counters, index[i], j): int64 [B, size].
+
+    Use it with `below` for choices among many: 16 bits would prefer some of 50,000 values to others.
+
+    Args:
+        index: The number of each image, [B].
+        size: How many numbers each image gets.
+        *counters: Further integers that the numbers depend on.
+    """
+    high, low = uniform16(index, 2 * size, *counters).long().unflatten(1, (size, 2)).unbind(2)
+    return high << 16 | low
+
+
+def below(u: Tensor, limit: Tensor | int) -> Tensor:
+    """Whole numbers uniform on 0 .. limit - 1: int64.
+
+    Args:
+        u: From `uniform32`.
+        limit: At most 2^31; a tensor must broadcast against `u`.
+    """
+    return u * limit >> 32
+
+
 def _mix32(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 16)) * _int32(0x7FEB352D)
     x = (x ^ _shift(x, 15)) * _int32(0x846CA68B)

@@ -9,6 +9,7 @@ from vae_lightning.data.mnist import MNIST, BinarizedMNIST
 from vae_lightning.data.module import DataModule, Split
 from vae_lightning.data.multi_digits import MultiDigits
 from vae_lightning.data.procedural import ProceduralFaces, ProceduralSprites
+from vae_lightning.data.procedural_scenes import ProceduralScenes
 from vae_lightning.data.recorded import Recorded
 from vae_lightning.data.scenes import SceneFolder, Scenes
 from vae_lightning.data.torchvision_sets import CIFAR10, EMNIST, KMNIST, SVHN, FashionMNIST, Omniglot
@@ -42,6 +43,7 @@ __all__ = [
     "MultiDigits",
     "Omniglot",
     "ProceduralFaces",
+    "ProceduralScenes",
     "ProceduralSprites",
     "Recorded",
     "SceneFolder",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_lightning.noise import uniform16
+from vae_lightning.noise import below, uniform32
 
 _INK = 10  # a pixel is ink if it is brighter than 1 / 10 of white
 _TRIES = 1000
@@ -113,7 +113,7 @@ def draw_canvases(
 def _draw(
     index: Tensor, glyphs: Glyphs, canvas_size: int, max_objects: int, gap: int, seeds: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    count = _below(_uniform32(index, 1, *seeds, _COUNT), torch.tensor(max_objects + 1))[:, 0]
+    count = below(uniform32(index, 1, *seeds, _COUNT), max_objects + 1)[:, 0]
     source, corner = _arranged(index, count, glyphs.size, canvas_size, max_objects, gap, seeds)
     pixels, segmentation = _painted(source, corner, glyphs, canvas_size)
     exists = source >= 0
@@ -129,9 +129,9 @@ def _arranged(
     corner = torch.full((len(index), max_objects, 2), -1)
     waiting = count.nonzero()[:, 0]
     for attempt in range(1, _TRIES + 1):
-        u = _uniform32(index[waiting], 3 * max_objects, *seeds, attempt)
-        glyph = _below(u[:, :max_objects], torch.tensor(len(size)))
-        place = _below(u[:, max_objects:].unflatten(1, (max_objects, 2)), canvas_size + 1 - size[glyph])
+        u = uniform32(index[waiting], 3 * max_objects, *seeds, attempt)
+        glyph = below(u[:, :max_objects], len(size))
+        place = below(u[:, max_objects:].unflatten(1, (max_objects, 2)), canvas_size + 1 - size[glyph])
         exists = torch.arange(max_objects) < count[waiting, None]
         fits = _are_apart(place, size[glyph], exists, gap)
         source[waiting[fits]] = glyph[fits].where(exists[fits], -1)
@@ -166,14 +166,3 @@ def _painted(source: Tensor, corner: Tensor, glyphs: Glyphs, canvas_size: int) -
         objects[rows.numpy(), top, left] += glyphs.ink[glyph].numpy() * np.uint8(k + 1)
     canvas, segmentation = torch.from_numpy(layers[:, :, :canvas_size, :canvas_size].copy())
     return canvas, segmentation
-
-
-def _uniform32(index: Tensor, size: int, *counters: int) -> Tensor:
-    """Numbers uniform on 0 .. 2^32 - 1: int64 [N, size]. 16 bits would prefer some of 50,000 digits to others."""
-    high, low = uniform16(index, 2 * size, *counters).long().unflatten(1, (size, 2)).unbind(2)
-    return high << 16 | low
-
-
-def _below(u: Tensor, limit: Tensor) -> Tensor:
-    """Whole numbers uniform on 0 .. limit - 1, of 32 random bits."""
-    return u * limit >> 32
