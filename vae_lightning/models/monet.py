@@ -17,11 +17,12 @@ from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.models.counts import say_too_many
 from vae_lightning.networks import ConvEncoder, SpatialBroadcast, UNet
 from vae_lightning.objectives import GECO
-from vae_lightning.objectives.schedules import at_least
+from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
 _ENCODER = partial(ConvEncoder, channels=(16, 16, 32), hidden_size=128)
+_END = 2**40  # a step after the end of every schedule
 _LEAST = -10.0  # the least log-mask that a network reads; the masks themselves are not clamped
 _COLOURS = ((90, 90, 90), (230, 60, 50), (60, 170, 70), (60, 100, 230), (240, 190, 40), (170, 80, 200), (60, 200, 210))
 
@@ -52,9 +53,10 @@ class MONet(LatentVariableModel):
         image_shape: (C, H, W); x is [B, C, H, W] in [0, 1].
         num_slots: S, at least 2: one for the background, and one for each object of the fullest image.
         latent_size: D, the size of z_s.
-        sigma_background: The standard deviation of a pixel of slot 0, which looks at the image first.
-        sigma_foreground: That of a pixel of every other slot. Small values split the background, large ones leave slots
-            empty.
+        sigma_background: The standard deviation of a pixel of slot 0, which looks at the image first: a number or a
+            schedule. In evaluation it is the schedule's end.
+        sigma_foreground: That of a pixel of every other slot. From the start, small values split the background, and
+            large ones leave objects together; so let it fall.
         attention: Network from x and the log of what is left, [C + 1, H, W], to the logit of the next slot's share.
         encoder: Network from x and a log-mask, [C + 1, H, W], to the parameters of q(z_s|x).
         decoder: Network from z_s to mu_s before a sigmoid, and the logit map: [C + 1, H, W].
@@ -65,15 +67,15 @@ class MONet(LatentVariableModel):
         UserError: if a number is too small, if a network does not fit the image, or if the objective is GECO.
     """
 
-    sigma: Tensor
+    is_first: Tensor
 
     def __init__(
         self,
         image_shape: Shape,
         num_slots: int = 4,
         latent_size: int = 10,
-        sigma_background: float = 0.2,
-        sigma_foreground: float = 0.24,
+        sigma_background: float | Schedule = 0.2,
+        sigma_foreground: float | Schedule = 0.24,
         attention: NetworkRecipe = UNet,
         encoder: NetworkRecipe = _ENCODER,
         decoder: NetworkRecipe = SpatialBroadcast,
@@ -96,22 +98,36 @@ class MONet(LatentVariableModel):
         self.attention = attention((channels + 1, height, width), (1, height, width))
         self.encoder = encoder((channels + 1, height, width), (2 * latent_size,))
         self.decoder = decoder((latent_size,), (channels + 1, height, width))
-        sigma = torch.tensor([sigma_background, *[sigma_foreground] * (num_slots - 1)])
-        self.register_buffer("sigma", sigma, persistent=False)
+        self.sigmas = as_schedule(sigma_background), as_schedule(sigma_foreground)
+        self.register_buffer("is_first", (torch.arange(num_slots) == 0).float(), persistent=False)
 
     # -- the generative model -------------------------------------------------------------------------------------
 
-    def decode(self, latents: Mapping[str, Tensor]) -> SlotMixture:
-        (z,) = named_latents("MONet", latents, ["slots"])  # [..., S, D]
+    def sigma(self, step: int | None) -> Tensor:
+        """Return the standard deviation of the pixels of each slot at a step, None for the end: [S]."""
+        background, foreground = (schedule(_END if step is None else step) for schedule in self.sigmas)
+        return self.is_first * background + (1 - self.is_first) * foreground
+
+    def p_x(self, z: Tensor, step: int | None = None) -> SlotMixture:
+        """Return p(x|z): batch [...], event [C, H, W].
+
+        Args:
+            z: [..., S, D].
+            step: The training step, for the schedules of sigma; None for their end.
+        """
         features = self.decoder(z)  # [..., S, C + 1, H, W]
         features = features if features.dtype == torch.float64 else features.float()
         slots, logits = features[..., :-1, :, :].sigmoid(), features[..., -1, :, :]
-        return SlotMixture(logits.log_softmax(-3), slots, self.sigma)
+        return SlotMixture(logits.log_softmax(-3), slots, self.sigma(step))
+
+    def decode(self, latents: Mapping[str, Tensor]) -> SlotMixture:
+        (z,) = named_latents("MONet", latents, ["slots"])
+        return self.p_x(z)
 
     @torch.no_grad()
     def sample(self, n: int) -> Tensor:
         check_count("MONet", n)
-        return self.decode({"slots": self.prior().sample((n,))}).mean
+        return self.p_x(self.prior().sample((n,))).mean
 
     # -- inference ------------------------------------------------------------------------------------------------
 
@@ -149,7 +165,7 @@ class MONet(LatentVariableModel):
         log_masks = self.attend(x)
         q_z = self.q_slots(x, log_masks)
         z = draw(q_z, num_samples)  # [K, B, S, D]
-        p_x = self.decode({"slots": z})  # batch [K, B]
+        p_x = self.p_x(z, step)  # batch [K, B]
         attended = SlotMixture(log_masks, p_x.slots, p_x.sigma)
         costs = {"attention": p_x.log_prob(x) - attended.log_prob(x), "mask": masks_kl(log_masks, p_x.log_masks)}
         found = {} if self.training else self._found(log_masks, q_z)
@@ -167,23 +183,37 @@ class MONet(LatentVariableModel):
         return {
             "masks": log_masks.exp(),
             "segmentation": segmentation.to(torch.uint8),
-            "segmentation_decoded": self.decode({"slots": q_z.mean}).log_masks.argmax(1).to(torch.uint8),
+            "segmentation_decoded": self.p_x(q_z.mean).log_masks.argmax(1).to(torch.uint8),
             "slots_used": used,
             "count": (used - 1).clamp(min=0),
         }
 
-    # -- steps, pictures ------------------------------------------------------------------------------------------
+    # -- steps, notes, pictures -----------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
         say_too_many("MONet", data, stage, self.num_slots - 1, f"num_slots={self.num_slots} has beside the background")
 
+    @property
+    def bound_note(self) -> str:
+        costs = self.objective.costs
+        weights = {name: costs[name](_END) if name in costs else 1.0 for name in ("attention", "mask")}
+        if not any(weights.values()):
+            return "without costs, so under decoded masks alone; elbo is a lower bound of log p(x)"
+        named = ", ".join(f"{name} {weight:.4g}" for name, weight in weights.items())
+        return (
+            f"with the costs {named}, so no bound of log p(x): attended masks stand in it; elbo is a lower bound, under "
+            "decoded masks, and nll is of the same p(x)"
+        )
+
     @staticmethod
     def _scalars(trace: Trace) -> dict[str, Tensor]:
-        """Add KL(q || p) of each slot, the mean over the batch."""
-        kl = trace.kl_by_dimension().get("slots")  # [B, S, D]
-        scalars = LatentVariableModel._scalars(trace)
+        """Add sigma, and the mean over the batch of KL(q || p) of each slot."""
+        kl, p_x = trace.kl_by_dimension().get("slots"), trace.p_x  # [B, S, D]
+        assert isinstance(p_x, SlotMixture)
+        scalars = {**LatentVariableModel._scalars(trace), "sigma_background": p_x.sigma[0]}
+        scalars["sigma_foreground"] = p_x.sigma[-1]
         if kl is None:
             return scalars
         return scalars | {f"kl/slots/{s}": one for s, one in enumerate(kl.detach().sum(-1).mean(0))}
@@ -221,12 +251,12 @@ def in_colours(segmentation: Tensor) -> Tensor:
     return colours[segmentation.long() % len(_COLOURS)].movedim(-1, 1)
 
 
-def _check(num_slots: int, latent_size: int, *sigmas: float) -> None:
-    if num_slots < 2:
-        raise UserError(f"MONet: num_slots is {num_slots}; a scene needs 2 at least, one for the background")
-    if num_slots > 255:
-        raise UserError(f"MONet: num_slots is {num_slots}; it must be at most 255")
+def _check(num_slots: int, latent_size: int, *sigmas: float | Schedule) -> None:
+    if not 2 <= num_slots <= 255:
+        raise UserError(
+            f"MONet: num_slots is {num_slots}; it must be at least 2, one for the background, and at most 255"
+        )
     at_least("MONet", 1, latent_size=latent_size)
     for name, sigma in zip(("sigma_background", "sigma_foreground"), sigmas, strict=True):
-        if not sigma > 0:
-            raise UserError(f"MONet: {name} is {sigma}; it must be above 0, such as 0.2 for pixels in [0, 1]")
+        if not (lowest := as_schedule(sigma).lowest) > 0:
+            raise UserError(f"MONet: {name} is {lowest}; it must be above 0, such as 0.2 for pixels in [0, 1]")
