@@ -200,11 +200,11 @@ class MONet(LatentVariableModel):
         costs = self.objective.costs
         weights = {name: costs[name](_END) if name in costs else 1.0 for name in ("attention", "mask")}
         if not any(weights.values()):
-            return "without costs, so under decoded masks alone; elbo is a lower bound of log p(x)"
+            return "without costs, with decoded masks alone; elbo is a lower bound of log p(x)"
         named = ", ".join(f"{name} {weight:.4g}" for name, weight in weights.items())
         return (
-            f"with the costs {named}, so no bound of log p(x): attended masks stand in it; elbo is a lower bound, under "
-            "decoded masks, and nll is of the same p(x)"
+            f"with the costs {named}, so no bound of log p(x), for attended masks stand in it; elbo is a lower "
+            "bound, with decoded masks, and nll is of the same p(x)"
         )
 
     @staticmethod
