@@ -20,7 +20,7 @@ from tests.metrics.test_found import QUIET
 from vae_lightning.data import MultiDigits
 from vae_lightning.distributions import Binomial
 from vae_lightning.metrics import Evaluation, MeanAndError, SceneScores, foreground_ari
-from vae_lightning.metrics.scenes import _best_pairs
+from vae_lightning.metrics.segments import best_pairs
 from vae_lightning.models import VAE
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
@@ -61,7 +61,8 @@ def truth_of(batch: Batch) -> dict[str, Tensor]:
 def test_a_perfect_model_has_every_score_at_its_best() -> None:
     batches = list(DATA.test_dataloader())
     found = scores(*((truth_of(batch), batch) for batch in batches), data=DATA)
-    best = ("count_accuracy", "count_accuracy_sampled", "box_recall", "extent_iou", "fg_ari")
+    names = ("count_accuracy", "count_accuracy_sampled", "box_recall", "extent_iou", "fg_ari")
+    best = (*names, "ari", "miou", "background_share")
     assert {name: found[name] for name in best} == dict.fromkeys(best, 1.0)
     assert {name: found[f"{name}_stderr"] for name in best} == dict.fromkeys(best, 0.0)
     counts = torch.bincount(torch.cat([batch["count"] for batch in batches]), minlength=3)
@@ -132,8 +133,8 @@ def test_the_extent_of_what_was_painted() -> None:
 def test_the_best_pairs_are_those_of_an_exhaustive_search() -> None:
     tables = torch.rand(40, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     best = [max(sum(t[i, j] for i, j in enumerate(p)) for p in itertools.permutations(range(4), 3)) for t in tables]
-    assert torch.allclose(_best_pairs(tables), torch.stack(best))
-    assert torch.allclose(_best_pairs(tables.mT), torch.stack(best))
+    assert torch.allclose(best_pairs(tables), torch.stack(best))
+    assert torch.allclose(best_pairs(tables.mT), torch.stack(best))
 
 
 def test_the_index_is_scikit_learns_on_random_scenes() -> None:

@@ -15,6 +15,7 @@ from vae_lightning.distributions import Binomial
 from vae_lightning.models import VAE
 from vae_lightning.networks import MLP
 from vae_lightning.pictures import NoPictureError, draw, reconstructions, samples, scene, scenes_of, show, to_grid
+from vae_lightning.pictures.shown import in_colours
 from vae_lightning.trace import Trace
 from vae_lightning.types import UserError
 
@@ -97,6 +98,32 @@ def test_a_model_adds_rows() -> None:
     assert torch.equal(picture.still[:, -68:-8, -mask.shape[2] :], mask)
     assert picture.text is not None
     assert [line.split()[-1] for line in picture.text.splitlines()[2:]] == [f"{int(x.sum())}" for x in X]
+
+
+def test_the_true_objects_stand_between_the_reconstruction_and_the_models_rows() -> None:
+    """0 is grey. Maps of whole numbers are drawn in fixed colours, those of the truth and those of the model alike."""
+    truth = torch.arange(3 * 64).remainder(9).view(3, 8, 8)
+
+    class Finding(VAE):
+        def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str]]:
+            return {"found": truth.flip(0).to(torch.uint8)}
+
+    batch = {"x": X, "segmentation": truth.to(torch.uint8)}
+    colours = in_colours(truth)
+    assert [len(colours.movedim(1, -1)[truth == k].unique(dim=0)) for k in range(9)] == [1] * 9
+    assert len(colours.movedim(1, -1).flatten(0, 2).unique(dim=0)) == 8  # object 8 has the colour of object 1
+    assert colours[0, :, 0, 0].unique().numel() == 1
+    expected, found = (to_grid(one) for one in (colours, in_colours(truth.flip(0))))
+    picture = reconstructions(model(Finding), None, batch, 0, "title").still
+    assert picture is not None
+    windows = picture[:, :, -found.shape[2] :].unfold(1, found.shape[1], 1).movedim(1, 0).mT
+    tops = [[top for top, one in enumerate(windows) if torch.equal(one, row)] for row in (expected, found)]
+    assert [len(row) for row in tops] == [1, 1]
+    assert tops[0] < tops[1]
+    plain = reconstructions(model(VAE), None, {"x": X}, 0, "title").still
+    odd = {"x": X, "segmentation": torch.rand(3, 8, 8)}  # shares are no map
+    assert plain is not None
+    assert torch.equal(reconstructions(model(VAE), None, odd, 0, "title").still, plain)
 
 
 def test_what_x_has_no_picture_of_may_have_one_in_the_model() -> None:

@@ -12,7 +12,8 @@ from vae_lightning.metrics.latents import LatentUnits, RateDistortion
 from vae_lightning.metrics.likelihood import MarginalLikelihood, MeanAndError, log_marginal_likelihood
 from vae_lightning.metrics.reconstruction import Reconstruction
 from vae_lightning.metrics.rows import SpreadRows
-from vae_lightning.metrics.scenes import SceneScores, foreground_ari
+from vae_lightning.metrics.scenes import SceneScores
+from vae_lightning.metrics.segments import foreground_ari
 from vae_lightning.metrics.transitions import TransitionScores
 
 __all__ = [

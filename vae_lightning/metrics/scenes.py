@@ -15,11 +15,22 @@ from vae_lightning.data.scenes import boxes_of
 from vae_lightning.metrics.evaluator import Evaluator, Finding, objects_from_all_ranks
 from vae_lightning.metrics.latents import update_mean, with_stderr
 from vae_lightning.metrics.likelihood import MeanAndError
+from vae_lightning.metrics.segments import (
+    background_share,
+    best_pairs,
+    foreground_ari,
+    mean_iou,
+    rand_index,
+    shared_pixels,
+)
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch
 
-_TRUTH: Mapping[str, str] = {"count": "count", "boxes": "boxes", "painted": "boxes", "segmentation": "segmentation"}
+_TRUTH: Mapping[str, str] = {
+    **{"count": "count", "boxes": "boxes", "painted": "boxes"},
+    **{"segmentation": "segmentation", "segmentation_decoded": "segmentation"},
+}
 """The entries of `Trace.found` that are scored, and the entry of the batch that each is compared with."""
 _PAINTED = 0.2  # a pixel that a step paints darker than this is not in the extent of what it painted
 
@@ -38,7 +49,14 @@ class SceneScores(Evaluator):
     - `extent_iou`: intersection over union of a true box and the extent of what a step painted (`painted` [B, N, H, W]
       above 0.2), for the best pairs one to one; a true box without a pair counts as 0. The mean over all true boxes.
     - `fg_ari`: the adjusted Rand index of `segmentation` over the pixels of objects, for images with two objects or
-      more. With one object the index would praise a model that puts everything into one segment.
+      more. With one object the index would praise a model that puts everything into one segment. `fg_ari_decoded` is
+      that of `segmentation_decoded`, for models that have masks of inference and masks of the decoder.
+    - `ari`: the adjusted Rand index of `segmentation` over all pixels, the background being an object. Most pixels are
+      of the background, so that a model that finds it alone has a high index.
+    - `miou`: the mean over objects, the background included, of the intersection over union with a segment of its own,
+      the best choice one to one.
+    - `background_share`: the share of the background's pixels in the one segment that has most of them.
+    - `slots_used`: the mean of `slots_used` [B], the number of segments that own a pixel.
     """
 
     units: ClassVar[Mapping[str, str]] = {
@@ -49,6 +67,11 @@ class SceneScores(Evaluator):
         "box_recall": "share of true boxes, 1 at best",
         "extent_iou": "share of area, 1 at best",
         "fg_ari": "1 at best, 0 by chance",
+        "fg_ari_decoded": "1 at best, 0 by chance",
+        "ari": "1 at best, 0 by chance",
+        "miou": "share of area, 1 at best",
+        "background_share": "share of pixels, 1 at best",
+        "slots_used": "slots",
     }
 
     def why_not_of_batch(self, trace: Trace, batch: Batch) -> str | None:
@@ -77,9 +100,22 @@ class SceneScores(Evaluator):
             self._update_ratio("box_recall", _centre_is_in(batch["boxes"], found["boxes"]), batch["boxes"])
         if "painted" in scored:
             self._update_ratio("extent_iou", _iou(batch["boxes"], _painted_boxes(found)), batch["boxes"])
+        if "slots_used" in found:
+            update_mean(self._means, "slots_used", found["slots_used"].double())
         if "segmentation" in scored:
-            ari, num_objects = foreground_ari(batch["segmentation"], found["segmentation"])
-            update_mean(self._means, "fg_ari", ari[num_objects > 1])
+            self._update_segments(batch["segmentation"], found["segmentation"])
+        if "segmentation_decoded" in scored:
+            ari, num_objects = foreground_ari(batch["segmentation"], found["segmentation_decoded"])
+            update_mean(self._means, "fg_ari_decoded", ari[num_objects > 1])
+
+    def _update_segments(self, truth: Tensor, found: Tensor) -> None:
+        ari, num_objects = foreground_ari(truth, found)
+        update_mean(self._means, "fg_ari", ari[num_objects > 1])
+        table = shared_pixels(truth, found)
+        share = background_share(table)
+        update_mean(self._means, "ari", rand_index(table))
+        update_mean(self._means, "miou", mean_iou(table))
+        update_mean(self._means, "background_share", share[~share.isnan()])  # an image may have no background
 
     def _update_counts(self, found: Mapping[str, Tensor], count: Tensor) -> None:
         for name, found_name in (("count_accuracy", "count"), ("count_accuracy_sampled", "count_sampled")):
@@ -92,7 +128,7 @@ class SceneScores(Evaluator):
 
     def _update_ratio(self, name: str, scores: Tensor, boxes: Tensor) -> None:
         """Add the images' sums of scores m and numbers of true boxes t, as m, t, m^2, m t and t^2."""
-        m, t = _best_pairs(scores), _exists(boxes).sum(1).double()
+        m, t = best_pairs(scores), _exists(boxes).sum(1).double()
         update_mean(self._sums, name, torch.stack((m, t, m * m, m * t, t * t), 1))
 
     def compute(self) -> dict[str, Finding]:
@@ -110,33 +146,6 @@ class SceneScores(Evaluator):
             for n in range(true + 1):
                 results[f"count_confusion/{n}"] = [float(counts[n, k]) for k in range(guessed + 1)]
         return results
-
-
-def foreground_ari(truth: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
-    """The adjusted Rand index (Hubert & Arabie 1985) over the pixels that are not 0 in the truth, by image.
-
-    1 if both split these pixels alike, whatever the numbers of the segments; 0 on average for a random split. As in
-    scikit-learn, the index is 1 if neither splits them: an image with one object tells little.
-
-    Returns float64 [B], NaN for an image without objects, and the number of objects [B].
-
-    Args:
-        truth: The object of each pixel, whole numbers [B, ...]; 0 is the background.
-        found: The segment of each pixel, whole numbers of the same shape.
-    """
-    weight = (truth != 0).flatten(1).double()
-    (objects, truth), (segments, found) = (one.flatten(1).unique(return_inverse=True) for one in (truth, found))
-    table = weight.new_zeros(len(weight), len(objects) * len(segments))
-    table.scatter_add_(1, truth * len(segments) + found, weight)
-    table = table.view(len(weight), len(objects), len(segments))  # pixels of object i in segment j
-    total, squares = table.sum((1, 2)), table.square().sum((1, 2))
-    of_truth, of_found = table.sum(2).square().sum(1), table.sum(1).square().sum(1)
-    together, apart = squares - total, total**2 - of_truth - of_found + squares  # pairs on which both agree
-    split, merged = of_truth - squares, of_found - squares  # pairs of one object, or of one segment, alone
-    below = (together + split) * (split + apart) + (together + merged) * (merged + apart)
-    index = 2 * (together * apart - split * merged) / below
-    index = index.where((split > 0) | (merged > 0), 1.0).where(total > 0, math.nan)
-    return index, (table.sum(2) > 0).sum(1)
 
 
 def _why_not(name: str, found: Mapping[str, Tensor], batch: Batch) -> str | None:
@@ -184,15 +193,6 @@ def _painted_boxes(found: Mapping[str, Tensor]) -> Tensor:
     if "boxes" in found:
         ink = ink & _exists(found["boxes"])[..., None, None]
     return boxes_of(ink)
-
-
-def _best_pairs(scores: Tensor) -> Tensor:
-    """The largest sum of scores of pairs one to one: [B, T, N] to float64 [B]."""
-    # here, because the import takes time; scipy comes with scikit-learn
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
-
-    sums = [table[linear_sum_assignment(table, maximize=True)].sum() for table in scores.double().cpu().numpy()]
-    return torch.tensor(sums, dtype=torch.float64, device=scores.device)
 
 
 def _ratio(name: str, sums: MeanAndError) -> dict[str, Finding]:

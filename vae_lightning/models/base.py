@@ -87,7 +87,8 @@ class LatentVariableModel(Optimized, Seeded, InParts):
             trace: The trace of B examples, with one sample.
 
         Returns:
-            For each caption images [B, C, H, W] or clips [B, T, C, H, W] in [0, 1], or one text for each example.
+            For each caption images [B, C, H, W] or clips [B, T, C, H, W] in [0, 1], maps of segments (whole numbers
+            [B, H, W], drawn in fixed colours), or one text for each example.
         """
         return {}
 

@@ -15,7 +15,16 @@ from vae_lightning.models.temperature import at_temperature
 from vae_lightning.pictures.encoding import gif_bytes, png_bytes
 from vae_lightning.pictures.grids import evaluating
 from vae_lightning.pictures.sheets import at_times, image_sheet, spread, strip_sheet
-from vae_lightning.pictures.shown import Shown, checked, names_of_classes, no_picture, on_device, show
+from vae_lightning.pictures.shown import (
+    Shown,
+    checked,
+    in_colours,
+    is_map,
+    names_of_classes,
+    no_picture,
+    on_device,
+    show,
+)
 from vae_lightning.types import Batch
 
 _MAX_FRAMES = 64  # of a moving picture
@@ -73,7 +82,7 @@ def draw(title: str, rows: Mapping[str, Shown], labels: Sequence[str] = ()) -> P
 
 
 def reconstructions(model: LatentVariableModel, data: object, batch: Batch, seed: int, title: str) -> Picture:
-    """Draw originals above their reconstructions and the rows that the model adds by `panes`.
+    """Draw originals above their reconstructions, the map of the true objects, and the model's rows (`panes`).
 
     A reconstruction is the mean of p(x|z), or its mode of classes, at one z ~ q(z|x): of an enumerated variable, at the
     most probable value. There is no such row if p(x|z) has neither.
@@ -81,7 +90,7 @@ def reconstructions(model: LatentVariableModel, data: object, batch: Batch, seed
     Args:
         model: The model; its mode and the random state are restored afterwards.
         data: The data module, whose `show` is used; None for the way that `show` has without one.
-        batch: The originals, `x` [n, ...].
+        batch: The originals, `x` [n, ...]; `segmentation`, whole numbers [n, H, W], if the true objects are known.
         seed: The seed of the noise of z.
         title: The text above the picture.
 
@@ -96,7 +105,9 @@ def reconstructions(model: LatentVariableModel, data: object, batch: Batch, seed
         rows = {"original": show(data, x)}
         if reconstruction is not None:
             rows["reconstruction"] = show(data, reconstruction, like=x)
-        for caption, shown in model.panes(trace).items():
+        truth = {"true objects": batch["segmentation"]} if is_map(batch.get("segmentation")) else {}
+        for caption, value in {**truth, **model.panes(trace)}.items():
+            shown = in_colours(value) if is_map(value) else value
             rows[caption] = checked(shown, len(x), f"{type(model).__name__}.panes(trace), {caption}")
         drawable = {caption: shown for caption, shown in rows.items() if shown is not None}
         if not drawable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,6 +12,17 @@ from vae_lightning.types import Batch, UserError
 
 Shown: TypeAlias = Tensor | list[str]
 """Images [n, C, H, W] or clips [n, T, C, H, W] in [0, 1], or one line of text for each of n examples."""
+
+_BACKGROUND = (90, 90, 90)
+_COLOURS = (
+    (230, 60, 50),
+    (60, 170, 70),
+    (60, 100, 230),
+    (240, 190, 40),
+    (170, 80, 200),
+    (60, 200, 210),
+    (240, 240, 240),
+)
 
 
 class NoPictureError(UserError):
@@ -61,6 +72,26 @@ def checked(shown: Any, count: int, source: str) -> Shown | None:
         f"{source} returned a {kind} for {count} examples; it returns images [n, C, H, W], clips [n, T, C, H, W] or "
         "a list with one text for each example"
     )
+
+
+def is_map(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a map: whole numbers [n, H, W], the segment or the object of each pixel.
+
+    Args:
+        value: Anything.
+    """
+    return isinstance(value, Tensor) and value.dim() == 3 and not (value.is_floating_point() or value.is_complex())
+
+
+def in_colours(numbers: Tensor) -> Tensor:
+    """Return pictures of maps, [n, 3, H, W] in [0, 1]: 0 is grey, each other number has its colour, again after seven.
+
+    Args:
+        numbers: Whole numbers from 0, [n, H, W].
+    """
+    colours = torch.tensor((_BACKGROUND, *_COLOURS), device=numbers.device) / 255
+    numbers = numbers.long()
+    return colours[(1 + (numbers - 1) % len(_COLOURS)).where(numbers > 0, 0)].movedim(-1, 1)
 
 
 def no_picture(x: Tensor) -> NoPictureError:
