@@ -33,10 +33,13 @@ class Scenes(Images):
     """The images of a split, as bytes, and what is on them: fields that stand beside `x` in each batch.
 
     Args:
-        fields: `x`, uint8 [N, C, H, W], and the others by name, [N, ...].
+        fields: `x`, uint8 [N, C, H, W], and the others by name, [N, ...]: `segmentation`, uint8 [N, H, W], if known.
         max_value: The value of white.
         mapping: The memory map that the pixels lie in, if they are read from a file when they are used.
         check: Takes the numbers of images. Raises UserError if the file was damaged at one of them.
+
+    Raises:
+        UserError: if the maps have another size than the images.
     """
 
     def __init__(
@@ -47,6 +50,10 @@ class Scenes(Images):
         check: Callable[[Tensor], None] | None = None,
     ) -> None:
         Examples.__init__(self, fields, mapping, check)
+        maps, x = fields.get("segmentation"), fields["x"]
+        if maps is not None and maps.shape != (len(x), *x.shape[-2:]):
+            sizes = [" x ".join(map(str, shape)) for shape in (maps.shape[1:], x.shape[-2:])]
+            raise UserError(f"Scenes: segmentation is {sizes[0]}, and the images are {sizes[1]}; they must be alike")
         self.max_value = max_value
 
 

@@ -45,10 +45,15 @@ def _describe(examples: Examples) -> str:
         labels = examples.labels
         label = "" if labels is None else f", labels {list(labels.shape[1:]) or 'one'} an image"
         size = f"{len(examples):,} images {list(examples.pixels.shape[1:])}"
-        return f"{size}, mean pixel {number(_mean_pixel(examples), 3)}{label}"
+        return f"{size}, mean pixel {number(_mean_pixel(examples), 3)}{label}{_fields(examples, ', ', ('x', 'label'))}"
+    return f"{len(examples):,} examples{_fields(examples, ': ')}"
+
+
+def _fields(examples: Examples, before: str, but: tuple[str, ...] = ()) -> str:
+    """Return the name, the type and the shape of each field, with `before` before the first one."""
     first = examples.select(torch.zeros(1, dtype=torch.long))
-    fields = ", ".join(f"{name} {str(row.dtype)[6:]} {list(row.shape[1:])}" for name, row in first.items())
-    return f"{len(examples):,} examples: {fields}"
+    named = [f"{name} {str(row.dtype)[6:]} {list(row.shape[1:])}" for name, row in first.items() if name not in but]
+    return before + ", ".join(named) if named else ""
 
 
 def _mean_pixel(images: Images, at_once: int = 1000) -> float:
