@@ -15,13 +15,13 @@ from vae_lightning.distributions import DiagonalNormal, PriorRecipe, SlotMixture
 from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import check_count, named_latents
 from vae_lightning.models.counts import say_too_many
-from vae_lightning.networks import ConvEncoder, SpatialBroadcast, UNet
+from vae_lightning.networks import MLP, SpatialBroadcast, UNet
 from vae_lightning.objectives import GECO
 from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
 from vae_lightning.trace import Latent, Trace, draw
 from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 
-_ENCODER = partial(ConvEncoder, channels=(16, 16, 32), hidden_size=128)
+_ENCODER = partial(MLP, hidden_sizes=(128,))
 _END = 2**40  # a step after the end of every schedule
 _LEAST = -10.0  # the least log-mask that a network reads; the masks themselves are not clamped
 _COLOURS = ((90, 90, 90), (230, 60, 50), (60, 170, 70), (60, 100, 230), (240, 190, 40), (170, 80, 200), (60, 200, 210))
@@ -58,7 +58,7 @@ class MONet(LatentVariableModel):
         sigma_foreground: That of a pixel of every other slot. From the start, small values split the background, and
             large ones leave objects together; so let it fall.
         attention: Network from x and the log of what is left, [C + 1, H, W], to the logit of the next slot's share.
-        encoder: Network from x and a log-mask, [C + 1, H, W], to the parameters of q(z_s|x).
+        encoder: Network from m_s x and m_s, [C + 1, H, W], m_s being the attended mask, to the parameters of q(z_s|x).
         decoder: Network from z_s to mu_s before a sigmoid, and the logit map: [C + 1, H, W].
         prior: p(z) of all slots, [S, D].
         kwargs: Arguments of `LatentVariableModel`.
@@ -155,8 +155,8 @@ class MONet(LatentVariableModel):
             x: [B, C, H, W].
             log_masks: [B, S, H, W].
         """
-        images = x[:, None].expand(-1, self.num_slots, -1, -1, -1)
-        seen = torch.cat((images, log_masks.clamp(min=_LEAST)[:, :, None]), 2)  # [B, S, C + 1, H, W]
+        masks = log_masks.exp()[:, :, None]  # [B, S, 1, H, W]
+        seen = torch.cat((masks * x[:, None], masks), 2)  # [B, S, C + 1, H, W]
         mean, raw = self.encoder(seen).chunk(2, -1)  # [B, S, D] each
         return self.posterior(torch.cat((mean, raw), 1))
 
