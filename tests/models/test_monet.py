@@ -361,7 +361,7 @@ def test_scenes_with_more_objects_than_slots_are_counted_and_said(
 
 @pytest.mark.slow
 def test_three_hundred_steps_separate_the_background() -> None:
-    """Measured: ARI over all pixels ... on three seeds."""
+    """Measured on three seeds: ARI over all pixels 0.93 to 0.95, over the objects' pixels 0.66 to 0.69."""
     data = ProceduralScenes(image_size=24, num_images=(5000, 16, 300))
     torch.manual_seed(0)
     model, objective = MONet((3, 24, 24)), ELBO(beta=0.5, costs=PAPER)
@@ -380,9 +380,8 @@ def test_three_hundred_steps_separate_the_background() -> None:
         found = model.eval().trace({"x": held_out["x"].float() / 255}).found["segmentation"]
     objects, count = foreground_ari(truth, found)
     everything, _ = foreground_ari(truth + 1, found)
-    print(everything.mean(), objects[count > 1].mean())
-    assert everything.mean() >= 0.7
-    assert objects[count > 1].mean() >= 0.2
+    assert everything.mean() >= 0.85
+    assert objects[count > 1].mean() >= 0.5
 
 
 SHORT = (

@@ -151,6 +151,9 @@ class MONet(LatentVariableModel):
     def q_slots(self, x: Tensor, log_masks: Tensor) -> Distribution:
         """Return q(z|x) of all slots given the attended masks: batch [B], event [S, D].
 
+        The encoder reads its slot's share of the image, m x and m. That of the paper reads x and log m, and must learn
+        first to leave out what other slots show.
+
         Args:
             x: [B, C, H, W].
             log_masks: [B, S, H, W].
