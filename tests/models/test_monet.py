@@ -19,8 +19,11 @@ from torch.nn import functional as F
 
 from tests.helpers import run_cli
 from vae_lightning.data import ProceduralScenes
+from vae_lightning.data.module import Split
+from vae_lightning.data.scenes import Scenes
 from vae_lightning.distributions import Family, LearnedNormal, SlotMixture
-from vae_lightning.metrics.scenes import foreground_ari
+from vae_lightning.metrics import SceneScores
+from vae_lightning.metrics.segments import foreground_ari
 from vae_lightning.models import LatentVariableModel, MONet
 from vae_lightning.models.monet import in_colours, masks_kl
 from vae_lightning.networks import ConvEncoder, SpatialBroadcast, UNet
@@ -356,6 +359,43 @@ def test_scenes_with_more_objects_than_slots_are_counted_and_said(
     assert "raise --model.num_slots" in said
 
 
+class Unlabelled(ProceduralScenes):
+    """Scenes without their maps, as photographs are."""
+
+    def load(self, split: Split) -> Scenes:
+        return Scenes({"x": super().load(split).fields["x"]})
+
+
+def test_scenes_without_maps_train_and_scores_say_why_they_are_left_out(tmp_path: Path) -> None:
+    data = Unlabelled(image_size=16, num_images=(8, 8, 8), batch_size=8)
+    trainer = quick_trainer(tmp_path)
+    trainer.fit(small(), data)
+    assert trainer.callback_metrics["val/elbo"].isfinite()
+    trace = small().eval().trace({"x": X})
+    why = SceneScores().why_not_of_batch(trace, {"x": X})
+    assert why is not None
+    assert "the batch has no segmentation" in why
+    why = SceneScores().why_not_of_batch(trace, {"x": X, "segmentation": torch.zeros(4, 8, 8, dtype=torch.uint8)})
+    assert why is not None
+    assert "found segmentation is [B, 16, 16], the batch's segmentation [B, 8, 8]" in why
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        (None, "with the costs attention 1, mask 1, so no bound of log p(x)"),
+        (PAPER, "with the costs attention 1, mask 0.5, so no bound of log p(x)"),
+        ({"mask": LinearWarmup(9, 0.0, 0.25)}, "with the costs attention 1, mask 0.25, so no bound of log p(x)"),
+        ({"attention": 0.0, "mask": 0.0}, "without costs, with decoded masks alone; elbo is a lower bound of log p(x)"),
+    ],
+    ids=["default", "paper", "schedule", "bound"],
+)
+def test_a_run_says_which_loss_it_had(costs: Mapping[str, float] | None, said: str) -> None:
+    note = small(objective=partial(ELBO, costs=costs)).bound_note
+    assert note.startswith(said)
+    assert "elbo is a lower" in note
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +434,8 @@ SHORT = (
 @pytest.mark.slow
 def test_two_ranks_stop_go_on_and_find_what_one_finds(tmp_path: Path) -> None:
     where = (f"--runs_dir={tmp_path}", "--experiment=monet", "--trainer.devices=2")
-    run_cli("train", *SHORT, *where, "--run_id=whole")
+    last_lines = run_cli("train", *SHORT, *where, "--run_id=whole").stdout
+    assert "loss        with the costs attention 1, mask 0.5, so no bound of log p(x)" in last_lines
     run_cli("fit", *SHORT, *where, "--run_id=half", "--trainer.max_steps=6")  # 4 steps an epoch
     run_cli("fit", *SHORT, *where, "--run_id=half")
     whole, half = (read_checkpoint(tmp_path / "monet" / run / "checkpoints" / "last.ckpt") for run in ("whole", "half"))
