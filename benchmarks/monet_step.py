@@ -100,8 +100,8 @@ def loss_of(model: MONet, x: Tensor) -> Tensor:
         masks.append(left + F.logsigmoid(logit))
         left = left + F.logsigmoid(-logit)
     log_m = torch.cat((*masks, left), 1)  # [B, S, H, W]
-    images = x[:, None].expand(-1, model.num_slots, -1, -1, -1)
-    mean, raw = model.encoder(torch.cat((images, log_m.clamp(min=-10)[:, :, None]), 2)).chunk(2, -1)
+    m = log_m.exp()[:, :, None]
+    mean, raw = model.encoder(torch.cat((m * x[:, None], m), 2)).chunk(2, -1)  # [B, S, D] each
     scale = F.softplus(raw) + 1e-3
     features = model.decoder(mean + scale * torch.randn_like(mean))  # [B, S, C + 1, H, W]
     sigma = model.sigma(None)[:, None, None]
