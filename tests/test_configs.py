@@ -49,6 +49,7 @@ SETTINGS = {  # further flags for a data set, by class name
     "ProceduralFaces": ["--data.num_images=40"],
     "ProceduralSprites": ["--data.num_images=40"],
     "MultiDigits of Digits": ["--data.num_images=[64,16,16]"],
+    "ProceduralScenes": ["--data.num_images=[64,16,16]"],
     "Mazes": ["--data.num_mazes=[20,4,4]", "--data.num_transitions=[40,10,10]"],
     "MultiDigits of MNIST": [
         "--data.num_images=[64,16,16]",

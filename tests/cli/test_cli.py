@@ -120,7 +120,7 @@ def test_results_say_the_number_and_what_it_is_a_number_of(trained: TrainedRun) 
     metrics = recorded["metrics"]
     alone = ("active_units/z", "dead_dimensions/z")
     beside = ("rate", "distortion", "psnr", "mutual_information/z", "aggregate_gap/z", "nll", "nll_bpd", "nll_ess")
-    beside = (*beside, "swap_cost")
+    beside = (*beside, "swap_cost", "mse")
     with_error = {*beside, *TERMS} - {*alone}
     assert {f"test/{name}" for name in (*alone, *with_error, *(f"{name}_stderr" for name in with_error))} == set(
         metrics

@@ -261,6 +261,7 @@ def test_psnr_and_ssim_of_known_errors() -> None:
     mean = torch.stack([x[0], x[1] + 0.1, x[2] + 0.01])
     trace = Trace(x, Independent(Normal(mean[None], 1.0), 3), {})
     numbers = found(Reconstruction(), Trace(x[1:], Independent(Normal(mean[None, 1:], 1.0), 3), {}))
+    assert numbers["mse"] == pytest.approx((0.1**2 + 0.01**2) / 2, rel=1e-4)
     assert numbers["psnr"] == pytest.approx((20 + 40) / 2, abs=1e-3)
     assert numbers["psnr_stderr"] == pytest.approx(10, abs=1e-3)
     assert found(Reconstruction(), Trace(x[:1], Independent(Normal(mean[None, :1], 1.0), 3), {}))["ssim"] == 1
@@ -270,8 +271,7 @@ def test_psnr_and_ssim_of_known_errors() -> None:
 def test_small_images_have_no_ssim() -> None:
     x = torch.rand(3, 1, 10, 16)
     assert found(Reconstruction(), Trace(x, Independent(Normal(x[None] + 0.1, 1.0), 3), {})).keys() == {
-        "psnr",
-        "psnr_stderr",
+        *("mse", "mse_stderr", "psnr", "psnr_stderr"),
     }
 
 

@@ -77,8 +77,9 @@ def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
         names = ("elbo", "log_likelihood", "kl")
         rows.append(("", ", ".join(f"{name} {number(metrics[f'test/{name}'])}" for name in names)))
     numbers = next((c.numbers for c in trainer.callbacks if isinstance(c, Evaluation)), {})  # type: ignore[attr-defined]
-    shown = [name for name in numbers if not name.endswith("_stderr") and name not in RateDistortion.units]
-    if shown:  # without rate and distortion, which are kl and -log_likelihood above
+    elsewhere = {*RateDistortion.units, "mse"}  # kl, log_likelihood and psnr say the same
+    shown = [name for name in numbers if not name.endswith("_stderr") and name not in elsewhere]
+    if shown:
         rows.append(("", ", ".join(f"{name} {_short(numbers[name])}" for name in shown)))
     return rows
 

@@ -18,14 +18,14 @@ from vae_lightning.types import Batch
 
 
 class Reconstruction(Evaluator):
-    """PSNR = -10 log10 |x - E[x|z]|^2 / pixels, in dB, and SSIM (Wang et al. 2004), z ~ q(z|x), averaged over images.
+    """MSE = |x - E[x|z]|^2 / pixels, PSNR = -10 log10 MSE in dB, and SSIM (Wang et al. 2004), z ~ q(z|x), by image.
 
-    torchmetrics computes both for each image, for pixels in [0, 1]. The reference is the x that the model sees: the
-    binarised image if the data are binarised. SSIM has a Gaussian window of 11 x 11 pixels, so smaller images have no
-    SSIM.
+    Each is averaged over images; a pixel is one number of a channel. torchmetrics computes the last two, for pixels in
+    [0, 1]. The reference is the x that the model sees: the binarised image if the data are binarised. SSIM has a
+    Gaussian window of 11 x 11 pixels, so smaller images have no SSIM.
     """
 
-    units: ClassVar[Mapping[str, str]] = {"psnr": "dB", "ssim": "1 at best"}
+    units: ClassVar[Mapping[str, str]] = {"mse": "squared pixels", "psnr": "dB", "ssim": "1 at best"}
 
     def why_not_applicable(self, trace: Trace, data: DataModule | None) -> str | None:
         if trace.x.dim() != 4 or not trace.x.is_floating_point():
@@ -33,12 +33,14 @@ class Reconstruction(Evaluator):
         return None if trace.reconstruction() is not None else "p(x|z) does not know its mean"
 
     def begin(self, model: LatentVariableModel, data: DataModule | None) -> None:
+        self._mse = MeanAndError().to(model.device)
         self._psnr, self._ssim = MeanAndError().to(model.device), MeanAndError().to(model.device)
         self._has_ssim = False
 
     def update(self, trace: Trace, batch: Batch) -> None:
         mean = trace.reconstruction()  # [B, C, H, W]
         assert mean is not None  # see why_not_applicable
+        self._mse.update((mean - trace.x).double().square().flatten(1).mean(1))
         self._psnr.update(peak_signal_noise_ratio(mean, trace.x, 1.0, reduction="none", dim=(1, 2, 3)))
         self._has_ssim = min(trace.x.shape[2:]) >= 11
         if self._has_ssim:
@@ -47,4 +49,5 @@ class Reconstruction(Evaluator):
             self._ssim.update(ssim)
 
     def compute(self) -> dict[str, Finding]:
-        return {**with_stderr("psnr", self._psnr), **(with_stderr("ssim", self._ssim) if self._has_ssim else {})}
+        found = {**with_stderr("mse", self._mse), **with_stderr("psnr", self._psnr)}
+        return {**found, **(with_stderr("ssim", self._ssim) if self._has_ssim else {})}

@@ -47,6 +47,7 @@ MEANINGS = {
     "active_units": "dimensions whose mean varies over x by more than 0.01",
     "mutual_information": "what z tells about which x it came from",
     "aggregate_gap": "KL from the mixture of all q(z|x) to the prior: what samples of the prior miss",
+    "mse": "squared error of the reconstruction, a pixel and channel. Lower is better",
     "psnr": "of the reconstruction. Higher is better",
     "ssim": "likeness of the reconstruction. Higher is better",
     "swap_cost": "what log p(x|z) loses with the z of another x; 0 if z is ignored",
