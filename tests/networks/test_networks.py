@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -15,8 +16,10 @@ from vae_lightning.networks import (
     ResidualMLP,
     ResNetDecoder,
     ResNetEncoder,
+    SpatialBroadcast,
+    UNet,
 )
-from vae_lightning.types import NetworkRecipe, Shape, UserError
+from vae_lightning.types import Network, NetworkRecipe, Shape, UserError
 
 IMAGES: list[Shape] = [(1, 28, 28), (3, 64, 64), (1, 8, 8), (2, 7, 13), (3, 1, 5)]
 NETWORKS: dict[str, tuple[NetworkRecipe, bool, bool]] = {  # recipe, reads an image, writes an image
@@ -141,3 +144,70 @@ def test_whole_numbers_are_refused_in_one_line_unless_the_network_takes_them() -
 def test_a_size_that_differs_between_batches_is_refused() -> None:
     with pytest.raises(UserError, match=r"^MLP: in_shape \(-1, 3\) .* give the shape of one step"):
         MLP((-1, 3), (4,))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "in_shape", "out_shape"),
+    [
+        (partial(UNet, channels=(4, 6, 8), hidden_size=16), (2, 8, 12), (3, 8, 12)),
+        (partial(UNet, channels=(4,), hidden_size=16), (2, 3, 5), (1, 3, 5)),
+        (partial(SpatialBroadcast, channels=(6, 4)), (5,), (3, 8, 12)),
+    ],
+    ids=["U-Net", "one block", "spatial broadcast"],
+)
+def test_networks_of_sizes_that_can_be_halved(recipe: NetworkRecipe, in_shape: Shape, out_shape: Shape) -> None:
+    network = recipe(in_shape, out_shape).double()
+    x = torch.randn(2, 3, *in_shape, dtype=torch.float64)
+    y = network(x)
+    assert y.shape == (2, 3, *out_shape)
+    torch.testing.assert_close(network(x[1, 2]), y[1, 2])  # no image knows the others of its batch
+    assert not list(network.buffers()) or not any("running" in name for name, _ in network.named_buffers())
+    y.square().sum().backward()
+    for parameter in network.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_a_pixel_of_a_u_net_reads_the_whole_image_and_its_own_place() -> None:
+    torch.manual_seed(0)
+    network = UNet((1, 16, 16), (1, 16, 16), channels=(4, 4, 4), hidden_size=16).double()
+    x = torch.randn(1, 16, 16, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(network(x)[0, 3, 5], x)
+    assert (slope.abs() > 0).all()
+    assert slope[0, 1:6, 3:8].abs().mean() > 3 * slope[0, 8:].abs().mean()
+
+
+def test_a_broadcast_vector_is_drawn_by_place() -> None:
+    """The first maps hold z at each place beside its row and column from -1 to 1."""
+    network = SpatialBroadcast((2,), (1, 8, 8), channels=(4, 4))
+    maps = network.layers[1](torch.tensor([[5.0, 7.0]]))  # type: ignore[index]
+    assert maps.shape == (1, 4, 2, 2)
+    assert maps[0, :, 0, 1].tolist() == [5, 7, -1, 1]
+    assert maps[0, :, 1, 1].tolist() == [5, 7, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: UNet((1, 12, 16), (1, 12, 16)),
+            "UNet: images of 12 x 16 pixels: 4 blocks halve them 3 times, so heigh",
+        ),
+        (
+            lambda: UNet((1, 8, 8), (1, 8, 8)),
+            "UNet: images of 8 x 8 pixels: 4 blocks halve them 3 times, so height and",
+        ),
+        (lambda: UNet((8,), (1, 8, 8)), r"UNet: maps \(8,\) to \(1, 8, 8\); both must be \[channels, height, width\]"),
+        (
+            lambda: SpatialBroadcast((4,), (1, 10, 8)),
+            "SpatialBroadcast: images of 10 x 8 pixels: 2 layers double their",
+        ),
+        (
+            lambda: SpatialBroadcast((4,), (4,)),
+            r"SpatialBroadcast: its output \(4,\) must be \[channels, height, width\]",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(build: Callable[[], Network], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        build()

@@ -126,7 +126,7 @@ def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     conditions += [f"{settings['nll']['num_samples']} importance samples"]
     ess = trainer.callback_metrics.get("test/nll_ess")
     conditions += [] if ess is None else [f"{ess.item():.1f} of them effective"]
-    return [("given", ", ".join(conditions))]
+    return [("given", ", ".join(conditions)), *([("loss", model.bound_note)] if model.bound_note else [])]
 
 
 def _wandb(trainer: pl.Trainer) -> list[tuple[str, str]]:

@@ -46,6 +46,7 @@ from vae_lightning.distributions.priors import (
     VampPrior,
 )
 from vae_lightning.distributions.sequences import Classes, Repeated, num_steps
+from vae_lightning.distributions.slots import SlotMixture
 
 __all__ = [
     "IAF",
@@ -83,6 +84,7 @@ __all__ = [
     "RealNVP",
     "RelaxedCategorical",
     "Repeated",
+    "SlotMixture",
     "StandardNormal",
     "StudentT",
     "UniformSphere",

@@ -8,6 +8,7 @@ from vae_lightning.models.dlgm import DLGM
 from vae_lightning.models.dreaming import Dreaming, Step
 from vae_lightning.models.dynamics import ConstantVelocity, Interactions
 from vae_lightning.models.hvae import HVAE, BottomUp, Inference, Ladder
+from vae_lightning.models.monet import MONet
 from vae_lightning.models.rollouts import PredictsFrames, Rollout
 from vae_lightning.models.stove import STOVE
 from vae_lightning.models.vae import VAE
@@ -32,6 +33,7 @@ __all__ = [
     "Interactions",
     "Ladder",
     "LatentVariableModel",
+    "MONet",
     "PredictsFrames",
     "Rollout",
     "Step",

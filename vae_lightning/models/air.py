@@ -18,7 +18,7 @@ from vae_lightning.distributions.families import inverse_softplus
 from vae_lightning.models.base import LatentVariableModel
 from vae_lightning.models.batches import centred, check_count, named_latents
 from vae_lightning.models.boxes import draw_boxes, in_pixels, paint, read, to_box
-from vae_lightning.models.counts import CountPriorRecipe, UniformCount, log_count, mixed
+from vae_lightning.models.counts import CountPriorRecipe, UniformCount, log_count, mixed, say_too_many
 from vae_lightning.networks import MLP
 from vae_lightning.objectives.schedules import LinearWarmup, Schedule, as_schedule, at_least
 from vae_lightning.trace import Latent, Trace, draw
@@ -261,19 +261,8 @@ class AIR(LatentVariableModel):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
-        for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
-            fields = getattr(data.examples(split), "fields", {}) if hasattr(data, "examples") else {}
-            self._say_too_many(split, fields.get("count"))
-
-    def _say_too_many(self, split: str, count: Tensor | None) -> None:
-        """Say in one line how many examples have more objects than the model has steps."""
-        if count is not None and bool((more := count > self.num_steps).any()):
-            rank_zero_info(
-                f"AIR: {int(more.sum()):,} of {len(count):,} {split} examples have more objects than "
-                f"num_steps={self.num_steps}, at most {int(count.max())}: their count cannot be found; raise "
-                "--model.num_steps"
-            )
+        data = getattr(self.trainer, "datamodule", None)
+        say_too_many("AIR", data, stage, self.num_steps, f"num_steps={self.num_steps}")
 
     def loss_and_terms(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         loss, terms, scalars = super().loss_and_terms(batch, step)

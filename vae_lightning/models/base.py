@@ -66,6 +66,11 @@ class LatentVariableModel(Optimized, Seeded, InParts):
     unused_latent_is_right: ClassVar[str] = ""
     """When it is no fault that a latent is not used, in one sentence; the report on latents says this as the remedy."""
 
+    @property
+    def bound_note(self) -> str:
+        """What the loss was and what `elbo` is, for models whose loss is no bound; one of a run's last lines."""
+        return ""
+
     predicts_samples = False
     """Whether `predict` returns one sample of q(z|x) beside the mean and the scale."""
 

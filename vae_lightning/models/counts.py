@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
@@ -90,3 +91,23 @@ def log_count(log_go: Tensor, log_stop: Tensor) -> Tensor:
         log_stop: log (1 - c_1) .. log (1 - c_N), [..., N].
     """
     return F.pad(log_go.cumsum(-1), (1, 0)) + F.pad(log_stop, (0, 1))
+
+
+def say_too_many(owner: str, data: Any, stage: str, most: int, what: str) -> None:
+    """Say in one line for each split of a stage how many examples have more objects than a model can find.
+
+    Args:
+        owner: The model's class, for the message.
+        data: The data module; None if the loaders came without one.
+        stage: `fit`, `validate`, `test` or `predict`.
+        most: The largest number of objects that the model can find.
+        what: What limits this number, an argument first: `num_steps=3`.
+    """
+    for split in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+        fields = getattr(data.examples(split), "fields", {}) if hasattr(data, "examples") else {}
+        count = fields.get("count")
+        if count is not None and bool((more := count > most).any()):
+            rank_zero_info(
+                f"{owner}: {int(more.sum()):,} of {len(count):,} {split} examples have more objects than {what}, at "
+                f"most {int(count.max())}: their count cannot be found; raise --model.{what.partition('=')[0]}"
+            )

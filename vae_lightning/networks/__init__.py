@@ -1,9 +1,11 @@
 """Networks: functions from tensor to tensor, without any probability."""
 
+from vae_lightning.networks.broadcast import SpatialBroadcast
 from vae_lightning.networks.conv import ConvDecoder, ConvEncoder
 from vae_lightning.networks.local import LocalConv
 from vae_lightning.networks.mlp import MLP, GatedMLP
 from vae_lightning.networks.resnet import ResidualMLP, ResNetDecoder, ResNetEncoder
+from vae_lightning.networks.unet import UNet
 
 __all__ = [
     "MLP",
@@ -14,4 +16,6 @@ __all__ = [
     "ResNetDecoder",
     "ResNetEncoder",
     "ResidualMLP",
+    "SpatialBroadcast",
+    "UNet",
 ]
