@@ -43,7 +43,7 @@ from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.loader import first_images
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run
+from vae_lightning.verbs._arguments import Parser, add_run, not_written
 from vae_lightning.verbs._card import card, read_recipe, read_results
 
 _PACKAGES = {
@@ -213,7 +213,7 @@ def _write(path: Path, contents: bytes) -> None:
     try:
         write_whole(path, contents)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder by --output") from error
+        raise not_written(path, error, "folder") from error
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------
