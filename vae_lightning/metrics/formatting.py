@@ -31,15 +31,6 @@ def in_words_of(text: str, is_of_images: bool) -> str:
     return text if is_of_images else re.sub(r"(?<![\w.-])image(s?)\b", r"example\1", text)
 
 
-def places_of(error: float | None) -> int:
-    """Return how many decimals of a number have meaning: two digits of its error, 2 to 6 decimals.
-
-    Args:
-        error: The standard error of the number; None or NaN if unknown.
-    """
-    return 2 if error is None or not 0 < error < 0.1 else min(6, 1 - math.floor(math.log10(error)))
-
-
 def value_and_error(value: float | None, error: float | None) -> str:
     """A number of a table with as many decimals as its error has meaning: `118.79 +- 1.44`; `8`; ? where unknown.
 
@@ -51,4 +42,5 @@ def value_and_error(value: float | None, error: float | None) -> str:
         return "?"
     if error is None or math.isnan(error):
         return f"{value:.0f}" if value == round(value) and abs(value) < _LARGE else f"{value:.4g}"
-    return with_error(value, error, places_of(error))
+    places = 2 if not 0 < error < 0.1 else min(6, 1 - math.floor(math.log10(error)))
+    return with_error(value, error, places)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vae_lightning.metrics.estimate import Estimate, mean_and_error
 from vae_lightning.metrics.evaluator import Finding
-from vae_lightning.metrics.formatting import places_of, with_error
+from vae_lightning.metrics.formatting import with_error
 from vae_lightning.models.dimensions import DEAD
 
 COLLAPSED = 0.1
@@ -98,7 +98,7 @@ class _Latent:
         parts = []
         if self.information is not None:
             error = self.information[1]
-            places = max(3, places_of(error) - 1) if error > 5e-7 else 3  # -0.0005 +- 0.0003, not -0.001 +- 0.000
+            places = 4 if 5e-5 < error < 5e-4 else 3  # -0.0005 +- 0.0003, not -0.001 +- 0.000
             text = f"mutual information {with_error(*self.information, places)} nats"
             parts.append(f"{text} ({self.ceiling})" if math.isnan(self.information.error) else text)
         elif self.signal is not None:
