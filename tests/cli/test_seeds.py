@@ -86,6 +86,31 @@ def test_each_run_is_the_run_of_its_seed_and_the_same_command_goes_on(
     assert len(ran) == 1
 
 
+def test_runs_that_begin_from_other_weights_are_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[list[str]] = []
+
+    def run(args: list[str]) -> int:
+        noted.append(args)
+        return 2  # nothing is trained
+
+    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.chdir(tmp_path)
+    for start in ([], ["--init_from=a"], [f"--init_from={tmp_path}/a"], ["--init_from=b"]):
+        main(["train", *SMALL, "--seeds", "0", "--runs_dir=runs", *start])
+    groups = [arg for args in noted for arg in args if arg.startswith("--experiment=")]
+    assert groups[1] == groups[2]
+    assert len(set(groups)) == 3
+
+
+def test_a_run_that_began_from_other_weights_is_not_counted_as_done(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name, text in (("config.yaml", "init_from: /a\n"), ("checkpoints/last.ckpt", ""), ("results.json", "{}")):
+        (tmp_path / name).write_text(text)
+    assert module._is_done(tmp_path, "init_from: /a\n")
+    assert not module._is_done(tmp_path, "init_from: /b\n")
+    assert not module._is_done(tmp_path, "init_from: null\n")
+
+
 def test_a_failed_run_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,6 +233,11 @@ def test_more_images_are_no_remedy_for_numbers_that_are_not_finite(cost: float) 
     assert "Remedy: a lower learning rate" in line
 
 
+def test_a_small_number_has_a_digit_of_its_error() -> None:
+    line = judged(0.0, 0.03, (-0.00052, 0.00026)).findings[0]
+    assert "mutual information -0.0005 +- 0.0003 nats" in line
+
+
 def test_many_dimensions_that_say_little_each_say_enough() -> None:
     """8 dimensions of 0.03 nats have 0.24 together."""
     use = {

@@ -132,6 +132,15 @@ def test_a_direction_of_no_variance_is_not_stretched() -> None:
     assert left < plane[:, 0].min() < plane[:, 0].max() < right
 
 
+def test_a_spread_that_means_nothing_is_said_to_be_so() -> None:
+    """The frame stretches any spread, so that a dead latent looks as if it had clusters."""
+    z = torch.randn(50, 2, dtype=torch.float64)
+    assert embed._idle(z, "z") == ""
+    assert embed._idle(z * torch.tensor([1.0, 0.05]), "z").startswith("z 1 is not active: its mean varies by at most")
+    assert embed._idle(z * 0.05, "z").startswith("z is not active: no mean varies by more than 0.01")
+    assert embed._idle(torch.cat([z * 0.05, z], 1), "z") == ""  # the plane of four dimensions is that of the active two
+
+
 def test_tables_of_both_commands_name_an_example_alike(
     runs: dict[str, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,16 +163,16 @@ def test_upload_sends_the_folder_and_nothing_else(
     )
 
 
-def test_a_file_that_differs_is_not_written(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_if_a_file_differs_none_is_written(
+    run: Path, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(export, "worst_difference", lambda *_: 2e-4)
+    monkeypatch.setattr(export, "worst_difference", lambda one, _: 2e-4 * (one.name == part))
     (tmp_path / "encoder.pt2").write_text("an older file")
     assert main(["export", str(run), "--format=pt2", f"--output={tmp_path}"]) == 1
-    assert (
-        "encoder.pt2: differs from the model by 2.0e-04, which is above 0.0001: not written" in capsys.readouterr().err
-    )
-    assert (tmp_path / "encoder.pt2").read_text() == "an older file"
+    differs = f"{part}.pt2: differs from the model by 2.0e-04, which is above 0.0001: nothing is written"
+    assert differs in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an older file"]
 
 
 def test_pt2_and_a_run_without_its_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,6 +209,7 @@ def test_a_picture_shows_itself_in_a_notebook(run: Path, tmp_path: Path) -> None
         (["traverse", "--latent=z", "--dimensions", "3"], r"z has no dimension 3; they are 0 \.\. 2"),
         (["traverse", "--steps=1"], "--steps is 1; it must be at least 2"),
         (["traverse", "--rows=0"], "--rows is 0"),
+        (["traverse", "--num_images=0"], "--num_images is 0; it must be at least 2"),
         (["traverse", "--num_images=1"], "--num_images is 1; it must be at least 2"),
         (["traverse", "--reach=-1"], "--reach is -1"),
         (["traverse", "--image=355"], r"355: no such file, and no such test image: these are 0 \.\. 354"),

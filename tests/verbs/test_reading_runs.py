@@ -190,7 +190,7 @@ def test_what_has_no_report_is_one_line(runs: Path, capsys: pytest.CaptureFixtur
     assert "a run in it is runs/vae/digits/one" in line
     Path("file").write_text("")
     line = refusal(capsys, "report", runs / "one", "--output", "file/report.html")
-    assert "file/report.html: cannot be written" in line
+    assert "file/report.html: cannot be written (file is a file, not a folder); choose another file by" in line
     assert "https://x.org/run" in refusal(capsys, "report", "https://x.org/run")
 
 
@@ -381,6 +381,16 @@ def test_other_likelihoods_and_data_are_not_put_side_by_side(runs: Path, capsys:
     assert "nll" not in rows_of(output)
     assert "model.latent_size" in rows_of(output)
     assert "<svg" not in Path("compare.html").read_text()
+
+
+def test_a_run_that_was_not_tested_is_said_to_be_so(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("results.json", "test_values.npz"):
+        (runs / "two" / name).unlink()
+    assert main(["compare", str(runs / "one"), str(runs / "two")]) == 0
+    output = capsys.readouterr().out
+    assert "\ntwo: not tested; vae-lightning test writes its numbers\n" in output
+    assert "paired over" not in output
+    assert "None" not in output
 
 
 def test_what_cannot_be_compared_is_one_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

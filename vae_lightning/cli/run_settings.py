@@ -94,6 +94,20 @@ def experiment_of(configs: list[Any] | None) -> str:
     return experiment_of_config(str(configs[-1])) if configs else "unnamed"
 
 
+def make_init_from_absolute(settings: Namespace) -> None:
+    """Make `settings.init_from` absolute, so that it names one place, from whatever folder a command is given.
+
+    Args:
+        settings: The parsed command line of the command.
+
+    Raises:
+        UserError: if the path is an address.
+    """
+    if settings.init_from is not None:
+        refuse_address(settings.init_from)
+        settings.init_from = str(Path(settings.init_from).expanduser().absolute())
+
+
 def keep_init_from(settings: Namespace, run: Run) -> None:
     """Make `settings.init_from` absolute for the record; of a resumed run, keep what its config.yaml has recorded.
 
@@ -104,9 +118,7 @@ def keep_init_from(settings: Namespace, run: Run) -> None:
     Raises:
         UserError: if the path is an address.
     """
-    if settings.init_from is not None:
-        refuse_address(settings.init_from)
-        settings.init_from = str(Path(settings.init_from).expanduser().absolute())
+    make_init_from_absolute(settings)
     config = run.folder / "config.yaml"
     if run.contents is None or not config.is_file():
         return

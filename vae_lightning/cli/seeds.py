@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from vae_lightning.cli.lightning import DataCLI
-from vae_lightning.cli.run_settings import experiment_of
+from vae_lightning.cli.run_settings import experiment_of, make_init_from_absolute
 from vae_lightning.metrics.formatting import number
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import LAST
@@ -29,12 +29,7 @@ from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.types import UserError
 
 _FLAG = "--seeds"
-_OF_ONE_RUN = (
-    "seed_everything",
-    "experiment",
-    "runs_dir",
-    "init_from",
-)  # differ between seeds, or by how a path is written
+_OF_ONE_RUN = ("seed_everything", "experiment", "runs_dir")  # differ between seeds, or by how a path is written
 _STDERR = "of the mean over the seeds: standard deviation (n - 1) / sqrt(n); null for one seed"
 
 
@@ -53,6 +48,7 @@ class _SeedsCLI(DataCLI):
     def before_instantiate_classes(self) -> None:
         self.settings = self.config.fit
         self.settings.experiment = self.settings.experiment or experiment_of(self.settings.config)
+        make_init_from_absolute(self.settings)
         self.text = self._dump(self.settings)
 
 
@@ -107,6 +103,8 @@ def _check(settings: Any) -> None:
 def _digest(config: str) -> str:
     """Return eight digits for the settings: the same command finds its runs, another one does not."""
     settings = {name: value for name, value in yaml.safe_load(config).items() if name not in _OF_ONE_RUN}
+    if settings.get("init_from") is None:  # so that a group without it keeps its digits, whatever flags are added
+        settings.pop("init_from", None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -97,7 +97,9 @@ class _Latent:
         """The numbers behind `is_informative`, with the number of active units and the KL."""
         parts = []
         if self.information is not None:
-            text = f"mutual information {with_error(*self.information, 3)} nats"
+            error = self.information[1]
+            places = 4 if 5e-5 < error < 5e-4 else 3  # -0.0005 +- 0.0003, not -0.001 +- 0.000
+            text = f"mutual information {with_error(*self.information, places)} nats"
             parts.append(f"{text} ({self.ceiling})" if math.isnan(self.information.error) else text)
         elif self.signal is not None:
             parts.append(f"mutual information about {self.signal.sum().item():.2g} nats (by the moments of q)")

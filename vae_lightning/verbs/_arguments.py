@@ -111,14 +111,19 @@ def write_picture(picture: Picture, output: Path) -> None:
     print(*written, sep="\n")
 
 
-def not_written(output: Path, error: OSError) -> UserError:
-    """Return the error that says why a file cannot be written.
+def not_written(output: Path, error: OSError, kind: str = "file") -> UserError:
+    """Return the error that says why a file or folder cannot be written.
 
     Args:
-        output: The file.
+        output: The file or folder.
         error: What the system said.
+        kind: What the user chooses by `--output`: another `file` or another `folder`.
     """
-    return UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output")
+    blocking = next(
+        (one for one in output.parents if one.exists() and not one.is_dir()), None
+    )  # "File exists" misleads
+    reason = f"{blocking} is a file, not a folder" if blocking else error.strerror
+    return UserError(f"{output}: cannot be written ({reason}); choose another {kind} by --output")
 
 
 def printable(text: object) -> str:

@@ -288,15 +288,21 @@ def _notes(first: Compared, others: Sequence[Compared]) -> list[str]:
     lines = [
         "+- one standard error. * error of two independent numbers: too large if both runs tested the same examples"
     ]
+    runs = (first, *others)
+    lines += [
+        f"{one.name}: not tested; vae-lightning test writes its numbers" for one in runs if not one.record.results
+    ]
     for other in others:
+        if not (first.record.results and other.record.results):
+            continue
         count = num_shared(first.values, other.values)
-        of = (
+        how = (
             f"paired over {count} test examples"
             if count
             else "not paired: no values of the same test examples are kept"
         )
-        lines.append(f"{other.name} - {first.name}: {of}")
-    samples = {str(entry(one.record.results, "nll", "num_samples")) for one in (first, *others)}
+        lines.append(f"{other.name} - {first.name}: {how}")
+    samples = {str(entry(one.record.results, "nll", "num_samples")) for one in runs if one.record.results}
     if len(samples) > 1:
         lines.append(f"nll is of {' / '.join(sorted(samples))} importance samples: more of them lower it")
     return lines

@@ -22,7 +22,7 @@ from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.trust import trust
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run
+from vae_lightning.verbs._arguments import Parser, add_run, not_written
 
 if TYPE_CHECKING:
     from vae_lightning.worlds.comparison import Comparison, Row
@@ -136,9 +136,7 @@ def _save(report: Report) -> list[Path]:
     try:
         return report.save()
     except OSError as error:
-        raise UserError(
-            f"{report.folder}: cannot be written ({error.strerror}); choose another folder by --output"
-        ) from error
+        raise not_written(report.folder, error, "folder") from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_lightning.metrics.latents import LatentUnits
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.codes import DRAWS, estimated, predictions
 from vae_lightning.models.loading import load_model
@@ -31,6 +32,7 @@ from vae_lightning.verbs._tables import FORMATS, Rows, open_table, table_format
 
 _MOST_POINTS = 5000
 _SMALL = 0.01  # a share of the variance
+_ACTIVE = LatentUnits.threshold  # of the variance of a dimension's mean over examples
 
 
 def make_parser(prog: str, description: str) -> Parser:
@@ -134,6 +136,8 @@ def _draw(points: _Points, examples: SplitExamples | FolderExamples, checkpoint:
         reason = "a plane needs two examples and dimensions" if points.means else "no latent exists in every example"
         print(f"{'picture':<12}none: {reason}", flush=True)
         return
+    if idle := _idle(z, points.latent or "z"):
+        print(f"{'note':<12}{idle}", flush=True)
     plane, axes, share = _plane(z, points.latent or "z")
     # a direction of almost no variance, stretched to the frame, would look as if it told the examples apart
     limits = _one_scale(plane) if z.shape[1] > 2 and plane[:, 1].var() < _SMALL * z.var(0).sum() else None
@@ -155,6 +159,17 @@ def _plane(z: Tensor, name: str) -> tuple[Tensor, tuple[str, str], str]:
     first, second = (f"{one:.0%}" if one >= _SMALL else "<1%" for one in shares[:2].tolist())
     axes = (f"direction 1 ({first})", f"dir. 2\n({second})")
     return (z - z.mean(0)) @ directions[:2].T, axes, f"; the plane has {shares[:2].sum():.0%} of the variance"
+
+
+def _idle(z: Tensor, name: str) -> str:
+    """Which axes show a spread that means nothing, although it fills the frame; "" if none."""
+    is_idle = z.var(0) <= _ACTIVE
+    if bool(is_idle.all()):
+        return (
+            f"{name} is not active: no mean varies by more than {_ACTIVE} over these examples, so clusters mean little"
+        )
+    named = [f"{name} {i}" for i in is_idle.nonzero().flatten().tolist()] if z.shape[1] == 2 else []
+    return f"{named[0]} is not active: its mean varies by at most {_ACTIVE}, so its axis means little" if named else ""
 
 
 def _one_scale(points: Tensor) -> tuple[float, float, float, float]:

@@ -43,7 +43,7 @@ from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.loader import first_images
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run
+from vae_lightning.verbs._arguments import Parser, add_run, not_written
 from vae_lightning.verbs._card import card, read_recipe, read_results
 
 _PACKAGES = {
@@ -139,18 +139,21 @@ def _examples(model: LatentVariableModel, checkpoint: Path, trusted: list[str]) 
 
 
 def _export_parts(model: LatentVariableModel, batch: Batch, form: str, folder: Path, origin: str) -> None:
-    """Write each part that the model has; print why it lacks the others; raise if it has none."""
+    """Write the parts that the model has, all or none; print why it lacks the others; raise if it has none."""
     export, function_of = (export_onnx, run_onnx) if form == "onnx" else (export_pt2, run_pt2)
     parts, refusals = _parts(model, batch)
     if not parts:
         raise UserError(f"export: {refusals[0]}; --format safetensors serves every model")
-    for part in parts:
-        print(*(f"{'note':<12}{note}" for note in part.notes), sep="\n", end="\n" * bool(part.notes), flush=True)
-        contents = export(part)
-        path = folder / f"{part.name}.{form}"
-        function = function_of(contents)
-        worst = worst_difference(part, function)
+    files = []
+    for (
+        part
+    ) in parts:  # all are compared before one is written: a new encoder beside an old decoder would decode wrongly
+        contents, path = export(part), folder / f"{part.name}.{form}"
+        worst = worst_difference(part, function_of(contents))
         _check(worst, path)
+        files.append((part, path, contents, worst))
+    for part, path, contents, worst in files:
+        print(*(f"{'note':<12}{note}" for note in part.notes), sep="\n", end="\n" * bool(part.notes), flush=True)
         _write(path, contents)
         print(f"{part.name:<12}{path}  {_size(contents)}\n{'':<12}{_signature(part)}")
         print(f"{'':<12}differs from the model by {worst:.1e} at most ({_conditions(origin)})", flush=True)
@@ -191,7 +194,8 @@ def _signature(part: Part) -> str:
 
 def _check(worst: float, path: Path) -> None:
     if not worst <= TOLERANCE:
-        refusal = UserError(f"{path}: differs from the model by {worst:.1e}, which is above {TOLERANCE:g}: not written")
+        limit = f"above {TOLERANCE:g}: nothing is written"
+        refusal = UserError(f"{path}: differs from the model by {worst:.1e}, which is {limit}")
         refusal.exit_code = 1
         raise refusal
 
@@ -209,7 +213,7 @@ def _write(path: Path, contents: bytes) -> None:
     try:
         write_whole(path, contents)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder by --output") from error
+        raise not_written(path, error, "folder") from error
 
 
 # -- the hub ----------------------------------------------------------------------------------------------------------

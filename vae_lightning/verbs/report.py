@@ -30,9 +30,8 @@ from vae_lightning.runs.record import (
     read_run,
     state_of,
 )
-from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run
+from vae_lightning.verbs._arguments import Parser, add_run, not_written
 
 MEANINGS = {
     "nll": "-log p(x) by importance sampling, an upper bound on average. Lower is better",
@@ -129,7 +128,7 @@ def save_page(page: Page, output: Path) -> None:
     try:
         page.save(output)
     except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror}); choose another file by --output") from error
+        raise not_written(output, error) from error
     print(output)
 
 

@@ -57,12 +57,12 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         arguments: The parsed arguments.
         trusted: The packages that `--trust` names.
     """
-    checkpoint, output = checkpoint_and_output(arguments, "traverse")
     for name, least in (("steps", 2), ("rows", 1), ("num_images", 2)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least {least}")
     if not 0 < arguments.reach < torch.inf:
         raise UserError(f"--reach is {arguments.reach}; it must be above 0, such as 2")
+    checkpoint, output = checkpoint_and_output(arguments, "traverse")
     model = load_model(checkpoint, trusted)
     check_decodes(model)
     data = data_of(checkpoint, trusted)
