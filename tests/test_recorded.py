@@ -52,6 +52,10 @@ SMALL = {  # flags that make a config's network small
         *("--model.encoder.channels=[4,8]", "--model.encoder.num_blocks=1", "--model.encoder.hidden_size=32"),
         *("--model.decoder.channels=[4,8]", "--model.decoder.num_blocks=1", "--model.decoder.hidden_size=32"),
     ],
+    "monet/scenes64": [
+        *("--model.attention.channels=[4,4,8,8,8]", "--model.attention.hidden_size=32", "--model.latent_size=4"),
+        *("--model.encoder.channels=[4,4,8,8]", "--model.encoder.hidden_size=32", "--model.decoder.channels=[8,4]"),
+    ],
     "vae/mnist_vamp": ["--model.prior.num_components=20"],
     "hvae/mnist": [
         *("--model.inference.encoder.channels=[4,8]", "--model.inference.encoder.num_blocks=1"),
@@ -60,10 +64,17 @@ SMALL = {  # flags that make a config's network small
         *("--model.decoder.channels=[4,8]", "--model.decoder.num_blocks=1", "--model.decoder.hidden_size=32"),
     ],
 }
+FEW: dict[str, dict[str, Any]] = {  # arguments that make a drawn data set small
+    "Billiards": {"num_sequences": [80, 4, 160], "sequence_length": 10},
+    "GeneratedTranslation": {"num_unlabelled": 300, "num_test": 160},
+    "Mazes": {"num_mazes": [20, 4, 4], "num_transitions": [40, 10, 10]},
+    "ProceduralScenes": {"num_images": [100, 20, 160]},
+    "ToyQueries": {"num_unlabelled": 300, "num_test": 160},
+}
 CONFIGS = {
     str(path.relative_to(REPOSITORY / "configs").with_suffix("")): path
     for path in sorted((REPOSITORY / "configs").rglob("*.yaml"))
-    if path.name not in ("defaults.yaml", "cartpole.yaml")  # the second one needs a recording of the user's
+    if path.name not in ("defaults.yaml", "cartpole.yaml", "geoquery.yaml")  # the last two need files of the user's
 }
 OBJECTIVES: dict[str, list[str]] = {  # the arguments of each objective and of some variants
     "ELBO": [],
@@ -104,14 +115,14 @@ def write_images(folder: Path) -> None:
 def _with_random_images(config: dict[str, Any], images: Path) -> dict[str, Any]:
     """Return the config with its data set read from `images`; an image folder replaces the sets of 64 x 64 pixels.
 
-    Mazes stay, but few.
+    The sets of `FEW` stay, with few examples.
     """
     data = config["data"]
     name, given = data["class_path"].rpartition(".")[2], dict(data["init_args"])
     if name in ("MNIST", "BinarizedMNIST"):
         given |= {"data_dir": str(images), "verify": False} | ({"num_val": 10} if name == "MNIST" else {})
-    elif name == "Mazes":
-        given |= {"num_mazes": [20, 4, 4], "num_transitions": [40, 10, 10]}
+    elif name in FEW:
+        given |= FEW[name]
     elif name != "Digits":
         kept = {key: given[key] for key in ("binarisation", "flip", "batch_size", "eval_batch_size") if key in given}
         channels = 1 if name in ("ProceduralSprites", "MultiDigits") else 3
