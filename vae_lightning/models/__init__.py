@@ -7,6 +7,7 @@ from vae_lightning.models.cvae import CVAE, ClassLabel, Condition, ImageColumns
 from vae_lightning.models.dlgm import DLGM
 from vae_lightning.models.dreaming import Dreaming, Step
 from vae_lightning.models.hvae import HVAE, BottomUp, Inference, Ladder
+from vae_lightning.models.seq4 import Seq4
 from vae_lightning.models.vae import VAE
 from vae_lightning.models.weights_file import load_safetensors, save_safetensors
 
@@ -26,6 +27,7 @@ __all__ = [
     "Inference",
     "Ladder",
     "LatentVariableModel",
+    "Seq4",
     "Step",
     "UniformCount",
     "load_safetensors",
