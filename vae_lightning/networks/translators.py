@@ -211,6 +211,8 @@ class SoftGRU(nn.GRU):
         hidden_size: The number of units of each direction.
     """
 
+    keep: Tensor
+
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size, batch_first=True, bidirectional=True)
         gate = torch.zeros(3 * hidden_size, 1)  # torch's order of gates: r, z, n
@@ -280,7 +282,7 @@ def run_gru(gru: nn.GRU, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, 
         inputs: [N, T, E].
         state: [1, N, H]; None for zeros.
     """
-    dtype = gru.weight_hh_l0.dtype
+    dtype = next(gru.parameters()).dtype
     with torch.autocast(inputs.device.type, enabled=False):
         outputs, last = gru(inputs.to(dtype), None if state is None else state.to(dtype))
     return outputs, last
