@@ -23,7 +23,7 @@ from vae_lightning.types import PADDING, Batch, Shape, UserError
 
 _WORDS = partial(DiagonalNormal, sigma=0.37, learn_sigma=True)
 _AT_LAST = 10**9  # the step at which a schedule has its end value
-_MAPS = 8  # texts in the picture of attention
+_MAPS, _CELL = 8, 8  # texts in the picture of attention, pixels of a word
 
 
 class Drawn(NamedTuple):
@@ -305,4 +305,5 @@ class Seq4(LatentVariableModel):
         maps = self.attention(batch["sentence"], batch["x"]).float() * (batch["x"] != PADDING)[..., None]
         sentences = self.sample_sentences(_MAPS)
         told = zip(data.decode("sentence", sentences.cpu()), data.decode("x", self.read(sentences).cpu()), strict=True)
-        return {"attention": maps[:, None].cpu(), "samples": [f"{sentence} => {x}" for sentence, x in told]}
+        maps = maps[:, None].repeat_interleave(_CELL, -2).repeat_interleave(_CELL, -1)  # [n, 1, H, W]
+        return {"attention": maps.cpu(), "samples": [f"{sentence} => {x}" for sentence, x in told]}
