@@ -47,12 +47,14 @@ def metrics(run: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_a_run_has_scores_and_tables_and_says_what_is_no_bound(
-    train: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+    train: Callable[..., Path], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     run = train("whole", verb="train")
-    said = capfd.readouterr().out
-    assert "costs in the loss alone: inverse, language" in said
-    assert "beta 0" in said
+    assert (
+        "train: likelihood Classes; KL by latent: sentence closed form; elbo and nll are of x, sentence" in caplog.text
+    )
+    assert "costs in the loss alone: inverse, language, reading" in caplog.text
+    assert "trained by ELBO with K = 1, beta 0" in capfd.readouterr().out
     found = metrics(run)
     names = ("exact_match", "round_trip", "bleu/x", "bleu/sentence", "length_ratio/latent", "nats_per_token/x")
     assert all(f"test/{name}" in found for name in names)

@@ -59,7 +59,7 @@ class TransformerTranslator(Translator):
         states = embedded + places(embedded)
         for block in self.reading:
             states, _ = block(states, log_alive[:, None])
-        return Memory(self.norm_read(states), log_alive, embedded[:, 0, :0])
+        return Memory(self.norm_read(states), log_alive)
 
     def decode(self, memory: Memory, embedded: Tensor, state: Any) -> tuple[Tensor, Any, Tensor]:
         before = embedded if state is None else torch.cat((state, embedded), 1)  # [N, T', E]

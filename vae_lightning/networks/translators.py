@@ -26,12 +26,10 @@ class Memory(NamedTuple):
     Args:
         states: A vector for each place, [N, S, H].
         log_alive: log of `alive`, [N, S].
-        summary: A vector for each text, [N, H]; empty, [N, 0], if the translator needs none.
     """
 
     states: Tensor
     log_alive: Tensor
-    summary: Tensor
 
     def rows(self, index: Tensor) -> Memory:
         """Return the memory of some of the texts.
@@ -161,7 +159,8 @@ class GRUTranslator(Translator):
 
     The usual choice for short texts on a CPU. Bahdanau et al. 2015 (https://arxiv.org/abs/1409.0473) for the attention;
     here it follows the GRU, so that training on a known target is one call (Luong et al. 2015,
-    https://arxiv.org/abs/1508.04025).
+    https://arxiv.org/abs/1508.04025). The GRU that writes starts from zeros: all that it knows of the source comes
+    through attention, so that it learns less of whole sentences by heart.
 
     Args:
         num_source: The number of words of the source; the model sets it.
@@ -182,17 +181,13 @@ class GRUTranslator(Translator):
         if hidden_size % 2:
             raise UserError(f"GRUTranslator: hidden_size is {hidden_size}; it must be even, a half for each direction")
         self.encoder = SoftGRU(embedding_size, hidden_size // 2)
-        self.bridge = nn.Linear(hidden_size, hidden_size)
         self.decoder = nn.GRU(embedding_size, hidden_size, batch_first=True)
         self.combine = nn.Linear(2 * hidden_size, embedding_size)
 
     def encode(self, embedded: Tensor, log_alive: Tensor) -> Memory:
-        states, last = self.encoder(embedded, log_alive)
-        return Memory(states, log_alive, last)
+        return Memory(self.encoder(embedded, log_alive), log_alive)
 
     def decode(self, memory: Memory, embedded: Tensor, state: Any) -> tuple[Tensor, Any, Tensor]:
-        if state is None:
-            state = torch.tanh(self.bridge(memory.summary))[None]
         hidden, state = run_gru(self.decoder, embedded, state)  # [N, T, H]
         scores = hidden @ memory.states.transpose(1, 2) + memory.log_alive[:, None]
         attention = scores.softmax(-1)  # [N, T, S]
@@ -219,8 +214,8 @@ class SoftGRU(nn.GRU):
         gate[hidden_size : 2 * hidden_size] = -1.0
         self.register_buffer("keep", gate, persistent=False)
 
-    def forward(self, embedded: Tensor, log_alive: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Return the states of both directions at each place, [N, S, 2 H], and the last of each, [N, 2 H].
+    def forward(self, embedded: Tensor, log_alive: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the states of both directions at each place, [N, S, 2 H].
 
         Args:
             embedded: [N, S, E].
@@ -233,8 +228,8 @@ class SoftGRU(nn.GRU):
                 for name, weight in self.named_parameters()
             ]
             start = inputs.new_zeros(2, len(inputs), self.hidden_size)
-            states, last = torch.gru(inputs, start, weights, True, 1, 0.0, self.training, True, True)
-        return states, torch.cat((last[0], last[1]), -1)
+            states, _ = torch.gru(inputs, start, weights, True, 1, 0.0, self.training, True, True)
+        return states
 
 
 class LanguageModel(nn.Module):
