@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vae_lightning.data import ToyQueries
 from vae_lightning.distributions import DiagonalNormal
 from vae_lightning.metrics import log_marginal_likelihood
 from vae_lightning.models import Seq4
@@ -269,6 +270,24 @@ def test_attention_looks_at_the_sentence_alone() -> None:
     assert maps.shape == (2, 4, 5)
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 4))
     assert maps[1, :, 2:].max() < 1e-6
+
+
+def test_tables_and_maps_of_attention() -> None:
+    data = ToyQueries(num_pairs=6, num_unlabelled=0, num_val=3, num_test=3)
+    language = partial(LanguageModel, embedding_size=4, hidden_size=6)
+    networks = {"reader": GRU, "writer": GRU, "language_model": language}
+    model = Seq4(data.x_shape, dict(data.vocabulary), dict(data.max_length), **networks, latent_length=3).eval()
+    scenes = model.scenes(data)
+    assert isinstance(scenes["attention"], Tensor)
+    assert scenes["attention"].shape == (3, 1, 8 * 10, 8 * 20)
+    assert all(" => " in line for line in scenes["samples"])
+    batch = {name: value.long() for name, value in data.examples("val").select(torch.arange(3)).items()}
+    panes = model.panes(model.trace({**batch, "known": batch["known"].bool()}, 1))
+    shown = {caption: data.show_field(*pane) for caption, pane in panes.items() if isinstance(pane, tuple)}
+    assert shown["sentence"] == [pair.sentence for pair in data.pairs("val")]
+    assert all(len(texts) == 3 for texts in shown.values())
+    assert all(len(text.split()) <= 3 for text in shown["latent sentence"])
+    assert model.scenes(None) == {}
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
