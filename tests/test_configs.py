@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,20 @@ def write_steps(folder: Path) -> None:
     write_recording(folder, Recording(about, states, np.full(count, 4), np.ones(count, bool), actions, rewards))
 
 
+def write_questions(folder: Path) -> None:
+    """Write a file with the form of GeoQuery's: 40 forms with a question each, 20 of them for training."""
+    entries = [
+        {
+            "logic": [f"answer ( size ( var0 ) , {i % 7} )"],
+            "query-split": split,
+            "sentences": [{"text": f"how large is var0 of {i % 5}", "question-split": split, "variables": {}}],
+        }
+        for i, split in enumerate(["train"] * 20 + ["dev"] * 10 + ["test"] * 10)
+    ]
+    (folder / "geoquery").mkdir(parents=True)
+    (folder / "geoquery" / "geography-logic.txt").write_text(json.dumps(entries))
+
+
 WRITERS: dict[str, Callable[[Path], Any]] = {  # writers of files for data sets that need files, by class name
     "MNIST": lambda folder: write_mnist(folder / "MNIST" / "raw"),
     "BinarizedMNIST": lambda folder: write_binarized_mnist(folder / "binarized_mnist"),
@@ -41,6 +56,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {  # writers of files for data sets 
     "ImageFolder": lambda folder: write_celeba_layout(folder, 20),
     "MultiDigits of MNIST": lambda folder: write_mnist(folder / "MNIST" / "raw"),
     "Recorded": write_steps,
+    "GeoQuery": write_questions,
 }
 SETTINGS = {  # further flags for a data set, by class name
     "MNIST": ["--data.verify=false", "--data.num_val=10"],
@@ -51,6 +67,7 @@ SETTINGS = {  # further flags for a data set, by class name
     "MultiDigits of Digits": ["--data.num_images=[64,16,16]"],
     "ProceduralScenes": ["--data.num_images=[64,16,16]"],
     "Billiards": ["--data.num_sequences=[4,4,4]"],
+    "GeoQuery": ["--data.num_pairs=10"],
     "Mazes": ["--data.num_mazes=[20,4,4]", "--data.num_transitions=[40,10,10]"],
     "MultiDigits of MNIST": [
         "--data.num_images=[64,16,16]",

@@ -10,6 +10,7 @@ from vae_lightning.models.dynamics import ConstantVelocity, Interactions
 from vae_lightning.models.hvae import HVAE, BottomUp, Inference, Ladder
 from vae_lightning.models.monet import MONet
 from vae_lightning.models.rollouts import PredictsFrames, Rollout
+from vae_lightning.models.seq4 import Seq4
 from vae_lightning.models.stove import STOVE
 from vae_lightning.models.vae import VAE
 from vae_lightning.models.weights_file import load_safetensors, save_safetensors
@@ -36,6 +37,7 @@ __all__ = [
     "MONet",
     "PredictsFrames",
     "Rollout",
+    "Seq4",
     "Step",
     "UniformCount",
     "load_safetensors",

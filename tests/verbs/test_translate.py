@@ -1,0 +1,117 @@
+"""`vae-lightning translate` from the command line, on a model of two texts after two steps of training."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.helpers import REPOSITORY, only
+from vae_lightning.__main__ import main
+from vae_lightning.data import ToyQueries
+from vae_lightning.data.loading import data_of
+from vae_lightning.models import VAE, Seq4
+from vae_lightning.models.loading import load_model
+from vae_lightning.runs.folder import best_checkpoint
+
+QUICK = (
+    *("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"),
+    *("--trainer.logger=false", "--trainer.accelerator=cpu", "--pictures.num_images=4", "--data.num_val=4"),
+    *("--trainer.check_val_every_n_epoch=1", "--data.num_unlabelled=20", "--data.num_pairs=20", "--data.batch_size=8"),
+)
+LINES = ("how large is texas", "", "name the states along the zzz river", "  ", "count the rivers in ohio")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("seq4")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        assert main(["fit", "-c", "configs/seq4/toy.yaml", *QUICK, f"--runs_dir={folder}"]) == 0
+    return only(folder, "seq4/toy/*")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "in.txt"
+    path.write_text("\n".join(LINES) + "\n")
+    return path
+
+
+def read_by_hand(run: Path, lines: list[str]) -> list[str]:
+    model, data = load_model(best_checkpoint(run)), data_of(best_checkpoint(run), [])
+    assert isinstance(model, Seq4)
+    assert isinstance(data, ToyQueries)
+    return data.decode("x", model.read(data.encode("sentence", lines)[0]))
+
+
+def test_one_line_in_is_one_line_out(run: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line is what the model reads of it alone; an empty line stays empty; unknown words are counted."""
+    assert main(["translate", str(run), str(file)]) == 0
+    printed = capsys.readouterr()
+    alone = [read_by_hand(run, [line])[0] if line.strip() else "" for line in LINES]
+    assert printed.out == "\n".join(alone) + "\n"
+    assert printed.err == "translate: the model does not know 1 of the words\n"
+    assert main(["translate", str(run), str(file), f"--output={tmp_path / 'out.txt'}"]) == 0
+    assert (tmp_path / "out.txt").read_text() == printed.out
+    assert capsys.readouterr().out == ""
+
+
+def test_lines_come_from_the_standard_input(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = b"answer area stateid texas\r\nanswer capital stateid ohio"
+    for args in (["--reverse"], ["-", "--reverse"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        assert main(["translate", str(run), *args]) == 0
+        assert capsys.readouterr().out.count("\n") == 2
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert main(["translate", str(run)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_attention_is_drawn_with_its_words(run: Path, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "attention.png"
+    assert main(["translate", str(run), str(file), f"--attention={path}"]) == 0
+    with Image.open(path) as picture:
+        assert picture.width > 8 * 72  # a cell for each of seven words and the end
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "says"),
+    [
+        (b"name ohio\n" + b"the " * 20, [], r"in.txt: line 2 has 20 words; a sentence has 1 to 19"),
+        (b"caf\xe9", [], r"in.txt: line 1 is not in UTF-8"),
+        (b"texas", ["--reverse", "--attention=a.png"], "leave --reverse out"),
+        (b"texas", ["--output=/dev/null/x"], "cannot be written .*--output"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    run: Path, tmp_path: Path, text: bytes, args: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.txt").write_bytes(text)
+    assert main(["translate", str(run), str(tmp_path / "in.txt"), *args]) == 2
+    assert re.fullmatch(f"vae-lightning: error: .*{says}.*\n", capsys.readouterr().err)
+
+
+def test_input_in_another_encoding_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+    assert main(["translate", str(run)]) == 2
+    assert capsys.readouterr().err == "vae-lightning: error: the standard input is not in UTF-8 (byte 0xe9)\n"
+
+
+def test_a_missing_file_and_a_model_that_does_not_translate_are_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["translate", str(run), str(tmp_path / "none.txt")]) == 2
+    assert re.fullmatch("vae-lightning: error: .*none.txt.*\n", capsys.readouterr().err)
+    monkeypatch.setattr("vae_lightning.verbs.translate.load_model", lambda *_: VAE(image_shape=(1, 8, 8)))
+    assert main(["translate", str(run)]) == 2
+    message = "vae-lightning: error: .*: VAE of ToyQueries does not translate; .*seq4/toy\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
