@@ -241,6 +241,17 @@ def test_the_encoder_reads_the_mask_of_its_own_slot() -> None:
     assert same.tolist() == [True, True, False]
 
 
+def test_the_encoder_reads_the_share_of_the_image_and_then_the_mask() -> None:
+    model, seen = tiny(num_slots=2, latent_size=1), []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.rand(2, 2, 4, 4).double()
+    log_masks = model.attend(x)
+    model.q_slots(x, log_masks)
+    for s, mask in enumerate(log_masks.exp().unbind(1)):
+        torch.testing.assert_close(seen[0][:, s, :2], mask[:, None] * x)
+        torch.testing.assert_close(seen[0][:, s, 2], mask)
+
+
 def test_slots_can_change_places() -> None:
     """p(x|z) with one sigma is a function of the set of slots."""
     model = small(sigma_background=0.2, sigma_foreground=0.2)
