@@ -315,6 +315,14 @@ def test_panes_show_the_segments_the_masks_and_the_slots_on_white() -> None:
     assert len(in_colours(torch.arange(7).view(1, 1, 7))[0, :, 0].T.unique(dim=0)) == 7
 
 
+def test_the_decoder_is_exported_for_any_number_of_images() -> None:
+    model = small().eval()
+    batch = {0: torch.export.Dim("batch")}
+    whole = torch.export.export(model.decoder, (torch.randn(2, 3, 4),), dynamic_shapes=[batch])
+    z = torch.randn(5, 3, 4)
+    torch.testing.assert_close(whole.module()(z), model.decoder(z))
+
+
 # -- objectives, precision, compiling, resume -------------------------------------------------------------------------
 
 
