@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
@@ -78,6 +79,33 @@ def test_samples_have_the_mean_and_the_variance() -> None:
     expected = (masks * (means - masks @ means).prod(1)).sum()
     a, b = draws[:, 0, :2, 0, 0].unbind(1)
     torch.testing.assert_close(((a - a.mean()) * (b - b.mean())).mean(), expected, atol=0.01, rtol=0)
+
+
+def test_each_mixture_of_shared_masks_draws_slots_of_its_own() -> None:
+    """Masks [B, ...] under pictures [K, B, ...], as attended masks are: K draws are independent, for any number."""
+    torch.manual_seed(0)
+    slots = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 5, 2, 1, 20, 20)
+    p = SlotMixture(torch.full((5, 2, 20, 20), math.log(0.5)), slots, torch.full((2,), 1e-3))
+    for shape in ((), (2,), (3,)):
+        draws = p.sample(shape).round()
+        assert draws.shape == (*shape, 2, 5, 1, 20, 20)
+        alike = (draws[..., 0, :, :, :, :] == draws[..., 1, :, :, :, :]).double().mean()
+        assert alike.item() == pytest.approx(0.5, abs=0.06)
+
+
+def test_each_slot_has_its_own_sigma_in_density_moments_and_samples() -> None:
+    torch.manual_seed(0)
+    sigma = torch.tensor([0.3, 0.1, 0.02])
+    for s in range(SLOTS):
+        masks = torch.where(torch.arange(SLOTS) == s, 0.0, -1e4)[:, None, None].expand(SLOTS, 20, 20)
+        slots = torch.rand(SLOTS, CHANNELS, 20, 20)
+        p = SlotMixture(masks, slots, sigma)
+        x = p.sample()
+        torch.testing.assert_close(p.mean, slots[s])
+        torch.testing.assert_close(p.variance, sigma[s].square().expand_as(x), atol=1e-6, rtol=1e-3)
+        assert (x - slots[s]).std().item() == pytest.approx(sigma[s].item(), rel=0.1)
+        torch.testing.assert_close(p.log_prob(x), Normal(slots[s], sigma[s]).log_prob(x).sum())
+        assert (p.log_shares(x).argmax(0) == s).all()
 
 
 def test_half_precision_is_computed_in_float32_and_float64_stays() -> None:

@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, kl_divergence
+from torch.distributions import Categorical, Distribution, Normal, kl_divergence
 from torch.nn import functional as F
 
 from tests.helpers import run_cli
@@ -26,7 +26,7 @@ from vae_lightning.metrics import SceneScores
 from vae_lightning.metrics.segments import foreground_ari
 from vae_lightning.models import LatentVariableModel, MONet
 from vae_lightning.models.monet import in_colours, masks_kl
-from vae_lightning.networks import ConvEncoder, SpatialBroadcast, UNet
+from vae_lightning.networks import MLP, ConvEncoder, SpatialBroadcast, UNet
 from vae_lightning.objectives import ELBO, GECO, IWAE, STL, BetaTC, FreeBits, LinearWarmup, Objective, log_mean_exp
 from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.types import UserError
@@ -121,6 +121,72 @@ def test_elbo_and_importance_estimate_are_of_the_decoded_mixture() -> None:
     torch.testing.assert_close(log_mean_exp(trace.log_weight()), exact, atol=0.1, rtol=0)
 
 
+def tiny(**settings: Any) -> MONet:
+    """A MONet of 4 x 4 pixels in float64, with networks that are not near 0."""
+    torch.manual_seed(3)
+    networks = {
+        "attention": partial(UNet, channels=(4, 4), hidden_size=8),
+        "encoder": partial(MLP, hidden_sizes=(16,)),
+        "decoder": partial(SpatialBroadcast, channels=(8,)),
+    }
+    model = MONet((2, 4, 4), sigma_background=0.3, sigma_foreground=0.5, **{**networks, **settings}).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@torch.no_grad()
+def test_every_term_is_the_one_by_hand_pixel_by_pixel() -> None:
+    """Probabilities, not logarithms, in plain loops over samples and slots; sigma is 0.3 in slot 0 alone."""
+    model, x = tiny(num_slots=3, latent_size=2), torch.rand(2, 2, 4, 4).double()
+    trace = model.trace({"x": x}, 3)
+    log_masks, left = [], torch.ones(2, 1, 4, 4).double()
+    for _ in range(2):
+        share = model.attention(torch.cat((x, left.log().clamp(min=-10)), 1)).sigmoid()
+        log_masks.append((left * share).log())
+        left = left * (1 - share)
+    attended = torch.cat((*log_masks, left.log()), 1).exp()  # [B, S, H, W]
+    for k in range(3):
+        for b in range(2):
+            drawn = [model.decoder(z[None])[0] for z in trace.latents["slots"].z[k, b]]
+            decoded = torch.stack([one[2].exp() for one in drawn])
+            decoded = decoded / decoded.sum(0)
+            densities = torch.stack(
+                [
+                    Normal(one[:2].sigmoid(), s).log_prob(x[b]).sum(0).exp()
+                    for one, s in zip(drawn, (0.3, 0.5, 0.5), strict=True)
+                ]
+            )
+            log_p, log_attended = ((m * densities).sum(0).log().sum() for m in (decoded, attended[b]))
+            torch.testing.assert_close(trace.log_likelihood()[k, b], log_p)
+            torch.testing.assert_close(trace.costs["attention"][k, b], log_p - log_attended)
+            kl = (attended[b] * (attended[b] / decoded).log()).sum()
+            torch.testing.assert_close(trace.costs["mask"][k, b], kl)
+            mean = sum((m * one[:2].sigmoid() for m, one in zip(decoded, drawn, strict=True)), torch.zeros(()))
+            torch.testing.assert_close(trace.p_x.mean[k, b], mean)
+
+
+@torch.no_grad()
+def test_weights_and_samples_are_of_the_p_of_x_that_a_grid_of_z_gives() -> None:
+    """Two slots of one dimension: p(x) = int p(z) p(x|z) dz by a grid; the encoder does not read x here."""
+    model, x = tiny(num_slots=2, latent_size=1), torch.rand(2, 2, 4, 4).double()
+    last = [one for one in model.encoder.modules() if isinstance(one, nn.Linear)][-1]
+    last.weight.zero_()
+    last.bias.copy_(torch.tensor([0.0, 1.5]))  # q is wider than p
+    grid = torch.linspace(-6, 6, 41).double()
+    z = torch.cartesian_prod(grid, grid).view(-1, 1, 2, 1)
+    log_p_z = Normal(0.0, 1.0).log_prob(z).sum((-2, -1)) + 2 * math.log(12 / 40)  # [G, 1]
+    p_x = model.decode({"slots": z})
+    exact = (p_x.log_prob(x) + log_p_z).logsumexp(0)
+    trace = model.trace({"x": x}, 3000)
+    torch.testing.assert_close(log_mean_exp(trace.log_weight()), exact, atol=0.1, rtol=0)
+    assert (ELBO()(trace, 0)["elbo"] < exact).all()
+    torch.testing.assert_close(trace.p_x.log_prob(x), model.decode({"slots": trace.latents["slots"].z}).log_prob(x))
+    mean = (log_p_z[..., None, None, None].exp() * p_x.mean).sum((0, 1))
+    torch.testing.assert_close(model.sample(3000).mean(0), mean, atol=0.02, rtol=0)
+
+
 # -- masks ------------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +239,17 @@ def test_the_encoder_reads_the_mask_of_its_own_slot() -> None:
     changed = torch.cat((log_masks[:, :2], log_masks[:, 2:] - 3), 1)
     same = (model.q_slots(X, changed).mean - before).abs().amax((0, 2)) == 0
     assert same.tolist() == [True, True, False]
+
+
+def test_the_encoder_reads_the_share_of_the_image_and_then_the_mask() -> None:
+    model, seen = tiny(num_slots=2, latent_size=1), []
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    x = torch.rand(2, 2, 4, 4).double()
+    log_masks = model.attend(x)
+    model.q_slots(x, log_masks)
+    for s, mask in enumerate(log_masks.exp().unbind(1)):
+        torch.testing.assert_close(seen[0][:, s, :2], mask[:, None] * x)
+        torch.testing.assert_close(seen[0][:, s, 2], mask)
 
 
 def test_slots_can_change_places() -> None:
@@ -236,6 +313,14 @@ def test_panes_show_the_segments_the_masks_and_the_slots_on_white() -> None:
     mean = SlotMixture(model.attend(X), p_x.slots[0], p_x.sigma).mean
     torch.testing.assert_close(sum((1 - rows for rows in tensors[4:]), torch.zeros(())), 1 - mean)
     assert len(in_colours(torch.arange(7).view(1, 1, 7))[0, :, 0].T.unique(dim=0)) == 7
+
+
+def test_the_decoder_is_exported_for_any_number_of_images() -> None:
+    model = small().eval()
+    batch = {0: torch.export.Dim("batch")}
+    whole = torch.export.export(model.decoder, (torch.randn(2, 3, 4),), dynamic_shapes=[batch])
+    z = torch.randn(5, 3, 4)
+    torch.testing.assert_close(whole.module()(z), model.decoder(z))
 
 
 # -- objectives, precision, compiling, resume -------------------------------------------------------------------------

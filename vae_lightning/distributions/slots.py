@@ -73,8 +73,8 @@ class SlotMixture(Distribution):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape)
-        which = Categorical(logits=self.log_masks.movedim(-3, -1), validate_args=False)  # [..., H, W]
-        owner = which.sample(shape).expand(*shape, *self.batch_shape, *self.event_shape[1:])
+        log_masks = self.log_masks.movedim(-3, -1).expand(*self.batch_shape, *self.event_shape[1:], -1)
+        owner = Categorical(logits=log_masks, validate_args=False).sample(shape)  # [*shape, ..., H, W]
         index = owner[..., None, None, :, :].expand(*owner.shape[:-2], 1, *self.event_shape)
         mean = self.slots.expand(*shape, *self.slots.shape).gather(-4, index).squeeze(-4)
         return torch.normal(mean, self.sigma[owner][..., None, :, :].expand_as(mean))

@@ -54,7 +54,7 @@ class _Broadcast(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         size = self.places.shape[-2:]
         return torch.cat(
-            (z[..., None, None].expand(*z.shape, *size), self.places.to(z.dtype).expand(len(z), 2, *size)), 1
+            (z[..., None, None].expand(*z.shape, *size), self.places.to(z.dtype).expand(z.shape[0], 2, *size)), 1
         )
 
 
