@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from vae_lightning.models import STOVE, ConstantVelocity
+from vae_lightning.models import STOVE, ConstantVelocity, Interactions
 from vae_lightning.models.attention import Seen
 from vae_lightning.objectives import STL, DReG
 from vae_lightning.trace import Trace, drawing
@@ -201,3 +201,27 @@ def test_mixed_precision_foresees_from_what_the_trace_found() -> None:
         found, rollout = model.trace({"x": x}).found["positions"], model.predict_frames(x, 3)
     assert torch.equal(rollout.seen, found)
     assert rollout.positions.dtype == rollout.frames.dtype == torch.float32
+
+
+# -- the dynamics, by hand --------------------------------------------------------------------------------------------
+
+
+def test_the_dynamics_are_the_sum_of_what_each_other_object_does() -> None:
+    """Three objects by a loop: v' = v + o_v / 10, x' = x + (v + v') / 2 + o_x / 10, the latent + o_l / 10."""
+    torch.manual_seed(0)
+    dynamics = Interactions(1, hidden_size=8).double().eval()
+    for parameter in dynamics.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    state = 0.5 * torch.randn(3, 5, dtype=torch.float64).clamp(-1, 1)
+    scaled = state * torch.tensor([3.0, 3, 20, 20, 1])
+    for i, after in enumerate(dynamics(state)):
+        acted = torch.zeros(8).double()
+        for j in {0, 1, 2} - {i}:
+            apart = scaled[j, :4] - scaled[i, :4]
+            distance = (apart[0] ** 2 + apart[1] ** 2) / 3
+            acted = acted + dynamics.pair(torch.cat((scaled[i], scaled[j], apart, distance[None]))[None])[0]
+        o = dynamics.out(torch.cat((dynamics.alone(scaled[i][None])[0], acted))[None])[0] / 10
+        place, velocity = state[i, :2], state[i, 2:4]
+        following = velocity + o[2:4]
+        expected = torch.cat((place + (velocity + following) / 2 + o[:2], following, state[i, 4:] + o[4:]))
+        torch.testing.assert_close(after, expected)
