@@ -33,6 +33,8 @@ class Latent:
         exists: Whether the variable exists in this row, [K, B, *objects]: 0 or 1, never a probability. None if it
             always exists. A variable that does not exist has no density and costs nothing.
         enumerated: Whether the rows of the trace run over all values of this variable (`Trace.log_shares`).
+        draws: The parts that z was put together from, if z is a chain: samples [K, B, ...], each drawn given the ones
+            before. Empty if z was drawn at once. Gradients through the samples alone are taken part by part.
     """
 
     z: Tensor
@@ -41,6 +43,7 @@ class Latent:
     p_depends_on_z: bool = False
     exists: Tensor | None = None
     enumerated: bool = False
+    draws: tuple[Tensor, ...] = ()
 
     def log_q(self, z: Tensor | None = None) -> Tensor:
         """log q(z|x) at the sample, or at another value of the same shape: [K, B] nats, summed over objects."""

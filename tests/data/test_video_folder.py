@@ -203,6 +203,7 @@ def test_a_fault_is_one_line(clips: Path, fault: str, message: str) -> None:
     [
         ({"num_frames": 1}, "VideoFolder: num_frames is 1; it must be at least 2"),
         ({"channels": 2}, "VideoFolder: channels x height x width is 2 x 8 x 8; channels must be 1, 3 or 4"),
+        ({"every_n_frames": 8}, "train/clip1: a clip with 1 frame if one of 8 is taken; a clip has 2 or more"),
         ({"test_frames": 11}, r"1 clip is shorter than 11 frames: test/clip5 \(10\); lower --data\.test_frames"),
     ],
 )

@@ -182,7 +182,9 @@ class VideoFolder(DataModule):
                 self._write_note(note, json.dumps({"listing": found.digest, "lengths": lengths}))
         for clip, length in zip(found.clips, lengths, strict=True):
             if length < 2:
-                raise UserError(f"{printable(str(clip.path))}: a clip with 1 frame; a clip has 2 or more")
+                frames = f"a clip with {length} frame{'s' * (length != 1)}"
+                every = f" if one of {self.every_n_frames} is taken" if self.every_n_frames > 1 else ""
+                raise UserError(f"{printable(str(clip.path))}: {frames}{every}; a clip has 2 or more")
         return [_Film(clip, length) for clip, length in zip(found.clips, lengths, strict=True)]
 
     def _write_note(self, path: Path, text: str) -> None:

@@ -57,7 +57,8 @@ class STOVE(LatentVariableModel):
         spread: s of position and latent. It is not learned: a learned one shrinks for the velocity until q ignores what
             the images say.
         velocity_spread: s of velocity. Each frame of a sampled roll-out adds its square to the squared velocity.
-        filtered: Whether q is the product. false: q(z_t|x_t, z_(t-1)) is what the image alone says, for comparison.
+        filtered: Whether q is the product. false: q(z_t|x_t, z_(t-1)) is what the image alone says (of the latent, what
+            p says), for comparison.
         likelihood: Family of one frame given its mean. null: N(., sigma^2) with one learned sigma of at least 0.05.
         kwargs: Arguments of `LatentVariableModel`.
 
@@ -176,11 +177,12 @@ class STOVE(LatentVariableModel):
             order = best_order(p.mean[..., :2], seen.mean[:, t, :, :2])  # [K, B, O]
             now = Seen(*(in_order(part[:, t], order) for part in seen))  # [K, B, O, 3]
             image = self.q_image(now, now.mean[..., :2] - z[..., :2], before)
-            q = normal_product(image, p) if self.filtered else image
+            known = p if self.filtered else self._latent_alone(p)
+            q = normal_product(image, known) if self.filtered or self.latent_size else image
             z = draw(q)
             steps.append((z, q, p))
         zs, qs, ps = zip(*steps, strict=True)
-        return Latent(torch.stack(zs, 2), _in_time(qs), _in_time(ps))
+        return Latent(torch.stack(zs, 2), _in_time(qs), _in_time(ps), draws=zs)
 
     def q_start(self, seen: Seen) -> tuple[Distribution, Seen]:
         """q(z_1|x) from frames 1 and 2, with the batch shape [B] and the event shape [O, D], and what is seen first."""
@@ -189,6 +191,11 @@ class STOVE(LatentVariableModel):
         second = Seen(*(in_order(part, order) for part in second))
         q = self.q_image(first, second.mean[..., :2] - first.mean[..., :2], second)
         return normal_product(q, self.start()) if self.latent_size else q, first
+
+    def _latent_alone(self, p: Distribution) -> Distribution:
+        """What p(z_t|z_(t-1)) says of the latent, of which images say nothing; and nothing of all else."""
+        at = torch.arange(5 + self.latent_size, device=p.mean.device)
+        return normal(p.mean, torch.where((at >= 4) & (at < 4 + self.latent_size), p.stddev, torch.inf))
 
     def q_image(self, now: Seen, velocity: Tensor, other: Seen) -> Distribution:
         """What images say of the state: N(position, velocity, size), and nothing of the latent.
@@ -236,9 +243,11 @@ class STOVE(LatentVariableModel):
         """
         _check_clips(x_seen)
         at_least("predict_frames", 1, horizon=horizon)
-        z = self._means(self.see(x_seen))
-        states = torch.stack(self.rolled_out(z[:, -1], horizon, sampled), 1)  # [B, horizon, O, D]
-        return Rollout(z[..., :2], states[..., :2], self.p_x(states).mean)
+        seen = self.see(x_seen)
+        with torch.autocast(x_seen.device.type, enabled=False):  # as in `trace`
+            z = self._means(seen)
+            states = torch.stack(self.rolled_out(z[:, -1], horizon, sampled), 1)  # [B, horizon, O, D]
+            return Rollout(z[..., :2], states[..., :2], self.p_x(states).mean)
 
 
 def _frame_shape(x_shape: Shape, window: int) -> Shape:

@@ -227,7 +227,8 @@ def through_samples(value: Tensor, trace: Trace, weight: Tensor | float = 1.0) -
 
 def _last_drawn_first(trace: Trace) -> list[Tensor]:
     """The samples with a gradient, the last drawn first. Autograd numbers its nodes in the order of their creation."""
-    samples = [latent.z for latent in trace.latents.values() if latent.z.grad_fn is not None]
+    drawn = [z for latent in trace.latents.values() for z in latent.draws or (latent.z,)]
+    samples = [z for z in drawn if z.grad_fn is not None]
     return sorted(samples, key=lambda z: -z.grad_fn._sequence_nr())  # type: ignore[union-attr]
 
 
