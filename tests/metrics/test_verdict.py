@@ -186,7 +186,7 @@ def judged(
             (0.3, 0.4),
             (3.0, 0.05),
             1.0,
-            "it is not clear whether the decoder uses its latents: with the z of another image, log p(x|z) falls by 0.30",
+            "it is not clear whether the decoder uses its latents: with the z of another image, log p(x|z) falls by",
         ),
         ((0.0, 0.04), (3.0, 0.05), 1.0, "the decoder does not use the information in its latents"),
         ((0.0, 0.04), (3.0, math.nan), 1.0, "the decoder does not use the information in its latents"),
