@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -119,8 +120,8 @@ def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     conditions = [f"likelihood {model.likelihood_name}"] if model.likelihood_name else []
     conditions += [f"trained by {type(model.objective).__name__} with K = {model.objective.num_samples}"]
     conditions += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(model.objective_step).items()]
-    sigma = next((v for k, v in trainer.callback_metrics.items() if k.endswith("/sigma")), None)
-    conditions += [] if sigma is None else [f"sigma {sigma.item():.4g}"]
+    logged = {name.rpartition("/")[2]: value.item() for name, value in trainer.callback_metrics.items()}
+    conditions += [f"{name} {value:.4g}" for name, value in logged.items() if re.fullmatch(r"sigma(_\w+)?", name)]
     binarisation = f", binarisation {data.binarisation}" if isinstance(data, ImageDataModule) else ""
     conditions += [f"{type(data).__name__}{binarisation}"]
     conditions += [f"{settings['nll']['num_samples']} importance samples"]
