@@ -97,7 +97,7 @@ def test_what_compares_z_of_several_examples_refuses_hidden_positions(objective:
     trace = Steps().trace(batch_of(6), loss.num_samples)
     with pytest.raises(UserError, match="compares the z of different examples, and latent z hides other positions"):
         loss(trace, 0)
-    assert "of z z has other positions in each example" in str(Information().why_not_applicable(trace, None))
+    assert "latent z: z has other positions in each example" in str(Information().why_not_applicable(trace, None))
 
 
 def test_the_swap_cost_is_of_the_positions_that_both_sequences_have() -> None:
