@@ -53,7 +53,7 @@ def make_parser(prog: str, description: str) -> Parser:
     """
     parser = Parser(prog, description)
     add_example_arguments(parser)
-    parser.add_argument("--num_samples", type=int, default=100, help="K, the number of importance samples")
+    parser.add_argument("--num_samples", type=int, default=20, help="K, the number of importance samples")
     parser.add_argument("--output", type=Path, help="the csv file; default: scores-test.csv in the run's folder")
     return parser
 
