@@ -78,7 +78,7 @@ A {model}, trained with vae_lightning.
 from vae_lightning.models import load_safetensors
 
 model = load_safetensors("model.safetensors")  # or this folder; a package of your own: trusted=["my_pkg"]
-x = model.sample(16)
+samples = model.sample(16)
 ```
 
 ## Train it again
