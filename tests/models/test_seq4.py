@@ -291,6 +291,7 @@ def test_tables_and_maps_of_attention() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings
 def test_a_compiled_step_is_the_same_step_whatever_number_of_sentences_is_known() -> None:
     """The rows of unknown sentences are a shape that depends on the data: the compiler splits the function there."""
     model = model_of(GRU, objective=partial(ELBO, beta=0.1))

@@ -359,8 +359,8 @@ def test_a_bound_without_a_meaning_is_shown_nowhere(runs: Path, capsys: pytest.C
     assert output.splitlines()[1].startswith("psnr")
     assert re.fullmatch(r"elbo +\? +-\S+ \+- \S+ +\? +nats.*", rows_of(output)["elbo"])
     assert f"one: {NOTE}" in output
-    page = page_of(runs / "one").html()
-    numbers = Reader(page[page.index("Numbers of the test") : page.index("Settings")]).texts
+    texts = Reader(page_of(runs / "one").html()).texts
+    numbers = texts[texts.index("Numbers of the test") : texts.index("Settings")]
     assert NOTE in numbers
     assert not {"nll", "nll_bpd", "elbo", "kl", "kl/z", "rate"} & set(numbers)
     assert numbers.index("psnr") < numbers.index("log_likelihood")
