@@ -332,6 +332,23 @@ def test_a_loss_within_a_schedule_is_that_of_the_number_at_its_step(name: str, s
     assert scheduled.coefficients(step) == pytest.approx(constant.coefficients(step))
 
 
+@pytest.mark.parametrize(
+    ("objective", "untrained"),
+    [
+        (ELBO(beta=0.0), ["a", "b"]),
+        (STL(beta=0), ["a", "b"]),
+        (ELBO(beta=0.0, betas={"a": 1.0}), ["b"]),
+        (ELBO(betas={"b": 0.0}), ["b"]),
+        (ELBO(beta=0.5), []),
+        (ELBO(beta=LinearWarmup(10)), []),  # 0 at the first step alone
+        (CIWAE(beta=0.0), []),  # the IWAE
+    ],
+    ids=str,
+)
+def test_which_kl_has_no_say_in_the_loss(objective: Objective, untrained: list[str]) -> None:
+    assert objective.untrained_kl(["a", "b"]) == untrained
+
+
 def test_log_mean_exp_does_not_overflow() -> None:
     log_w = torch.tensor([[1000.0], [1000.0], [-1000.0]])
     assert log_mean_exp(log_w).item() == pytest.approx(1000 + torch.log(torch.tensor(2 / 3)).item())

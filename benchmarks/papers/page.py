@@ -16,8 +16,9 @@ HEAD = """\
 [rows.yaml](../benchmarks/papers/rows.yaml) defines the rows. `make results ARGS="--run ROW"` first makes the runs of a
 row.
 
-The unit is nats per image on the official test split, where lower is better. The MIG and the accuracy of
-counts are exceptions: 1 is best. Errors of roll-outs are distances in a box that is 2 wide.
+The unit is nats per image on the official test split, where lower is better. The MIG, the accuracy of
+counts and the share of texts that are read right are exceptions: 1 is best. Errors of roll-outs are distances in a box
+that is 2 wide.
 -log p(x) is estimated by K importance samples and is an upper bound on average; "effective" is the effective number of
 these samples. The standard error is over test images, or over seeds if a row has several. Two runs are tested on the
 same images, so the stated error of the gap between them is too large. Static and dynamic binarisation are different
@@ -95,7 +96,8 @@ def _facts(record: Record) -> str:
     """The further conditions of a figure, and the time of its run."""
     seconds, versions = record["seconds"], record["versions"]
     times = [f"{_time(seconds[part])} to {part}" for part in ("fit", "test") if part in seconds]
-    facts = f"seed {record['seed']}, binarisation {record['binarisation']}, {record['precision']}"
+    binarisation = f"binarisation {record['binarisation']}, " if record["binarisation"] else ""
+    facts = f"seed {record['seed']}, {binarisation}{record['precision']}"
     return f"{facts}; {', '.join(times)}; {record['machine']}; torch {versions['torch']}; run {record['run']}"
 
 

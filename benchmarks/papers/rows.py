@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from vae_lightning.runs import record as runs_record
+
 Record: TypeAlias = dict[str, Any]
 """The part of a run's results.json that is kept."""
 Kept: TypeAlias = dict[str, list[Record]]
@@ -137,6 +139,8 @@ def record_of(row: Row, folder: Path, root: Path) -> Record:
         record = {name: results[name] for name in KEPT}
         if record["metrics"].get(row.metric) is None:
             raise RowError(f"{folder}/results.json: has no {row.metric}, the figure of {row.name}")
+        if runs_record.Record(folder, {}, results).says_nothing(row.metric.removeprefix("test/")):
+            raise RowError(f"{folder}/results.json: {results['loss_note']}: {row.metric} is no figure for {row.name}")
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, RowError):
             raise

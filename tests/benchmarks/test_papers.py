@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from benchmarks.papers.__main__ import main
 from benchmarks.papers.page import BEGIN, END, page, put_between_marks, short_table
-from benchmarks.papers.rows import Row, RowError, figure, judged, read_kept, read_rows
+from benchmarks.papers.rows import Row, RowError, collect, figure, judged, read_kept, read_rows
 from tests.helpers import REPOSITORY
 
 ROWS = """
@@ -267,6 +268,36 @@ def test_a_row_of_the_runs_of_another_row(table: Table) -> None:
     assert table.kept.keys() == {"scores"}  # the runs are stored once
     (table.folder / "rows.yaml").write_text(ROWS + yaml.safe_dump({"beside": beside | {"runs_of": "first"}}))
     assert table() == 2  # other flags and seeds
+
+
+def test_a_bound_without_a_meaning_is_no_figure(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run whose loss has no KL has a score, but its nll may not stand in the table."""
+    for row, seeds in (("first", [0]), ("scores", [0, 1, 2])):
+        for seed in seeds:
+            run = write_run(table.runs, row, f"20260101-00000{seed}-aaaa", seed, nll=9e4, mig=0.5 + 0.1 * seed)
+            results = json.loads((run / "results.json").read_text())
+            results |= {"untrained_kl": ["z"], "loss_note": "the KL of z has weight 0"}
+            (run / "results.json").write_text(json.dumps(results))
+    assert table() == 2
+    assert "the KL of z has weight 0: test/nll is no figure for first" in capsys.readouterr().err
+    shutil.rmtree(table.runs / "papers" / "first")
+    assert table() == 0
+    assert table.row("scores")[2] == "0.600 ± 0.058 (seeds 0, 1, 2)"
+
+
+def test_rows_of_seq4_take_three_seeds_and_show_what_is_read_right(tmp_path: Path) -> None:
+    """The project's rows, with results of the form that such runs write."""
+    rows = read_rows(REPOSITORY / "benchmarks" / "papers" / "rows.yaml")
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for name, start in (("seq4-toy-supervised", 0.4), ("seq4-toy", 0.7)):
+        for seed in (0, 1, 2):
+            metrics = {"exact_match": start + 0.01 * seed, "bleu/x": 0.9, "nll": 8e4, "elbo": -8e4}
+            write_run(tmp_path, name, f"20260101-00000{seed}-aaaa", seed, **metrics)
+        kept[name] = collect(rows[name], tmp_path, [], REPOSITORY)
+    text = page({name: rows[name] for name in kept}, kept, REPOSITORY)
+    assert "| 0.410 ± 0.006 (BLEU 0.900 ± 0.000; seeds 0, 1, 2) |" in text
+    assert "| met: 0.30 ± 0.01 above seq4-toy-supervised |" in text
+    assert "80000" not in text
 
 
 def test_the_error_of_a_gap() -> None:

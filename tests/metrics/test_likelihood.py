@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
+from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import pytest
@@ -158,10 +160,25 @@ def test_bits_per_dimension_where_they_mean_something(
         assert found["test/nll_bpd"].item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"num_samples": 0}, {"chunk_size": 0}])
-def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"num_samples": -1}, {"chunk_size": 0}, {"num_samples": 0, "bits_per_dimension": True}]
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         MarginalLikelihood(**settings)
+
+
+def test_no_samples_are_no_estimate_and_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one test batch the model makes one trace, the test step's; the callback adds neither a trace nor a number."""
+    model, trace = VAE((1, 8, 8), 2, likelihood=partial(Binomial, num_steps=16)), Mock(wraps=VAE.trace)
+    monkeypatch.setattr(VAE, "trace", lambda *args: trace(*args))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    callbacks = [MarginalLikelihood(num_samples=0)]
+    trainer = pl.Trainer(accelerator="cpu", limit_test_batches=1, callbacks=callbacks, **quiet)  # type: ignore[arg-type]
+    trainer.test(model, datamodule=Digits(), verbose=False)
+    assert trace.call_count == 1
+    assert "test/elbo" in trainer.callback_metrics
+    assert not [name for name in trainer.callback_metrics if name.startswith("test/nll")]
 
 
 class WithLabel(VAE):

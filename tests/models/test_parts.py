@@ -73,7 +73,7 @@ def test_a_model_that_defines_trace_alone_has_its_encoder_too() -> None:
 
 
 def test_a_model_whose_objects_come_and_go_has_no_encoder() -> None:
-    with pytest.raises(UserError, match="AIR: n, z_where, z_what exist in some examples only, or are enumerated"):
+    with pytest.raises(UserError, match="AIR: some examples have no n, z_where, z_what, or the values are enumerated"):
         AIR((1, 24, 24), num_steps=2).infer({"x": torch.rand(2, 1, 24, 24)})
 
 

@@ -290,6 +290,26 @@ def test_tables_and_maps_of_attention() -> None:
     assert model.scenes(None) == {}
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's warnings
+def test_a_compiled_step_is_the_same_step_whatever_number_of_sentences_is_known() -> None:
+    """The rows of unknown sentences are a shape that depends on the data: the compiler splits the function there."""
+    model = model_of(GRU, objective=partial(ELBO, beta=0.1))
+    compiled = torch.compile(model.loss_and_terms, backend="eager")
+    for known in ((True, False, True, False), (True, True, True, False), (True,) * 4, (False,) * 4):
+        losses, gradients = [], []
+        for is_compiled in (True, False):
+            model.zero_grad()
+            torch.manual_seed(3)
+            batch = batch_of(*known)
+            loss = compiled(batch, 0)[0] if is_compiled else ELBO(beta=0.1)(model.trace(batch, 1, 0), 0)["loss"].mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            gradients.append(torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None]))
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*gradients)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,8 +55,15 @@ def test_a_run_has_scores_and_tables_and_says_what_is_no_bound(
         "train: likelihood Classes; KL by latent: sentence closed form; elbo and nll are of x, sentence" in caplog.text
     )
     assert "costs in the loss alone: inverse, language, reading" in caplog.text
-    assert "trained by ELBO with K = 1, beta 0" in capfd.readouterr().out
+    assert "the KL of sentence has weight 0 in the loss, so elbo, kl and nll say nothing" in caplog.text
+    out = capfd.readouterr().out
+    assert "trained by ELBO with K = 1, beta 0" in out
+    assert "test        exact_match " in out
+    assert "epoch 2/2  val/cost/reading " in out
+    assert not re.search(r"\b(elbo|nll|kl) -?\d", out)
     found = metrics(run)
+    assert main(["score", str(run)]) == 2
+    assert "say nothing of the model; test_values.npz" in capfd.readouterr().err
     names = ("exact_match", "round_trip", "bleu/x", "bleu/sentence", "length_ratio/latent", "nats_per_token/x")
     assert all(f"test/{name}" in found for name in names)
     table = (run / "images" / "reconstructions-0002.txt").read_text()

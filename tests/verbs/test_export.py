@@ -26,6 +26,7 @@ from vae_lightning.networks import MLP
 from vae_lightning.trace import Trace
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs import export
+from vae_lightning.verbs._card import card
 
 QUICK = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=1")
 QUIET = ("--trainer.logger=false", "--nll.num_samples=2", "--trainer.accelerator=cpu", "--model.latent_size=3")
@@ -120,7 +121,17 @@ def test_hub_writes_a_card_of_the_runs_own_numbers(run: Path, exported: dict[str
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     here: dict[str, torch.Tensor] = {}
     exec(code.replace('"model.safetensors"', repr(str(folder))), here)
-    assert here["images"].shape == (16, 1, 8, 8)
+    assert here["samples"].shape == (16, 1, 8, 8)
+
+
+def test_a_card_of_a_run_with_a_beta_of_0_has_its_measures_and_no_bound() -> None:
+    numbers = {"nll": 9e4, "elbo": -9e4, "kl": 9e4, "log_likelihood": -3.0, "exact_match": 0.5}
+    metrics = {f"test/{name}": value for name, value in numbers.items()} | {"test/exact_match_stderr": 0.025}
+    facts = {"untrained_kl": ["sentence"], "loss_note": "no bound", "measures": ["exact_match"]}
+    text = card("toy", "Seq4", {"metrics": metrics, "units": {"exact_match": "share"}, **facts}, {})
+    rows = re.findall(r"\| test (.*) \|", text)
+    assert rows == ["exact_match | 0.500 +- 0.025 | share", "log_likelihood | -3 | nats"]
+    assert "loss: no bound" in text
 
 
 @pytest.mark.slow

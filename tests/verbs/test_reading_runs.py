@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from tests.helpers import DIGITS, REPOSITORY
 from tests.pictures.test_page import Reader
@@ -336,6 +337,45 @@ def test_compare_shows_numbers_differences_and_settings(runs: Path, capsys: pyte
     page = Reader(Path("compare.html").read_text())
     assert "val/elbo" in page.texts
     assert output.splitlines()[-1] == "compare.html"
+
+
+NOTE = "the KL of z has weight 0 in the loss, so elbo, kl and nll say nothing of the model"
+
+
+def leave_the_kl_out(results: dict[str, object]) -> None:
+    """Make the results those of a run with a beta of 0, whose model names psnr as its measure."""
+    results |= {"loss_note": NOTE, "untrained_kl": ["z"], "measures": ["psnr", "unknown", 3]}
+
+
+def test_a_bound_without_a_meaning_is_shown_nowhere(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_results(runs / "one", leave_the_kl_out)
+    psnr = f"psnr {read_run(runs / 'one').number('psnr'):.2f}"
+    assert main(["runs"]) == 0
+    table = rows_of(capsys.readouterr().out)
+    assert re.search(rf"finished +- +- +{psnr}", table["vae/digits/one"])
+    assert re.search(r"finished +-\d+\.\d\d \+- \S+ +\d", table["vae/digits/two"])
+    assert main(["compare", str(runs / "one"), str(runs / "two")]) == 0
+    output = capsys.readouterr().out
+    assert output.splitlines()[1].startswith("psnr")
+    assert re.fullmatch(r"elbo +\? +-\S+ \+- \S+ +\? +nats.*", rows_of(output)["elbo"])
+    assert f"one: {NOTE}" in output
+    texts = Reader(page_of(runs / "one").html()).texts
+    numbers = texts[texts.index("Numbers of the test") : texts.index("Settings")]
+    assert NOTE in numbers
+    assert not {"nll", "nll_bpd", "elbo", "kl", "kl/z", "rate"} & set(numbers)
+    assert numbers.index("psnr") < numbers.index("log_likelihood")
+
+
+def test_a_fit_with_a_beta_of_0_shows_no_elbo(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "one" / "results.json").unlink()
+    config = yaml.safe_load((runs / "one" / "config.yaml").read_text())
+    config["model"]["init_args"]["objective"] = {
+        "class_path": "vae_lightning.objectives.ELBO",
+        "init_args": {"beta": 0},
+    }
+    (runs / "one" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["runs"]) == 0
+    assert " val " not in rows_of(capsys.readouterr().out)["vae/digits/one"]
 
 
 def test_without_the_values_of_the_same_examples_the_errors_are_those_of_independent_numbers(

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,7 @@ import yaml
 from lightning.pytorch.loggers import WandbLogger
 
 from vae_lightning import __version__
+from vae_lightning.callbacks.checkpoint import own_checkpoints
 from vae_lightning.data import DataModule
 from vae_lightning.metrics import CollapseReport, Evaluation, MarginalLikelihood
 from vae_lightning.metrics.evaluator import objects_from_all_ranks
@@ -144,6 +146,7 @@ class RunFolder(pl.Callback):
         assert isinstance(data, DataModule)
         assert isinstance(model, LatentVariableModel)
         evaluation = next((c for c in trainer.callbacks if isinstance(c, Evaluation)), Evaluation()).results()  # type: ignore[attr-defined]
+        no_nll = {} if config["nll"]["num_samples"] else {"nll": "nll.num_samples is 0"}
         return {
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items() if "test/" in name},
             "units": _in_words({**_UNITS, **evaluation["units"]}, trainer),
@@ -153,11 +156,14 @@ class RunFolder(pl.Callback):
                 "num_samples": model.objective.num_samples,
                 "weights": model.objective.coefficients(model.objective_step),
             },
+            "loss_note": model.bound_note or None,
+            "untrained_kl": model.untrained_kl,
+            "measures": [name for name in model.measures if f"test/{name}" in trainer.callback_metrics],
             "nll": config["nll"],
             "collapse": [in_words_of(line, _is_of_images(trainer)) for line in _findings(trainer)],
             "evaluation": config["evaluation"],
             "details": evaluation["details"],
-            "left_out": _in_words(evaluation["left_out"], trainer),
+            "left_out": _in_words({**no_nll, **evaluation["left_out"]}, trainer),
             "init_from": config.get("init_from"),
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "data": {**config["data"], "split": "test", "num_images": self._images},
@@ -224,15 +230,24 @@ class ProgressLines(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if time.monotonic() - self._last > 6 * self.min_seconds:
-            self._say(trainer, f"batch {batch_idx + 1}/{trainer.num_training_batches}", ("train/elbo",))
+            self._say(trainer, f"batch {batch_idx + 1}/{trainer.num_training_batches}", self._names(trainer)[:1])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             last = trainer.current_epoch + 1 == trainer.max_epochs
             if last or time.monotonic() - self._last > self.min_seconds:
-                self._say(trainer, "", ("val/elbo", "val/log_likelihood", "val/kl"))
+                self._say(trainer, "", self._names(trainer)[1:])
 
-    def _say(self, trainer: pl.Trainer, where: str, names: tuple[str, ...]) -> None:
+    @staticmethod
+    def _names(trainer: pl.Trainer) -> list[str]:
+        """Return what a line shows: of training, and then of validation. Not a bound that has no meaning."""
+        if not getattr(trainer.lightning_module, "untrained_kl", ()):
+            return ["train/elbo", "val/elbo", "val/log_likelihood", "val/kl"]
+        kept = own_checkpoints(trainer)
+        monitored = [str(kept.monitor)] if kept is not None else []
+        return ["train/loss", *dict.fromkeys([*monitored, "val/loss", "val/log_likelihood"])]
+
+    def _say(self, trainer: pl.Trainer, where: str, names: Sequence[str]) -> None:
         self._last = time.monotonic()
         metrics = trainer.callback_metrics
         values = [f"{name} {number(metrics[name])}" for name in names if name in metrics]

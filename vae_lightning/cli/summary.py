@@ -7,16 +7,18 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
 
 from vae_lightning.callbacks.checkpoint import own_checkpoints
 from vae_lightning.data import ImageDataModule
 from vae_lightning.metrics import CollapseReport, Evaluation, RateDistortion
-from vae_lightning.metrics.formatting import in_words_of, number, with_error
+from vae_lightning.metrics.formatting import in_words_of, number, value_and_error, with_error
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.recipes import to_plain
 from vae_lightning.runs.checkpoint_io import BEST, LAST
@@ -68,22 +70,32 @@ def program(name: str) -> str:
 
 def _numbers(trainer: pl.Trainer) -> list[tuple[str, str]]:
     rows = _validation(trainer)
-    metrics = trainer.callback_metrics
-    if "test/nll" in metrics:
+    model, metrics = trainer.lightning_module, trainer.callback_metrics
+    assert isinstance(model, LatentVariableModel)
+    lines = []
+    first = [name for name in model.measures if f"test/{name}" in metrics]
+    if first:
+        lines.append(", ".join(_measured(name, metrics) for name in first))
+    if "test/nll" in metrics and not model.untrained_kl:
         nll = with_error(metrics["test/nll"], metrics.get("test/nll_stderr"))
-        model = trainer.lightning_module
-        unit = "image" if isinstance(model, LatentVariableModel) and model.is_of_images else "example"
-        rows.append(("test", f"nll {nll} nats/{unit} (an upper bound, by importance sampling)"))
+        unit = "image" if model.is_of_images else "example"
+        lines.append(f"nll {nll} nats/{unit} (an upper bound, by importance sampling)")
     if "test/elbo" in metrics:
-        names = ("elbo", "log_likelihood", "kl")
-        rows.append(("", ", ".join(f"{name} {number(metrics[f'test/{name}'])}" for name in names)))
+        names = ("log_likelihood",) if model.untrained_kl else ("elbo", "log_likelihood", "kl")
+        lines.append(", ".join(f"{name} {number(metrics[f'test/{name}'])}" for name in names))
     numbers = next((c.numbers for c in trainer.callbacks if isinstance(c, Evaluation)), {})  # type: ignore[attr-defined]
     elsewhere = {*RateDistortion.units, "mse"}  # kl, log_likelihood and psnr say the same
     shown = [name for name in numbers if not name.endswith("_stderr") and name not in elsewhere]
-    shown = [name for name in shown if not name.startswith("rollout_")]  # they have a table
+    shown = [name for name in shown if not name.startswith("rollout_") and name not in first]  # they have a table
     if shown:
-        rows.append(("", ", ".join(f"{name} {_short(numbers[name])}" for name in shown)))
-    return rows
+        lines.append(", ".join(f"{name} {_short(numbers[name])}" for name in shown))
+    return [*rows, *(("" if i else "test", line) for i, line in enumerate(lines))]
+
+
+def _measured(name: str, metrics: Mapping[str, Tensor]) -> str:
+    """Return a number that the model names as one of its first, with its error where there is one."""
+    error = metrics.get(f"test/{name}_stderr")
+    return f"{name} {value_and_error(metrics[f'test/{name}'].item(), None if error is None else error.item())}"
 
 
 def _short(value: float | str) -> str:
@@ -124,9 +136,10 @@ def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     conditions += [f"{name} {value:.4g}" for name, value in logged.items() if re.fullmatch(r"sigma(_\w+)?", name)]
     binarisation = f", binarisation {data.binarisation}" if isinstance(data, ImageDataModule) else ""
     conditions += [f"{type(data).__name__}{binarisation}"]
-    conditions += [f"{settings['nll']['num_samples']} importance samples"]
-    ess = trainer.callback_metrics.get("test/nll_ess")
-    conditions += [] if ess is None else [f"{ess.item():.1f} of them effective"]
+    if settings["nll"]["num_samples"] and not model.untrained_kl:
+        conditions += [f"{settings['nll']['num_samples']} importance samples"]
+        ess = trainer.callback_metrics.get("test/nll_ess")
+        conditions += [] if ess is None else [f"{ess.item():.1f} of them effective"]
     return [("given", ", ".join(conditions)), *([("loss", model.bound_note)] if model.bound_note else [])]
 
 

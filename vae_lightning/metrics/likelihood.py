@@ -120,14 +120,19 @@ class MarginalLikelihood(pl.Callback):
       explains more than x (`Trace.observed`), because `test/nll` is then of all of it.
 
     Args:
-        num_samples: The number K of importance samples for each image.
+        num_samples: The number K of importance samples for each image; 0 for no estimate, and no time for it.
         chunk_size: The number of samples evaluated at once; a smaller number takes less memory.
         bits_per_dimension: Require `test/nll_bpd`: a likelihood without bits per dimension is refused before training.
     """
 
     def __init__(self, num_samples: int = 200, chunk_size: int = 20, bits_per_dimension: bool = False) -> None:
-        if num_samples < 1 or chunk_size < 1:
-            raise UserError(f"nll: num_samples {num_samples} and chunk_size {chunk_size} must be at least 1")
+        if num_samples < 0 or chunk_size < 1:
+            raise UserError(
+                f"nll: num_samples {num_samples} must be at least 1, or 0 for no estimate; chunk_size {chunk_size} at "
+                "least 1"
+            )
+        if bits_per_dimension and not num_samples:
+            raise UserError("nll: bits_per_dimension are of the estimate, which num_samples 0 leaves out")
         self.num_samples, self.chunk_size = num_samples, chunk_size
         self.bits_per_dimension = bits_per_dimension
         self.nll_of_examples: list[Tensor] = []  # [B] for each test batch of this rank, on the CPU
@@ -152,7 +157,7 @@ class MarginalLikelihood(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if (
-            batch_idx == 0
+            batch_idx == 0 and self.num_samples
         ):  # at the start, so that this trace does not change the noise of the callbacks at the batch's end
             assert isinstance(pl_module, LatentVariableModel)
             trace = pl_module.trace(batch)
@@ -172,6 +177,8 @@ class MarginalLikelihood(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if not self.num_samples:
+            return
         assert isinstance(pl_module, LatentVariableModel)
         found = importance_estimate(pl_module, batch, self.num_samples, self.chunk_size)
         self.nll_of_examples.append(-found.log_p.cpu())
@@ -180,6 +187,8 @@ class MarginalLikelihood(pl.Callback):
         self._unknown.update(found.num_unknown)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.num_samples:
+            return
         mean, error = self._nll.compute()
         ess, ess_error = self._ess.compute()
         dimensions = self._unknown.compute()[0].item()

@@ -21,7 +21,7 @@ from vae_lightning.models.pace import LogInterval, Speedometer
 from vae_lightning.models.parts import InParts
 from vae_lightning.models.restoring import check_restored
 from vae_lightning.models.seeded import Seeded
-from vae_lightning.models.trace_checks import check_trace, describe_bound
+from vae_lightning.models.trace_checks import check_trace, describe_bound, note_of_untrained
 from vae_lightning.objectives import ELBO, ObjectiveRecipe
 from vae_lightning.recipes import arguments, defaults, to_plain
 from vae_lightning.runs.trust import check_checkpoint, read_checkpoint, trust
@@ -58,6 +58,7 @@ class LatentVariableModel(Optimized, Seeded, InParts):
         self._stages_checked: set[str] = set()
         self._bounds_described: set[str] = set()
         self.likelihood_name = ""  # the name of p(x|z) in the run's last lines; set at the first trace
+        self.untrained_kl: list[str] = []  # the latents whose KL has no say in the loss; set at the first trace
         self._loaders_checked: set[tuple[str | None, int]] = set()
         self._speed = Speedometer()
         self.loaded_step = 0  # of the checkpoint that the weights are from
@@ -66,10 +67,16 @@ class LatentVariableModel(Optimized, Seeded, InParts):
     unused_latent_is_right: ClassVar[str] = ""
     """When it is no fault that a latent is not used, in one sentence; the report on latents says this as the remedy."""
 
+    measures: ClassVar[tuple[str, ...]] = ()
+    """Numbers of the test, without `test/`, that say how good the model is beside or in place of its bound.
+
+    A run's last lines, `runs`, `compare`, `report` and the card of an exported model show them first.
+    """
+
     @property
     def bound_note(self) -> str:
         """What the loss was and what `elbo` is, for models whose loss is no bound; one of a run's last lines."""
-        return ""
+        return note_of_untrained(self.untrained_kl)
 
     predicts_samples = False
     """Whether `predict` returns one sample of q(z|x) beside the mean and the scale."""
@@ -259,7 +266,10 @@ class LatentVariableModel(Optimized, Seeded, InParts):
         self._stages_checked.add(stage)
         check_trace(type(self).__name__, self.state_dict(), trace)
         self.likelihood_name = distribution_name(trace.p_x)
-        bound = describe_bound(self.likelihood_name, trace)  # of more in training, if evaluation hides the labels
+        self.untrained_kl = self.objective.untrained_kl(trace.latents)
+        bound = describe_bound(
+            self.likelihood_name, trace, self.untrained_kl
+        )  # of more in training, if evaluation hides the labels
         if bound not in self._bounds_described:
             name = getattr(self.trainer.state.stage, "value", "")
             rank_zero_info(f"{name}: {bound}" if self._bounds_described else bound)
@@ -277,8 +287,9 @@ class LatentVariableModel(Optimized, Seeded, InParts):
             # a batch without any step (all hidden) has weight 0; x / 0 would make the mean of the epoch NaN
             value, weight = terms["elbo"].detach().sum() / max(steps, 1), steps * self.trainer.world_size
             self.log(f"{stage}/elbo_per_step", value, batch_size=weight, sync_dist=True)
+        shown = "loss" if self.untrained_kl else "elbo"
         for name, value in values.items():
-            self.log(f"{stage}/{name}", value, batch_size=batch_size, sync_dist=True, prog_bar=name == "elbo")
+            self.log(f"{stage}/{name}", value, batch_size=batch_size, sync_dist=True, prog_bar=name == shown)
 
     @staticmethod
     def _scalars(trace: Trace) -> dict[str, Tensor]:

@@ -36,8 +36,8 @@ class InParts(Looking):
         odd = [name for name, latent in latents.items() if latent.enumerated or latent.exists is not None]
         if odd:
             raise UserError(
-                f"{type(self).__name__}: {', '.join(odd)} exist in some examples only, or are enumerated, so there is "
-                "no encoder from x to their mean and scale"
+                f"{type(self).__name__}: some examples have no {', '.join(odd)}, or the values are enumerated, so "
+                "there is no encoder from x to mean and scale"
             )
         return {name: latent.q for name, latent in latents.items()}
 

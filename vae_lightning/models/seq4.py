@@ -81,6 +81,8 @@ class Seq4(LatentVariableModel):
         UserError: if a size, a weight or the posterior does not fit.
     """
 
+    measures = ("exact_match", "cost/reading")
+
     def __init__(
         self,
         x_shape: Shape,

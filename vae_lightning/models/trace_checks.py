@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -61,8 +61,14 @@ def check_trace(owner: str, state: Mapping[str, Tensor], trace: Trace) -> None:
         _check_density(name, latent, list(trace.p_x.batch_shape))
 
 
-def describe_bound(likelihood: str, trace: Trace) -> str:
-    """Return one line on what the bound of a run is made of: likelihood, what is observed, how each KL is computed."""
+def describe_bound(likelihood: str, trace: Trace, untrained_kl: Sequence[str] = ()) -> str:
+    """Return one line on what the bound of a run is made of: likelihood, what is observed, how each KL is computed.
+
+    Args:
+        likelihood: The name of p(x|z).
+        trace: The trace of a batch.
+        untrained_kl: The latents whose KL has weight 0 in the loss.
+    """
     kinds = ", ".join(
         f"{name} {latent.kl_estimator}{', enumerated' if latent.enumerated else ''}"
         + (", straight-through (biased gradient)" if is_straight_through(latent.q) else "")
@@ -70,7 +76,19 @@ def describe_bound(likelihood: str, trace: Trace) -> str:
     )
     seen = f"; elbo and nll are of {', '.join(('x', *trace.observed))}" if trace.observed else ""
     costs = f"; costs in the loss alone: {', '.join(trace.costs)}" if trace.costs else ""
-    return f"likelihood {likelihood}; KL by latent: {kinds}{seen}{costs}"
+    untrained = f"; {note_of_untrained(untrained_kl)}" if untrained_kl else ""
+    return f"likelihood {likelihood}; KL by latent: {kinds}{seen}{costs}{untrained}"
+
+
+def note_of_untrained(latents: Sequence[str]) -> str:
+    """Return why the bound of a run has no meaning, in one sentence; empty if every KL is trained.
+
+    Args:
+        latents: The latents whose KL has weight 0 in the loss.
+    """
+    if not latents:
+        return ""
+    return f"the KL of {', '.join(latents)} has weight 0 in the loss, so elbo, kl and nll say nothing of the model"
 
 
 def _check_event(owner: str, trace: Trace) -> None:

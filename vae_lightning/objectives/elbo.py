@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
+from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least, is_zero
 from vae_lightning.trace import Trace, is_masked
 from vae_lightning.types import UserError
 
@@ -55,6 +55,16 @@ class Objective(nn.Module, ABC):
     def coefficients(self, step: int) -> dict[str, float]:
         """The weights of the loss at this step, for the log."""
         return {}
+
+    def untrained_kl(self, latents: Iterable[str]) -> list[str]:
+        """Which latents' KL has weight 0 in the loss at every step; none unless overridden.
+
+        q(z|x) of such a latent is free of the prior, so that ELBO and importance estimate are bounds without a meaning.
+
+        Args:
+            latents: The names of the trace's latents.
+        """
+        return []
 
     def _check_names(self, argument: str, weights: Mapping[str, Schedule], there: Mapping[str, object]) -> None:
         """Refuse a weight whose name is not in the trace. In evaluation a trace may have less than in training."""
@@ -113,6 +123,9 @@ class ELBO(Objective):
 
     def coefficients(self, step: int) -> dict[str, float]:
         return {"beta": self.beta(step), **{f"beta/{name}": beta(step) for name, beta in self.betas.items()}}
+
+    def untrained_kl(self, latents: Iterable[str]) -> list[str]:
+        return [name for name in latents if is_zero(self.betas.get(name, self.beta))]
 
 
 def elbo_terms(trace: Trace) -> dict[str, Tensor]:

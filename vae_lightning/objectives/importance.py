@@ -8,14 +8,14 @@ autoregressive flow needs one pass for each dimension for that density.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vae_lightning.objectives.elbo import Objective, check_not_enumerated, elbo_terms, log_mean_exp
-from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least
+from vae_lightning.objectives.schedules import Schedule, as_schedule, at_least, is_zero
 from vae_lightning.trace import Trace
 from vae_lightning.types import UserError
 
@@ -99,6 +99,9 @@ class STL(Objective):
 
     def coefficients(self, step: int) -> dict[str, float]:
         return {"beta": self.beta(step)}
+
+    def untrained_kl(self, latents: Iterable[str]) -> list[str]:
+        return list(latents) if is_zero(self.beta) else []
 
 
 class MIWAE(Objective):

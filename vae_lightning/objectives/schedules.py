@@ -105,6 +105,15 @@ def as_schedule(value: float | Schedule) -> Schedule:
     return value if isinstance(value, Schedule) else Constant(value)
 
 
+def is_zero(schedule: Schedule) -> bool:
+    """Whether a schedule is the number 0 at every step; false of one that passes through 0, such as a warm-up.
+
+    Args:
+        schedule: The schedule.
+    """
+    return isinstance(schedule, Constant) and schedule.value == 0
+
+
 def at_least(owner: str, lowest: float, **settings: float) -> None:
     """Check that every one of `settings` is at least `lowest`.
 

@@ -29,6 +29,8 @@ CONFIG, METRICS, RESULTS, VALUES, REPORT = (
     "test_values.npz",
     "report.html",
 )
+_OF_THE_BOUND = {"nll", "nll_bpd", "nll_ess", "elbo", "elbo_per_step", "kl", "rate"}
+"""Numbers that say nothing of a run whose loss left a KL out."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,47 @@ class Record:
         folder = Path(os.path.normpath(self.folder.absolute()))
         return f"{experiment}/{folder.name}" if isinstance(experiment, str) else f"{folder.parent.name}/{folder.name}"
 
+    @property
+    def leaves_a_kl_out(self) -> bool:
+        """Whether the loss left a KL out, so that the numbers of the bound say nothing; of a fit, by its config."""
+        if "untrained_kl" in self.results:
+            return bool(self.results["untrained_kl"])
+        objective = entry(self.config, "model", "init_args", "objective")
+        beta = entry(objective, "init_args", "beta")
+        return class_name(objective) in ("ELBO", "STL") and is_number(beta) and beta == 0
+
+    @property
+    def measures(self) -> list[str]:
+        """The numbers of the test, without `test/`, that the model names as its first ones; those that it has."""
+        named = self.results.get("measures")
+        found = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+        return [name for name in found if self.number(name) is not None]
+
+    def says_nothing(self, name: str) -> bool:
+        """Whether a number is one of a bound that has no meaning.
+
+        Args:
+            name: the name without `test/`, or a column of metrics.csv.
+        """
+        first = name.removeprefix("train/").removeprefix("val/").partition("/")[0].removesuffix("_stderr")
+        return self.leaves_a_kl_out and first in _OF_THE_BOUND
+
     def number(self, name: str) -> float | None:
-        """A number of the test, such as `elbo` or `nll_stderr`; None if the test has none of this name.
+        """A number of the test, such as `elbo` or `nll_stderr`; None if there is none of this name, or no meaning.
 
         Args:
             name: the name without `test/`.
         """
         value = entry(self.results, "metrics", f"test/{name}")
-        return float(value) if is_number(value) else None
+        return float(value) if is_number(value) and not self.says_nothing(name) else None
 
     def numbers(self) -> dict[str, tuple[float | None, float | None]]:
-        """Each number of the test and its standard error by name, without `test/`; None if unknown."""
+        """Each number of the test and its standard error by name, without `test/`; None if unknown.
+
+        Numbers of a bound that has no meaning are left out.
+        """
         names = [name.removeprefix("test/") for name in mapping(self.results, "metrics")]
+        names = [name for name in names if not self.says_nothing(name)]
         errors = {name for name in names if name.endswith("_stderr")}
         return {name: (self.number(name), self.number(f"{name}_stderr")) for name in names if name not in errors}
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from vae_lightning.metrics.formatting import with_error
+from vae_lightning.metrics.formatting import value_and_error
 
+_OF_THE_BOUND = ("nll", "elbo", "kl", "nll_bpd")
 _NUMBERS = ("nll", "elbo", "log_likelihood", "kl", "nll_bpd", "psnr", "ssim")
 _NEEDED = {"max_epochs": None, "max_steps": -1, "max_time": None, "precision": None, "gradient_clip_val": None}
 _NEEDED |= {"accumulate_grad_batches": 1}  # settings that change what is learnt, and the values that change nothing
@@ -77,7 +78,7 @@ A {model}, trained with vae_lightning.
 from vae_lightning.models import load_safetensors
 
 model = load_safetensors("model.safetensors")  # or this folder; a package of your own: trusted=["my_pkg"]
-images = model.sample(16)
+samples = model.sample(16)
 ```
 
 ## Train it again
@@ -93,9 +94,11 @@ Save this as `train.yaml`. The command is `vae-lightning train -c train.yaml`.
 def _numbers(results: Mapping[str, Any]) -> str:
     """The table of numbers and the line of conditions."""
     metrics = results.get("metrics", {})
-    rows = [(name, metrics.get(f"test/{name}"), metrics.get(f"test/{name}_stderr")) for name in _NUMBERS]
+    meant = [name for name in _NUMBERS if not (results.get("untrained_kl") and name in _OF_THE_BOUND)]
+    names = dict.fromkeys([*results.get("measures", []), *meant])
+    rows = [(name, metrics.get(f"test/{name}"), metrics.get(f"test/{name}_stderr")) for name in names]
     lines = [
-        f"| {_name(name, results)} | {with_error(value, error)} | {_unit(name, results)} |"
+        f"| {_name(name, results)} | {value_and_error(value, error)} | {_unit(name, results)} |"
         for name, value, error in rows
         if value is not None
     ]
@@ -112,7 +115,7 @@ def _name(name: str, results: Mapping[str, Any]) -> str:
 
 def _unit(name: str, results: Mapping[str, Any]) -> str:
     units: Mapping[str, str] = results.get("units", {})
-    return units.get(name, units.get("default", "nats"))
+    return units.get(name.partition("/")[0], units.get("default", "nats"))
 
 
 def _conditions(results: Mapping[str, Any]) -> str:
@@ -122,6 +125,7 @@ def _conditions(results: Mapping[str, Any]) -> str:
     facts = [
         f"{data.get('num_images', '?')} test examples of {_class(data)}",
         f"likelihood {_class(likelihood)}" if likelihood else "",
+        f"loss: {results['loss_note']}" if results.get("loss_note") else "",
         f"binarisation {results['binarisation']}" if results.get("binarisation") else "",
         f"seed {results.get('seed')}",
         f"precision {results.get('precision')}",

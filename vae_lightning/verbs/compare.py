@@ -200,6 +200,8 @@ def difference(name: str, first: Compared, second: Compared) -> Difference | Non
         first: The run that is subtracted.
         second: The other run.
     """
+    if any(one.record.says_nothing(name) for one in (first, second)):
+        return None
     count = num_shared(first.values, second.values)
     if count and name in first.values and name in second.values:
         value, error = paired_difference(first.values[name][:count], second.values[name][:count])
@@ -252,7 +254,8 @@ def _show_numbers(page: Page, runs: Sequence[Compared]) -> None:
     """Print and add the table of the numbers and their differences to those of the first run."""
     first, others = runs[0], runs[1:]
     every = list(dict.fromkeys(name for one in runs for name in one.record.numbers()))
-    names = sorted(every, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    ahead = [*dict.fromkeys(name for one in runs for name in one.record.measures), *_FIRST]
+    names = sorted(every, key=lambda name: ahead.index(name) if name in ahead else len(ahead))
     columns = ["", *(one.name for one in runs), *(f"{one.name} - {first.name}" for one in others), "unit"]
     rows = []
     for name in names:
@@ -302,7 +305,9 @@ def _notes(first: Compared, others: Sequence[Compared]) -> list[str]:
             else "not paired: no values of the same test examples are kept"
         )
         lines.append(f"{other.name} - {first.name}: {how}")
-    samples = {str(entry(one.record.results, "nll", "num_samples")) for one in runs if one.record.results}
+    lines += [f"{one.name}: {note}" for one in runs if (note := one.record.results.get("loss_note"))]
+    sampled = [one for one in runs if one.record.number("nll") is not None]
+    samples = {str(entry(one.record.results, "nll", "num_samples")) for one in sampled}
     if len(samples) > 1:
         lines.append(f"nll is of {' / '.join(sorted(samples))} importance samples: more of them lower it")
     return lines
@@ -312,8 +317,10 @@ def _show_curves(page: Page, runs: Sequence[Compared]) -> None:
     """Add a chart for each quantity, with a curve for each run that has logged it."""
     page.heading("Curves")
     curves = {one.name: read_curves(one.record.folder) for one in runs}
-    for column in _CURVES:
-        series = {name: found[column] for name, found in curves.items() if column in found}
+    measures = dict.fromkeys(f"val/{name}" for one in runs for name in one.record.measures)
+    for column in (*measures, *_CURVES):
+        meant = {one.name for one in runs if not one.record.says_nothing(column)}
+        series = {name: found[column] for name, found in curves.items() if column in found and name in meant}
         if series:
             name = column.partition("/")[2]
             unit = unit_of(runs[0].record, name) if runs[0].record.number(name) is not None else ""

@@ -99,7 +99,10 @@ def own_prior(model: LatentVariableModel) -> Prior:
 
 
 def _no_single_latent(model: LatentVariableModel) -> UserError:
-    return UserError(f"{type(model).__name__}: a prior can be fitted only to a model with one latent and one prior")
+    return UserError(
+        f"{type(model).__name__}: a prior can be fitted only to a model with one latent whose prior is a Prior module, "
+        "in the slot `prior`"
+    )
 
 
 def check_space(model_prior: Prior, recipe: PriorRecipe) -> None:

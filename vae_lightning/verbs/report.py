@@ -63,6 +63,15 @@ MEANINGS = {
     "rollout_overlaps": "predicted frames with two objects in one place. Lower is better",
     "rollout_inside": "predicted objects within the box: 1 at best",
     "rollout_swaps": "sequences where two predicted objects have changed places. Lower is better",
+    "exact_match": "share of texts x that are read right as a whole from their sentence",
+    "exact_match_any": "share of texts that are one of the true ones as a whole",
+    "token_accuracy": "share of tokens that are right in their place",
+    "edit_distance": "words to put in, take out or change, a text. Lower is better",
+    "bleu": "likeness of short runs of words, 0 to 1. Higher is better",
+    "round_trip": "share of x that are read again from the sentence that the model writes for them",
+    "length_ratio": "length of the model's texts over that of the true ones: 1 at best",
+    "nats_per_token": "-log p of the next token, given the true ones before it. Lower is better",
+    "cost": "a term of the loss that is in no bound",
     "centre_error": "how far found objects are from the truth. Lower is better",
     "tracks_lost": "objects that the model has lost by the end of a sequence. Lower is better",
 }
@@ -75,6 +84,7 @@ _CAPTIONS = {
     "rollouts_test": "predictions after the first frames of test clips; grey border: frames seen",
 }
 Curve = list[tuple[float, float]]
+_OF_THE_BOUND = ("nll", "nll_bpd", "elbo", "log_likelihood", "kl")  # the numbers at the head of the table
 _FIRST = ("elbo", "log_likelihood", "kl", "loss")  # the order of the curves
 _NOT_DRAWN = ("test/", "train/skipped_steps")
 _PICTURE = re.compile(r"(?P<name>.+?)(?:-(?P<epoch>\d{4,}))?\.(?:png|gif|txt)")
@@ -168,10 +178,12 @@ def conditions_of(record: Record) -> list[tuple[str, str]]:
     data = [class_name(results.get("data")), f"binarisation {results.get('binarisation') or 'none'}"]
     count, split = entry(results, "data", "num_images"), entry(results, "data", "split")
     ess, samples = record.number("nll_ess"), entry(results, "nll", "num_samples")
+    samples = None if record.leaves_a_kl_out else samples
     effective = "" if ess is None else f", {ess:.1f} of them effective"
     found = [
         ("likelihood p(x|z)", results.get("likelihood")),
         ("trained by", ", ".join(objective)),
+        ("loss", results.get("loss_note")),
         ("data", ", ".join(str(part) for part in data) if data[0] else None),
         ("examples", f"{count} of the {split} set" if count else None),
         ("importance samples", f"{samples}{effective}" if samples else None),
@@ -225,9 +237,9 @@ def _add_numbers(page: Page, record: Record) -> None:
         page.text("There are none yet: vae-lightning test and vae-lightning train write them.", is_note=True)
         return
     page.table(["given", ""], conditions_of(record))
-    first = [name for name in ("nll", "nll_bpd", "elbo", "log_likelihood", "kl") if name in numbers]
+    first = [*record.measures, *(name for name in _OF_THE_BOUND if name in numbers)]
     names = [*first, *(name for name in numbers if name not in first)]
-    if record.number("loss") == -(record.number("elbo") or 0.0):
+    if "loss" in names and record.number("loss") == -(record.number("elbo") or 0.0):
         names.remove("loss")
     kinds = [name.partition("/")[0] for name in names]
     meanings = [  # of roll-outs, which have many numbers, once
@@ -245,7 +257,7 @@ def _add_numbers(page: Page, record: Record) -> None:
 
 def _add_curves(page: Page, record: Record) -> None:
     """Add a chart for each quantity, but none of a constant, nor of the same curves again: -elbo, the KL of one z."""
-    curves = read_curves(record.folder)
+    curves = {name: points for name, points in read_curves(record.folder).items() if not record.says_nothing(name)}
     page.heading("Curves")
     drawn: list[list[Curve]] = []
     constants = []

@@ -1,7 +1,9 @@
 """`runs [FOLDER]`: a table of all runs: date, state, ELBO, NLL, what differs in their settings; --prune asks first.
 
 The settings that differ are those of the runs of one experiment. The ELBO is that of the test, or, marked `val`, the
-best of the validations. `running` means that a process holds the run's lock; `trained`, that the run was not tested.
+best of the validations. `measures` are the numbers that a model names as its first; ELBO and NLL are left out where a
+beta of 0 takes their meaning. `running` means that a process holds the run's lock; `trained`, that the run was not
+tested.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vae_lightning.metrics.formatting import number, with_error
+from vae_lightning.metrics.formatting import number, value_and_error, with_error
 from vae_lightning.runs.differences import differing_by_name
 from vae_lightning.runs.ownership import others_kept_out
 from vae_lightning.runs.record import (
@@ -98,11 +100,14 @@ def table(rows: Sequence[Row], place: Path) -> str:
         place: The folder below which they lie; the first column is the path from there.
     """
     differing = _differing(rows)
-    cells = [("run", "date", "state", "elbo", "nll", "differs")]
+    cells = [("run", "date", "state", "elbo", "nll", "measures", "differs")]
     for row in rows:
         folder = row.record.folder
         name = str(folder.relative_to(place)) if folder != place else str(place)
-        cells.append((name, row.date, row.state, _elbo(row.record), _nll(row.record), differing[folder]))
+        numbers = (_elbo(row.record), _nll(row.record), _measures(row.record))
+        cells.append((name, row.date, row.state, *numbers, differing[folder]))
+    if not any(row.record.measures for row in rows):
+        return in_columns([(*one[:5], one[6]) for one in cells], right=(3, 4))
     return in_columns(cells, right=(3, 4))
 
 
@@ -115,8 +120,16 @@ def _elbo(record: Record) -> str:
     elbo = record.number("elbo")
     if elbo is not None:
         return with_error(elbo, record.number("elbo_stderr"))
+    if record.says_nothing("elbo"):
+        return "-"
     values = [value for _, value in read_curves(record.folder).get("val/elbo", []) if value == value]
     return f"{number(max(values))} val" if values else "-"
+
+
+def _measures(record: Record) -> str:
+    """Return the numbers of the test that the model names as its first."""
+    found = record.numbers()
+    return ", ".join(f"{name} {value_and_error(*found[name])}" for name in record.measures)
 
 
 def _nll(record: Record) -> str:

@@ -19,6 +19,7 @@ from vae_lightning.metrics.formatting import number, with_error
 from vae_lightning.metrics.likelihood import importance_estimate
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.loading import load_model
+from vae_lightning.models.trace_checks import note_of_untrained
 from vae_lightning.noise import reseed
 from vae_lightning.pictures.shown import on_device
 from vae_lightning.runs.folder import best_checkpoint
@@ -92,6 +93,12 @@ def score(model: LatentVariableModel, part: Part, num_samples: int, seed: int) -
     reseed(model.device, seed, int(part.index[0]))
     batch = on_device(part.batch, model.device, model.dtype)  # type: ignore[arg-type]
     trace = model.checked_trace(batch, min(num_samples, _ELBO_SAMPLES))
+    untrained = note_of_untrained(model.objective.untrained_kl(trace.latents))
+    if untrained:
+        raise UserError(
+            f"score: {untrained}; test_values.npz in the run's folder has log_likelihood and the costs of each test "
+            "example, and vae-lightning embed what the model finds in it"
+        )
     outside = trace.outside_support()
     if outside is not None:
         raise UserError(
