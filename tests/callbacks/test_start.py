@@ -36,6 +36,14 @@ CASES: dict[str, tuple[tuple[str, ...], str | None]] = {
         (*SMALL, *STEP, "--data.batch_size=5000"),
         "data.batch_size is 5000 and there are 1266 training images: an epoch is one step on all of them; ",
     ),
+    "beta": (
+        (*SMALL, *STEP, "--model.objective.beta=0"),
+        "best.ckpt would be the best by val/elbo, but the loss leaves out the KL of z: ",
+    ),
+    "beta-and-monitor": (
+        (*SMALL, *STEP, "--model.objective.beta=0", "--checkpoint.monitor=val/loss", "--checkpoint.mode=min"),
+        None,
+    ),
     "weights": ((*LARGE, *STEP, "--model.latent_size=600"), "1,266 training images for 2.0 M weights: the model may "),
 }
 
@@ -48,7 +56,7 @@ def test_what_is_seldom_meant_is_said_at_the_start(
     args, note = CASES[case]
     assert main([*FIT, *args, f"--runs_dir={tmp_path}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    signs = ("no validation", "data.batch_size is", "training images for")
+    signs = ("no validation", "data.batch_size is", "training images for", "would be the best by")
     notes = [line for line in lines if any(sign in line for sign in signs)]
     assert len(notes) == (note is not None), notes
     if note is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import lightning.pytorch as pl
 
+from vae_lightning.callbacks.checkpoint import own_checkpoints
 from vae_lightning.data import DataModule
 from vae_lightning.models import LatentVariableModel
 
@@ -16,7 +18,11 @@ _WEIGHTS_PER_IMAGE = 1000
 
 class StartNotes(pl.Callback):
     """Prints a line before the first step if there are few images for the number of weights, if a batch is larger than
-    the data set, or if the run ends before its first validation."""
+    the data set, or if the run ends before its first validation; and after it, if best.ckpt is to be the best by a
+    bound that the loss leaves out."""
+
+    def __init__(self) -> None:
+        self._was_monitor_checked = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -25,6 +31,20 @@ class StartNotes(pl.Callback):
         lines = list(_about_size(trainer, pl_module, data)) if isinstance(data, DataModule) else []
         for line in [*lines, *_about_validation(trainer, pl_module)]:
             print(line, flush=True)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._was_monitor_checked:
+            return
+        self._was_monitor_checked = True  # the first trace has told which latents there are
+        untrained, kept = getattr(pl_module, "untrained_kl", ()), own_checkpoints(trainer)
+        if trainer.is_global_zero and untrained and kept is not None and kept.monitor == "val/elbo":
+            print(
+                f"best.ckpt would be the best by val/elbo, but the loss leaves out the KL of {', '.join(untrained)}: "
+                "choose what the run is for, such as --checkpoint.monitor=val/loss --checkpoint.mode=min",
+                flush=True,
+            )
 
 
 def _about_size(trainer: pl.Trainer, model: pl.LightningModule, data: DataModule) -> Iterator[str]:
