@@ -24,7 +24,6 @@ from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 _ENCODER = partial(MLP, hidden_sizes=(128,))
 _END = 2**40  # a step after the end of every schedule
 _LEAST = -10.0  # the least log-mask that a network reads; the masks themselves are not clamped
-_COLOURS = ((90, 90, 90), (230, 60, 50), (60, 170, 70), (60, 100, 230), (240, 190, 40), (170, 80, 200), (60, 200, 210))
 
 
 class MONet(LatentVariableModel):
@@ -222,11 +221,11 @@ class MONet(LatentVariableModel):
         return scalars | {f"kl/slots/{s}": one for s, one in enumerate(kl.detach().sum(-1).mean(0))}
 
     def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str]]:
-        """Return the attended segmentation in the slots' colours, each attended mask, and each slot on white."""
+        """Return the attended segmentation, each attended mask, and each slot on white."""
         masks = trace.found["masks"]  # [B, S, H, W]
         p_x = trace.p_x
         assert isinstance(p_x, SlotMixture)
-        rows = {"segmentation": in_colours(trace.found["segmentation"])}
+        rows = {"segmentation": trace.found["segmentation"]}
         rows |= {f"mask {s}": masks[:, s, None] for s in range(self.num_slots)}
         on_white = 1 - masks[:, :, None] * (1 - p_x.slots[0])  # [B, S, C, H, W]
         return rows | {f"slot {s}": on_white[:, s] for s in range(self.num_slots)}
@@ -242,16 +241,6 @@ def masks_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
         log_p: [..., S, H, W].
     """
     return (log_q.exp() * (log_q - log_p)).sum((-3, -2, -1))
-
-
-def in_colours(segmentation: Tensor) -> Tensor:
-    """Return a picture of a map of segments, each in its own colour: [B, 3, H, W] in [0, 1].
-
-    Args:
-        segmentation: Whole numbers from 0, [B, H, W].
-    """
-    colours = torch.tensor(_COLOURS, device=segmentation.device) / 255
-    return colours[segmentation.long() % len(_COLOURS)].movedim(-1, 1)
 
 
 def _check(num_slots: int, latent_size: int, *sigmas: float | Schedule) -> None:
