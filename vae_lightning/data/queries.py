@@ -148,14 +148,7 @@ class ToyQueries(GeneratedTexts):
     Use it to measure what unlabelled forms add to a few labelled pairs. x is the form, such as `answer area largest
     state next_to stateid texas`, and the sentence a question, such as `how large is the biggest neighbour of texas`.
     The grammar and its size are those of `vae_lightning.synthetic.queries`.
-
-    Args:
-        data_dir: Not used; nothing is read or written.
-        kwargs: Arguments of `GeneratedTexts`.
     """
-
-    def __init__(self, data_dir: str = "data", **kwargs: Any) -> None:
-        super().__init__(data_dir=data_dir, **kwargs)
 
     def target(self, query: queries.Query) -> str:
         return query.form
@@ -167,14 +160,7 @@ class GeneratedTranslation(GeneratedTexts):
     Use it to see a model of two languages at work without files; results say nothing about natural languages. x is a
     sentence of the second language, such as `lom teksa lar granda borgs li popula sagu`, some without a translation;
     the sentence is English. An English sentence has one translation, and a sentence of the second language several.
-
-    Args:
-        data_dir: Not used; nothing is read or written.
-        kwargs: Arguments of `GeneratedTexts`.
     """
-
-    def __init__(self, data_dir: str = "data", **kwargs: Any) -> None:
-        super().__init__(data_dir=data_dir, **kwargs)
 
     def target(self, query: queries.Query) -> str:
         return second_language(query)
