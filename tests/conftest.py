@@ -6,9 +6,10 @@ After the run, a table shows the time that each test folder took.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from vae_lightning.distributions import Family
 
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 uses deprecated names
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests run on the CPU; those that need a GPU ask for one
+# torch makes its compiler's cache when it is imported, by default in the system's folder of temporary files
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "torchinductor"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the other cores run other workers
 
@@ -42,6 +45,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("what each folder took")
     for folder, total in seconds.most_common():
         terminalreporter.write_line(f"{total:7.1f} s  {tests[folder]:5} tests  {folder}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep in pytest's folder, which is removed, what programs leave behind if they are killed, and torchrun always."""
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -20,10 +20,10 @@ from vae_lightning.distributions import (
     VonMisesFisher,
 )
 from vae_lightning.distributions.families import inverse_softplus
-from vae_lightning.models import AIR, CVAE, VAE, ClassLabel
+from vae_lightning.models import AIR, CVAE, VAE, ClassLabel, MONet
 from vae_lightning.models.dimensions import DEAD, Dimension, dimensions, moment_kl
 from vae_lightning.models.temperature import at_temperature, tempered
-from vae_lightning.networks import MLP
+from vae_lightning.networks import MLP, ConvEncoder, SpatialBroadcast, UNet
 from vae_lightning.types import UserError
 
 SHAPE = (1, 6, 6)
@@ -91,6 +91,21 @@ def test_objects_are_summed() -> None:
     found = dimensions(model, {"x": torch.rand(20, *SHAPE)})
     assert {one.latent for one in found} == {"z_where", "z_what"}
     assert len(found) == 5
+
+
+def test_a_dimension_of_several_slots_is_named_by_both() -> None:
+    """The name is that of the number in the flattened latent, which `--dimensions` takes: slot s, d is s D + d."""
+    networks = {
+        "attention": partial(UNet, channels=(4, 4, 8), hidden_size=8),
+        "encoder": partial(ConvEncoder, channels=(4, 4, 8), hidden_size=8),
+        "decoder": partial(SpatialBroadcast, channels=(8, 4)),
+    }
+    model = MONet((3, 16, 16), num_slots=3, latent_size=4, **networks).eval()  # type: ignore[arg-type]
+    found = sorted(dimensions(model, {"x": torch.rand(4, 3, 16, 16)}), key=lambda one: one.number)
+    assert [str(one) for one in found] == [f"slot {s}, dimension {d}" for s in range(3) for d in range(4)]
+    assert [one.short_name for one in found] == [f"slots[{s}, {d}]" for s in range(3) for d in range(4)]
+    flat, deep = (Dimension("z", 23, 1.0, "sampled", 0.0, 1.0, event_shape=shape) for shape in ((24,), (2, 3, 4)))
+    assert (str(flat), str(deep)) == ("z[23]", "z[1, 2, 3]")
 
 
 def test_a_model_without_latents_is_one_line() -> None:

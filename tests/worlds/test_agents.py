@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,15 @@ def test_an_exact_dream_teaches_what_the_real_world_does(
         assert curve[0][0] == 0
         assert curve[-1][0] == agent.num_timesteps == 512
     assert (weights[0] == weights[1]).all()
+
+
+@pytest.mark.parametrize("kind", ["ppo", "dqn"])
+def test_an_agent_leaves_nothing_in_the_folder_of_temporary_files(
+    data: Mazes, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    train(kind, DreamVecEnv(ExactModel(), data, 8), 8, 0, lambda _: 0.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_of_values_learns_the_maze_in_a_dream(data: Mazes) -> None:

@@ -18,14 +18,15 @@ class GeoQuery(ParallelText):
     """877 questions about the geography of the United States with their logical forms; you bring the file.
 
     The file is `data/non-sql-data/geography-logic.txt` of https://github.com/jkkummerfeld/text2sql-data; copy it to
-    `DATA_DIR/geoquery/geography-logic.txt`. Nothing is fetched, because its repository names no licence for it. Names
-    of places are replaced by var0, var1, ..., as in the file. Further forms may lie in `DATA_DIR/geoquery/
-    unlabelled.txt`, one in each line. Exact match is that of forms, not of answers.
+    `DATA_DIR/geoquery/geography-logic.txt`. The program does not download the file, because the repository names no
+    licence for the file. Names of places are replaced by var0, var1, ..., as in the file. Further forms may lie in
+    `DATA_DIR/geoquery/unlabelled.txt`, one in each line. The score `exact_match` compares forms, not the answers that
+    they give.
 
     Args:
         data_dir: The folder that holds `geoquery`.
-        by: The published split: question, in which a form of test may stand in training with another question, or
-            query, in which it does not.
+        by: The published split. question: training may have the form of a test question, with another question. query:
+            no form of test is in training.
         max_words: The largest number of words in a text.
         kwargs: Arguments of `ParallelText`.
     """

@@ -24,8 +24,8 @@ class Line(NamedTuple):
     """A line of a file.
 
     Args:
-        number: Its number in the file, from 1; of other forms of files the number of the example.
-        texts: Its columns, words with one space between them.
+        number: The line's number in the file, from 1; in files of another form the example's number.
+        texts: The line's columns, words with one space between them.
     """
 
     number: int
@@ -90,15 +90,16 @@ class ParallelText(TextPairs):
     the text x that the model explains; words have spaces between them. `DATA_DIR/unlabelled.txt`, if it is there, has a
     text x in each line. For translation x is the target, and the sentence the source.
 
-    The words are those of pairs.train.tsv, whatever `num_pairs` is, and of unlabelled.txt. Others are unknown; the run
-    says how many there are.
+    The vocabulary has the words of all of pairs.train.tsv, for any `num_pairs`, and of unlabelled.txt. Other words are
+    unknown; the run prints how many words are unknown.
 
     Args:
         data_dir: The folder of the files.
-        num_pairs: The number of training pairs that keep their sentence, drawn at random; 0 for all. The x of the
-            others are used without it. The pairs of a smaller number are among those of a larger.
+        num_pairs: The number of training pairs that keep their sentence, drawn at random; 0 for all. The other pairs
+            lose their sentence, and keep x. The pairs of a smaller number are among those of a larger.
         max_words: The largest number of words in a text.
-        long_lines: What happens to lines with longer texts: refuse, or leave_out, and the run names them.
+        long_lines: What happens to lines with longer texts: refuse ends the run, leave_out skips the lines and prints
+            them.
         min_count: Words that the training texts hold less often are unknown.
         max_unknown: The largest share of unknown words in a field of a split.
         lowercase: Whether to make all letters small.
@@ -305,7 +306,7 @@ def _problems(checks: Iterable[Callable[[], object]]) -> list[str]:
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first names, and how many there are beside them."""
+    """The first names, and the number of the other names."""
     names = list(names)
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

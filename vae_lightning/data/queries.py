@@ -23,10 +23,10 @@ _FORMS = 4  # the stream that puts forms into splits
 
 
 class GeneratedTexts(TextPairs):
-    """Pairs of texts that are drawn from the grammar of questions; nothing is downloaded, a second is enough.
+    """Pairs of texts that are drawn from the grammar of questions, within a second and without a download.
 
     Each query belongs to one split, by a draw: a tenth to val, two tenths to test. No x of val or test is in training,
-    neither in a pair nor without a sentence. No pair comes twice in a split. A subclass says what x is.
+    neither in a pair nor without a sentence. No pair comes twice in a split. A subclass defines x.
 
     Args:
         data_dir: Not used; nothing is read or written.
@@ -69,7 +69,7 @@ class GeneratedTexts(TextPairs):
 
     @abstractmethod
     def target(self, query: queries.Query) -> str:
-        """Return x of a query; each x is that of one query.
+        """Return x of a query; two queries never have the same x.
 
         Args:
             query: The query.
@@ -148,33 +148,19 @@ class ToyQueries(GeneratedTexts):
     Use it to measure what unlabelled forms add to a few labelled pairs. x is the form, such as `answer area largest
     state next_to stateid texas`, and the sentence a question, such as `how large is the biggest neighbour of texas`.
     The grammar and its size are those of `vae_lightning.synthetic.queries`.
-
-    Args:
-        data_dir: Not used; nothing is read or written.
-        kwargs: Arguments of `GeneratedTexts`.
     """
-
-    def __init__(self, data_dir: str = "data", **kwargs: Any) -> None:
-        super().__init__(data_dir=data_dir, **kwargs)
 
     def target(self, query: queries.Query) -> str:
         return query.form
 
 
 class GeneratedTranslation(GeneratedTexts):
-    """Translation between two generated languages: an English of 76 words, and one with the verb last and cases.
+    """Translation between two generated languages: an English of 76 words, and a language with cases and the verb last.
 
     Use it to see a model of two languages at work without files; results say nothing about natural languages. x is a
     sentence of the second language, such as `lom teksa lar granda borgs li popula sagu`, some without a translation;
     the sentence is English. An English sentence has one translation, and a sentence of the second language several.
-
-    Args:
-        data_dir: Not used; nothing is read or written.
-        kwargs: Arguments of `GeneratedTexts`.
     """
-
-    def __init__(self, data_dir: str = "data", **kwargs: Any) -> None:
-        super().__init__(data_dir=data_dir, **kwargs)
 
     def target(self, query: queries.Query) -> str:
         return second_language(query)

@@ -23,11 +23,11 @@ _FIELDS_OF_BATCH = frozenset({"x", "length", "sentence", "sentence_length", "kno
 
 
 class Pair(NamedTuple):
-    """A sentence and what it means, words with spaces between them.
+    """A sentence and its x; both are words with spaces between them.
 
     Args:
-        sentence: The sentence; of a translation the source.
-        x: The logical form; of a translation the target.
+        sentence: The sentence; in a translation, the source text.
+        x: The logical form; in a translation, the target text.
     """
 
     sentence: str
@@ -84,7 +84,7 @@ class AsTokens(BatchTransform):
 
 
 class LabelledAlone(AsTokens):
-    """Leave the unlabelled examples out of each batch. A batch without a labelled example becomes one that has one.
+    """Leave the unlabelled examples out of each batch; if none is left, take one labelled example instead.
 
     Args:
         examples: The training examples; the labelled ones come first.
@@ -115,7 +115,7 @@ class TextPairs(DataModule):
     row of -1 a sentence that is not known. Validation and test know every sentence.
 
     A share of each training batch is drawn from the labelled pairs, whatever their number. With `use_unlabelled` false,
-    the batches hold these pairs alone: the same ones at the same steps, so that both ways of training can be compared.
+    the batches hold these pairs alone: the same pairs at the same steps, so that both ways of training can be compared.
 
     Args:
         data_dir: Folder of the data set's files.
@@ -162,7 +162,7 @@ class TextPairs(DataModule):
         """The words of the fields `x` and `sentence`."""
         return self.find_words()
 
-    # mypy sees no setter of a cached_property, which has one
+    # a cached_property can be set, but mypy thinks that it cannot
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:  # type: ignore[override]
         """The number of words of the fields `x` and `sentence`, with the end and the unknown word."""
@@ -189,7 +189,7 @@ class TextPairs(DataModule):
         return found
 
     def references(self, forms: Sequence[str]) -> list[list[str]]:
-        """Return all known sentences of each x, for scores that allow every one of them.
+        """Return all known sentences of each x, for scores that accept any known sentence.
 
         Args:
             forms: Texts x as `decode` returns them.
@@ -233,7 +233,7 @@ class TextPairs(DataModule):
         return self.decode("x", x)
 
     def show_field(self, field: str, values: Tensor) -> list[str]:
-        """Return the text of each row of a field: for the rows that a model adds to tables by `panes`.
+        """Return the text of each row of a field, which tables show for the rows of a model's `panes`.
 
         Args:
             field: `x` or `sentence`.

@@ -71,7 +71,7 @@ class VideoFolder(DataModule):
         channels: C: 1 (grey), 3 (RGB) or 4 (RGB with transparency).
         num_frames: T of a window.
         test_frames: T at test, the first frames of each clip; null for the length of the shortest clip of test.
-        every_n_frames: Take one frame of so many, for films of many frames a second.
+        every_n_frames: Take every n-th frame, for films of many frames a second.
         fit: How a frame of another aspect ratio is fitted: crop (keep the middle), pad (black borders) or stretch.
         val_fraction: Share of the clips for validation, if there is no folder of validation clips.
         test_fraction: Share of the clips for testing, if there is no folder of test clips.
@@ -120,12 +120,12 @@ class VideoFolder(DataModule):
 
     @property
     def cache_folder(self) -> Path:
-        """The folder of the cache; clips of another size or rate have another one."""
+        """The folder of the cache; clips of another size or rate have another folder."""
         every = f"-every{self.every_n_frames}" if self.every_n_frames > 1 else ""
         return Path(self.cache_dir) / f"{name_of_cache(self.data_dir, self.frame_shape, self.fit)}-clips{every}"
 
     def settings(self) -> dict[str, Any]:
-        """Return what the frames depend on beside the files. The cache is stale if it changes."""
+        """Return the settings that change the decoded frames. The cache is stale if one of them has changed."""
         return {
             **{"fit": self.fit, "filter": FILTER, "fractions": list(self.fractions.values())},
             **{"splits": self.splits, "every": self.every_n_frames},

@@ -16,7 +16,7 @@ WALL = 1 - 2 * billiards.RADIUS / billiards.BOX
 
 
 def pairs_of(found: Tensor, true: Tensor) -> Tensor:
-    """Return which found object each true one is, one assignment a sequence: int64 [B, K].
+    """Return the index of the found object of each true object, one assignment a sequence: int64 [B, K].
 
     The assignment is one to one and has the least mean distance over all frames that are given. Give it the frames that
     were seen: an assignment chosen on predicted frames would hide exchanged objects.
@@ -64,7 +64,7 @@ def closest(places: Tensor) -> Tensor:
 
 
 def exchanged(found: Tensor, true: Tensor, near: float) -> Tensor:
-    """Return whether two objects lie where the other one should be, and neither where it should: bool [B, T].
+    """Return whether two objects are exchanged, each at the other's true place and not at its own: bool [B, T].
 
     Args:
         found: The objects in pairs with the true ones, [B, T, K, 2].
@@ -82,7 +82,7 @@ def linear(place: Tensor, velocity: Tensor, horizon: int, limit: float) -> Tenso
 
     Args:
         place: The last place, [B, K, 2].
-        velocity: The way of one frame, [B, K, 2].
+        velocity: The displacement in one frame, [B, K, 2].
         horizon: H.
         limit: The largest coordinate.
     """
@@ -90,11 +90,11 @@ def linear(place: Tensor, velocity: Tensor, horizon: int, limit: float) -> Tenso
 
 
 def reflecting(place: Tensor, velocity: Tensor, horizon: int, wall: float) -> Tensor:
-    """Return the ways of objects that walls reflect, and that do not feel each other: [B, H, K, 2].
+    """Return the ways of objects that walls reflect, and that pass through each other: [B, H, K, 2].
 
     Args:
         place: The last place, [B, K, 2].
-        velocity: The way of one frame, [B, K, 2].
+        velocity: The displacement in one frame, [B, K, 2].
         horizon: H.
         wall: The coordinate of the walls to the right and below; the others are at -wall.
     """
@@ -103,11 +103,11 @@ def reflecting(place: Tensor, velocity: Tensor, horizon: int, wall: float) -> Te
 
 
 def simulated(place: Tensor, velocity: Tensor, horizon: int) -> Tensor:
-    """Return the ways of billiard balls by the rules themselves: [B, H, K, 2].
+    """Return the ways of billiard balls by the simulator's own rules: [B, H, K, 2].
 
     Args:
         place: The last place, [B, K, 2].
-        velocity: The way of one frame, [B, K, 2].
+        velocity: The displacement in one frame, [B, K, 2].
         horizon: H.
     """
     half = billiards.BOX / 2

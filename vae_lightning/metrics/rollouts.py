@@ -1,4 +1,4 @@
-"""Scores of a model of video that says how a clip goes on: places of objects over time, beside simple predictions."""
+"""Scores of a model of video that predicts frames: places of objects over time, beside simple predictions."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class RolloutScores(Evaluator):
 
     Use it for models of objects that move: they have `predict_frames`, and the batch holds whole sequences with the
     true `positions` [B, T, K, 2]. The first `num_seen` frames are seen. Found objects are paired with true ones once a
-    sequence, on the frames seen alone, so that objects that change their names later count as errors.
+    sequence, on the frames seen alone, so that two objects that the model exchanges later count as errors.
 
     A `<row>` is `mean` (each transition takes its mean), `sampled` (each is drawn), or a prediction without a model
     from the true state of the last frame seen: `linear` (constant velocity, clamped to 0.8), `reflecting` (off the
     walls, not off each other), `last` (nothing moves), and of billiards `simulator` (the rules themselves). After some
-    fifty frames of billiards no prediction can be near the truth, and one that stands still has a smaller error than
-    one that moves. Read an error of late frames only beside the speed.
+    fifty frames of billiards no prediction can be near the truth, and a prediction without motion has a smaller error
+    than a prediction with motion. Read an error of late frames only beside the speed.
 
     - `rollout_error/<row>/<h>`: the distance from the truth at the h-th predicted frame, the mean over objects and
       sequences; `rollout_error/<row>/sum_1_to_10`: its sum over the first ten frames, as in the table of Kossen et al.
-      2020 (https://arxiv.org/abs/1910.02425). The details hold it of all frames (`rollout_curve`).
+      2020 (https://arxiv.org/abs/1910.02425). The details hold the distances of all frames (`rollout_curve`).
     - `rollout_swaps/<row>`: the share of sequences where two objects have changed places within the first 24 frames.
     - `rollout_speed/<row>/<H>`: the mean speed of the last ten of H predicted frames over the true mean speed.
     - `rollout_overlaps/<row>/<H>`: the share of H frames in which two centres are nearer than 0.3.

@@ -65,7 +65,7 @@ def foreground_ari(truth: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_iou(table: Tensor) -> Tensor:
-    """The intersection over union of each object with a segment of its own, the best choice, its mean: float64 [B].
+    """The mean over objects of the intersection over union with one segment each, best assignment: float64 [B].
 
     The background is an object. An object without a segment counts as 0.
 
@@ -83,7 +83,7 @@ def background_share(table: Tensor) -> Tensor:
     Args:
         table: From `shared_pixels`, [B, I, J].
     """
-    background = pad(table[:, 0], (0, 1))  # [B, J + 1]; no images have no segments, and so no largest one
+    background = pad(table[:, 0], (0, 1))  # [B, J + 1]; a column more, because a batch of no images has no segment
     return background.amax(1) / background.sum(1)
 
 

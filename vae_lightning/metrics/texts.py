@@ -20,7 +20,7 @@ from vae_lightning.trace import Trace
 from vae_lightning.types import END_TOKEN, PADDING, UNKNOWN_TOKEN, Batch
 
 _READ = ("tokens", "sentence_tokens", "round_trip", "latent_tokens", "x_nats", "sentence_nats")
-_FIRST_LETTER = 0x4E00  # of the letters that stand for words, far from those that an encoding reserves
+_FIRST_LETTER = 0x4E00  # the letter of word 0; Unicode's surrogates, which are no letters, begin 35,000 later
 
 
 class TextScores(Evaluator):
@@ -29,7 +29,7 @@ class TextScores(Evaluator):
     Use it for data that are `TextPairs`. The model gives whole numbers [B, L] in `Trace.found`, of which those behind
     the first end are ignored: `tokens`, x as read from the sentence; `sentence_tokens`, a sentence of x; `round_trip`,
     x as read from that sentence; `latent_tokens`, the latent sentence of x. It may also give nats [B]: `x_nats`,
-    -log p(x|sentence), and `sentence_nats`, -log p(sentence|x). Scores of what is missing are left out.
+    -log p(x|sentence), and `sentence_nats`, -log p(sentence|x). Scores of fields that it does not give are left out.
 
     - `exact_match`: the share of sentences whose whole x is read right. A word that the data do not know is never
       right.

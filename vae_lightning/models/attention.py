@@ -1,4 +1,4 @@
-"""Finding objects in images one after the other: the brightest place that is not yet explained, then a look at it."""
+"""Find objects in images one after the other, each at the brightest place that the objects before do not explain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FLOOR = 1e-3
 
 
 class Seen(NamedTuple):
-    """What an image says of its objects, in the order in which they were found: Gaussians, each [..., O, 3].
+    """Gaussians of an image's objects, in the order in which they were found: mean and sd, each [..., O, 3].
 
     The three numbers are the position (x, y) from -1 to 1, and the logit of the size.
     """
@@ -30,10 +30,11 @@ class Seen(NamedTuple):
 class Attention(nn.Module):
     """q(position, size | image) of O objects, bright on a dark ground, found one after the other.
 
-    Three steps find an object. The image that is left is blurred, and its brightest pixel is the peak: a hard choice
-    without a gradient. A network looks at the window around the peak and says where in it the object lies, how large it
-    is, and how sure both are. The object is painted and taken away from the image. The result is a function of the
-    image alone. (A soft choice over the whole image finds the middle between the objects, and no gradient leads away.)
+    Three steps find an object. The rest of the image is blurred, and its brightest pixel is the peak: a hard choice
+    without a gradient. A network reads the window around the peak and gives the object's place in the window, its size,
+    and the standard deviations of both. The object is painted and taken away from the image. The result is a function
+    of the image alone. (A soft choice over the whole image finds the middle between the objects, and no gradient leads
+    away.)
 
     Args:
         image_shape: (C, H, W) of an image.
@@ -53,7 +54,7 @@ class Attention(nn.Module):
     start: Tensor
 
     def forward(self, x: Tensor, painted: Callable[[Tensor, Tensor], Tensor]) -> Seen:
-        """Return what is seen in images [N, C, H, W].
+        """Return the objects of images [N, C, H, W].
 
         Args:
             x: The images.

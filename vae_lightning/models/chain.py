@@ -16,8 +16,8 @@ from vae_lightning.distributions import Family
 from vae_lightning.models.dynamics import ConstantVelocity
 
 _POSITION, _VELOCITY, _SIZE = 0.6, 0.06, 0.3  # standard deviations under p(z_1); the last two are learned
-_LEAST_SIZE = 0.05  # floor of the learned one: objects of one size need none, and a sharper p would pin q
-_KEPT_SIZE = 0.99  # a of size_t ~ N(a size_(t-1), (1 - a^2) s^2), which leaves N(0, s^2) as it is
+_LEAST_SIZE = 0.05  # least learned deviation: that of equal sizes would fall to 0, and fix q
+_KEPT_SIZE = 0.99  # a of size_t ~ N(a size_(t-1), (1 - a^2) s^2), which keeps N(0, s^2)
 
 
 class Start(nn.Module):

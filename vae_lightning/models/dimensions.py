@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -37,6 +38,7 @@ class Dimension:
         mean: The mean of the aggregate posterior 1/N sum_n q(z_d|x_n).
         std: Its standard deviation.
         low, high: The values that z_d can have.
+        event_shape: The shape of the latent without its objects, for the dimension's name.
     """
 
     latent: str
@@ -47,6 +49,7 @@ class Dimension:
     std: float
     low: float = -math.inf
     high: float = math.inf
+    event_shape: tuple[int, ...] = ()
 
     @property
     def is_exact(self) -> bool:
@@ -58,7 +61,19 @@ class Dimension:
         return self.kl < DEAD
 
     def __str__(self) -> str:
-        return f"{self.latent}[{self.number}]"
+        """The name in words for a latent [S, D], such as `slot 2, dimension 3` of `slots`; else the short name."""
+        if len(self._place) != 2:
+            return self.short_name
+        return f"{self.latent.removesuffix('s')} {self._place[0]}, dimension {self._place[1]}"
+
+    @property
+    def short_name(self) -> str:
+        """The index in the latent: `z[3]`, or `slots[2, 3]`."""
+        return f"{self.latent}[{', '.join(map(str, self._place))}]"
+
+    @property
+    def _place(self) -> tuple[int, ...]:
+        return tuple(map(int, np.unravel_index(self.number, self.event_shape or (self.number + 1,))))
 
     def values(self, steps: int, reach: float) -> Tensor:
         """Return `steps` values from mean - reach std to mean + reach std, within what z_d can be: [steps].
@@ -96,7 +111,10 @@ def dimensions(model: Looking, batch: Batch) -> list[Dimension]:
         numbers = zip(kl.tolist(), z.mean(0).tolist(), z.std(0, correction=0).tolist(), strict=True)
         pointwise, ends = latents[name].pointwise(), limits(latents[name].q)
         estimator = "moments" if pointwise is None else pointwise.kl_estimator
-        found += [Dimension(name, i, kl_i, estimator, mean, std, *ends) for i, (kl_i, mean, std) in enumerate(numbers)]
+        shape = tuple(latents[name].q.event_shape)
+        found += [
+            Dimension(name, i, kl_i, estimator, mean, std, *ends, shape) for i, (kl_i, mean, std) in enumerate(numbers)
+        ]
     if not found:
         raise UserError(f"{type(model).__name__} has no latent whose dimensions could be looked at")
     return sorted(found, key=lambda one: -one.kl)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from vae_lightning.networks import MLP
 from vae_lightning.objectives.schedules import at_least
 
-_POSITION, _VELOCITY = 3.0, 20.0  # what positions and velocities are multiplied by before the networks read them:
-# the step from "no wall yet" to "bounced" is as narrow as one frame's way, and networks learn wide steps faster
-_CHANGE = 10.0  # what the networks' answers are divided by
-_FORGOTTEN = 0.002  # of how far the range of states in training lies beyond that of a batch
+_POSITION, _VELOCITY = 3.0, 20.0  # factors of positions and velocities before the networks read them:
+# the change at a wall happens within one frame's displacement, and networks learn changes over wider ranges faster
+_CHANGE = 10.0  # divisor of the networks' outputs
+_FORGOTTEN = 0.002  # the share of the way to the range of a batch by which each batch shrinks the range
 
 
 class ConstantVelocity(nn.Module):
@@ -53,9 +53,9 @@ class Interactions(ConstantVelocity):
     dynamics start as those of constant velocity. After the graph network of Kossen et al. 2020
     (https://arxiv.org/abs/1910.02425).
 
-    A number beyond the range that it has had in training is read as the end of this range. So an object that strays
-    beyond a wall is turned back as at the wall. Networks that read more than they know turn it ever harder: in long
-    sampled roll-outs balls then leave the box for good.
+    The networks read every number clamped to its range in training. So an object beyond a wall is turned back as an
+    object at the wall is. Without the clamp, the change grows with the distance from the wall, and in long sampled
+    roll-outs balls leave the box for good.
 
     Args:
         latent_size: L of the objects' latent state; the model sets it.
@@ -92,7 +92,7 @@ class Interactions(ConstantVelocity):
 
     @torch.no_grad()
     def _remember(self, state: Tensor) -> None:
-        """Widen the range to that of these states [..., O, 4 + L], and let it shrink a little where it is wider."""
+        """Widen the range to that of these states [..., O, 4 + L]; shrink a wider end a little towards theirs."""
         low, high = state.flatten(0, -2).aminmax(dim=0)
         self.range[0] = torch.minimum(low, self.range[0].lerp(low, _FORGOTTEN))
         self.range[1] = torch.maximum(high, self.range[1].lerp(high, _FORGOTTEN))

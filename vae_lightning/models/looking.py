@@ -18,19 +18,19 @@ from vae_lightning.trace import Latent, Trace, distribution_name, drawing, point
 from vae_lightning.types import Batch, UserError
 
 Start = Literal["posterior", "prior"]
-_TOLERANCE = 1e-4  # of a part and the trace; rounding differs a little where a likelihood is computed in another order
+_TOLERANCE = 1e-4  # largest difference of a part and the trace: another order of operations rounds otherwise
 
 
 class PartDiffersError(UserError):
-    """An encoder or a decoder that differs from the trace, so that what it gives would be of another model."""
+    """An encoder or a decoder that differs from the trace; its output would be that of another model."""
 
 
 class Looking(pl.LightningModule):
     """The methods that look at a model's latents, for every model that has `trace` and, where needed, `decode`.
 
-    `x` is a tensor of examples, such as images [B, C, H, W], or a batch: a dict with `x` and what stands beside it. A
-    conditional model takes the label from the batch. Call `eval()` first, and use `torch.no_grad()` where no gradient
-    is needed; `reconstruct`, `interpolate` and `traverse` compute none.
+    `x` is a tensor of examples, such as images [B, C, H, W], or a batch: a dict with `x` and the fields that belong to
+    it. A conditional model takes the label from the batch. Call `eval()` first, and use `torch.no_grad()` where no
+    gradient is needed; `reconstruct`, `interpolate` and `traverse` compute none.
     """
 
     @abstractmethod
@@ -74,7 +74,7 @@ class Looking(pl.LightningModule):
         raise UserError(f"{type(self).__name__} is not conditioned on a label; sample(n) draws without one")
 
     def decode_given(self, latents: Mapping[str, Tensor], batch: Batch) -> Distribution:
-        """Return p(x|z) at given latents and what else the batch says; a conditional model overrides this.
+        """Return p(x|z) at given latents and at the other fields of the batch; a conditional model overrides this.
 
         Args:
             latents: Tensors [B, *event] by the names of the Trace's latents.
@@ -83,10 +83,10 @@ class Looking(pl.LightningModule):
         return self.decode(latents)
 
     def prior_codes(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean of each latent's prior by name, [B, *event]; without the priors that have none.
+        """Return the mean of each latent's prior by name, [B, *event]; a prior without a mean is left out.
 
         Args:
-            batch: The batch; only its size counts, and what the prior is conditioned on.
+            batch: The batch; its size and the fields that the prior is conditioned on are used.
         """
         codes = {}
         for name, latent in self.look(batch).latents.items():
@@ -96,7 +96,7 @@ class Looking(pl.LightningModule):
         return codes
 
     def needed_for(self, name: str, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the latents to decode from if `name` is moved; a hierarchy leaves out those that follow from it.
+        """Return the latents to decode from if `name` is moved; a hierarchy leaves out latents that depend on `name`.
 
         Args:
             name: The latent that is moved.
@@ -366,7 +366,7 @@ def differ(found: Tensor | None, wanted: Tensor | None) -> bool:
 
 
 def as_batch(x: Tensor | Batch) -> Batch:
-    """Return a tensor of examples as a batch; a batch is returned as it is.
+    """Return the batch {"x": x} for a tensor of examples; return a batch unchanged.
 
     Args:
         x: [B, ...], or a batch.

@@ -24,7 +24,6 @@ from vae_lightning.types import Batch, NetworkRecipe, Shape, UserError
 _ENCODER = partial(MLP, hidden_sizes=(128,))
 _END = 2**40  # a step after the end of every schedule
 _LEAST = -10.0  # the least log-mask that a network reads; the masks themselves are not clamped
-_COLOURS = ((90, 90, 90), (230, 60, 50), (60, 170, 70), (60, 100, 230), (240, 190, 40), (170, 80, 200), (60, 200, 210))
 
 
 class MONet(LatentVariableModel):
@@ -37,8 +36,8 @@ class MONet(LatentVariableModel):
     s). So there are two sets of masks. The attended ones segment x; the decoded ones are the model's.
 
     `elbo` = E_q[log sum_c p(c|z) N(x; mu_c, sigma_c^2)] - KL(q(z|x) || p(z)) is a bound of log p(x), with decoded
-    masks. The loss of the paper is none, because the attended masks stand in the mixture. It is the ELBO plus two costs
-    of the trace, whose weights are the objective's:
+    masks. The loss of the paper is no bound, because its mixture has the attended masks. The paper's loss is the
+    negative ELBO plus two costs of the trace, which the objective weights:
 
     - `attention`: log p(x|z) under the decoded masks minus that under the attended ones; weight 1.
     - `mask`: KL(attended || decoded), summed over pixels; its weight is gamma of the paper.
@@ -47,7 +46,7 @@ class MONet(LatentVariableModel):
     KL(mask); weights of 0 train by the bound. The latent of a Trace is `slots`, [K, B, S, D]. `found` has, in
     evaluation: `masks`, the attended ones [B, S, H, W]; `segmentation`, the slot of each pixel by these, and
     `segmentation_decoded` by the decoded masks at posterior means, uint8 [B, H, W]; `slots_used`, how many slots own a
-    pixel; `count`, one less, for the background. No slot is promised to be the background.
+    pixel; `count`, which is `slots_used` - 1, because one slot is the background's. Any slot may be the background's.
 
     Args:
         image_shape: (C, H, W); x is [B, C, H, W] in [0, 1].
@@ -55,8 +54,8 @@ class MONet(LatentVariableModel):
         latent_size: D, the size of z_s.
         sigma_background: The standard deviation of a pixel of slot 0, which looks at the image first: a number or a
             schedule. In evaluation it is the schedule's end.
-        sigma_foreground: That of a pixel of every other slot. From the start, small values split the background, and
-            large ones leave objects together; so let it fall.
+        sigma_foreground: The standard deviation of a pixel of every other slot. From the start, a small value splits
+            the background, and a large value leaves objects together; so let a schedule lower the value.
         attention: Network from x and the log of what is left, [C + 1, H, W], to the logit of the next slot's share.
         encoder: Network from m_s x and m_s, [C + 1, H, W], m_s being the attended mask, to the parameters of q(z_s|x).
         decoder: Network from z_s to mu_s before a sigmoid, and the logit map: [C + 1, H, W].
@@ -134,8 +133,8 @@ class MONet(LatentVariableModel):
     def attend(self, x: Tensor) -> Tensor:
         """Return the logarithms of the attended masks, [B, S, H, W]; the masks of a pixel sum to 1.
 
-        A slot takes the share sigmoid(l) of what the slots before it have left, and the last slot takes the rest. All
-        of it stays in logarithms, so that no mask becomes 0.
+        A slot takes the share sigmoid(l) of what the slots before it have left, and the last slot takes the rest. The
+        computation stays in logarithms, so that no mask becomes 0.
 
         Args:
             x: [B, C, H, W].
@@ -151,8 +150,8 @@ class MONet(LatentVariableModel):
     def q_slots(self, x: Tensor, log_masks: Tensor) -> Distribution:
         """Return q(z|x) of all slots given the attended masks: batch [B], event [S, D].
 
-        The encoder reads its slot's share of the image, m x and m. That of the paper reads x and log m, and must learn
-        first to leave out what other slots show.
+        The encoder reads its slot's share of the image, m x and m. The paper's encoder reads x and log m, and must
+        first learn to ignore the parts of x that belong to other slots.
 
         Args:
             x: [B, C, H, W].
@@ -222,11 +221,11 @@ class MONet(LatentVariableModel):
         return scalars | {f"kl/slots/{s}": one for s, one in enumerate(kl.detach().sum(-1).mean(0))}
 
     def panes(self, trace: Trace) -> Mapping[str, Tensor | list[str]]:
-        """Return the attended segmentation in the slots' colours, each attended mask, and each slot on white."""
+        """Return the attended segmentation, each attended mask, and each slot on white."""
         masks = trace.found["masks"]  # [B, S, H, W]
         p_x = trace.p_x
         assert isinstance(p_x, SlotMixture)
-        rows = {"segmentation": in_colours(trace.found["segmentation"])}
+        rows = {"segmentation": trace.found["segmentation"]}
         rows |= {f"mask {s}": masks[:, s, None] for s in range(self.num_slots)}
         on_white = 1 - masks[:, :, None] * (1 - p_x.slots[0])  # [B, S, C, H, W]
         return rows | {f"slot {s}": on_white[:, s] for s in range(self.num_slots)}
@@ -242,16 +241,6 @@ def masks_kl(log_q: Tensor, log_p: Tensor) -> Tensor:
         log_p: [..., S, H, W].
     """
     return (log_q.exp() * (log_q - log_p)).sum((-3, -2, -1))
-
-
-def in_colours(segmentation: Tensor) -> Tensor:
-    """Return a picture of a map of segments, each in its own colour: [B, 3, H, W] in [0, 1].
-
-    Args:
-        segmentation: Whole numbers from 0, [B, H, W].
-    """
-    colours = torch.tensor(_COLOURS, device=segmentation.device) / 255
-    return colours[segmentation.long() % len(_COLOURS)].movedim(-1, 1)
 
 
 def _check(num_slots: int, latent_size: int, *sigmas: float | Schedule) -> None:

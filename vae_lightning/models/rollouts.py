@@ -1,4 +1,4 @@
-"""What a model of video answers when it is asked how a clip goes on: a `Rollout`."""
+"""`Rollout`: the frames and the places of objects that a model of video predicts after a clip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Rollout:
 
     Args:
         seen: The places of the objects inferred in the frames seen, [B, T, O, 2].
-        positions: Their places in the frames predicted, [B, H, O, 2].
+        positions: The places of the same objects in the frames predicted, [B, H, O, 2].
         frames: The means of p(x_t|z_t) of the frames predicted, [B, H, C, height, width].
     """
 
@@ -28,7 +28,7 @@ class Rollout:
 
 @runtime_checkable
 class PredictsFrames(Protocol):
-    """A model of video that says how a clip goes on."""
+    """A model of video that predicts the frames after a clip."""
 
     def predict_frames(self, x_seen: Tensor, horizon: int, sampled: bool = False) -> Rollout:
         """Predict the frames after a clip, without gradients.

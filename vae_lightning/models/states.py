@@ -1,4 +1,4 @@
-"""The states of a world: how a state of cells, numbers or pixels enters a network, and how the next one leaves it."""
+"""The states of a world: how networks read a state of cells, numbers or pixels, and give the next state."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vae_lightning.types import Shape, UserError
 
 
 class States(nn.Module):
-    """planes = planes(s), and p(s'|features, s) whose features start from a copy of s.
+    """Planes of a state s, which networks read, and p(s'|features, s), which begins as a copy of s.
 
-    Most of a state stays as it is in one step. So the features of p(s') are a network's output plus a term that says
-    "as before": gain times the one-hot planes for classes, s itself if the mean of the likelihood is its first
-    parameter, and gain (2 s - 1) if that parameter is a logit.
+    In one step most of a state does not change. So the features of p(s') are the sum of a network's output and of a
+    term that gives s' = s a high probability: gain times the one-hot planes for classes, s itself if the mean of the
+    likelihood is its first parameter, and gain (2 s - 1) if that parameter is a logit.
 
     Args:
         x_shape: The shape of one state.
         vocabulary: V, if a state holds whole numbers 0 .. V - 1; None if it holds real numbers.
         likelihood: Family of p(s'|...). None: `Classes` for whole numbers, else N(., sigma^2) with one learned sigma.
-        gain: How many nats the copy path gives to "as before" where the parameters are logits.
+        gain: The nats that this term adds to the logit of s' = s, if the parameters are logits.
 
     Raises:
         UserError: if the shape is not one of a state, or if the likelihood does not fit.

@@ -31,15 +31,15 @@ _MOST_OBJECTS = 6  # 720 orders are compared in each frame
 class STOVE(LatentVariableModel):
     """z_1 ~ p(z_1), z_t ~ N(f(z_(t-1)), s^2), x_t ~ N(the template painted at the O objects of z_t, sigma^2).
 
-    Use this model for video of objects that move and act on each other, bright on a dark ground, all the time in view:
-    it finds them without labels, follows them, and foresees where they go. Kossen, Stelzner, Hussing, Voelcker &
-    Kersting 2020, "Structured Object-Aware Physics Prediction for Video Modeling and Planning"
+    Use this model for video of objects that move and act on each other, bright on a dark ground and always in view. The
+    model finds the objects without labels, follows them, and predicts their places. Kossen, Stelzner, Hussing, Voelcker
+    & Kersting 2020, "Structured Object-Aware Physics Prediction for Video Modeling and Planning"
     (https://arxiv.org/abs/1910.02425), with a painted template in place of the sum-product network.
 
     The state z_t of an object is its position (x, y), velocity (x, y), latent (L numbers) and logit of its size. The
-    posterior q(z_t|x_t, z_(t-1)) is the normalised product of what the image says and of p(z_t|z_(t-1)); the objects
+    posterior q(z_t|x_t, z_(t-1)) is the normalised product of the image's Gaussians and of p(z_t|z_(t-1)); the objects
     that are found in an image are put in the order that fits f(z_(t-1)) best. So frame t's state depends on frames up
-    to t alone; that of frame 1 takes its velocity from frames 1 and 2. The one latent of a Trace is `z`
+    to t alone; the state of frame 1 takes its velocity from frames 1 and 2. The one latent of a Trace is `z`
     [K, B, T, O, 5 + L]. `found` has, in evaluation, `positions` [B, T, O, 2], the means of the filter.
 
     Args:
@@ -54,11 +54,12 @@ class STOVE(LatentVariableModel):
             half objects.
         encoder: Network from a window to the Gaussians of position and size.
         dynamics: f: `Interactions`, or `ConstantVelocity`, which learns nothing.
-        spread: s of position and latent. It is not learned: a learned one shrinks for the velocity until q ignores what
-            the images say.
-        velocity_spread: s of velocity. Each frame of a sampled roll-out adds its square to the squared velocity.
-        filtered: Whether q is the product. false: q(z_t|x_t, z_(t-1)) is what the image alone says (of the latent, what
-            p says), for comparison.
+        spread: s of position and latent. s is not learned, because a learned s of the velocity shrinks until q ignores
+            the images.
+        velocity_spread: s of velocity. Each frame of a sampled roll-out adds the square of this s to the squared
+            velocity.
+        filtered: Whether q is the product. false: q(z_t|x_t, z_(t-1)) is the image's Gaussian alone (for the latent,
+            that of p), for comparison.
         likelihood: Family of one frame given its mean. null: N(., sigma^2) with one learned sigma of at least 0.05.
         kwargs: Arguments of `LatentVariableModel`.
 
@@ -153,7 +154,7 @@ class STOVE(LatentVariableModel):
     # -- inference ------------------------------------------------------------------------------------------------
 
     def see(self, x: Tensor) -> Seen:
-        """Return what each frame alone says: mean and sd [B, T, O, 3] of position and size.
+        """Return the Gaussians of position and size from each frame alone: mean and sd [B, T, O, 3].
 
         Args:
             x: [B, T, C, H, W].
@@ -165,7 +166,7 @@ class STOVE(LatentVariableModel):
         """Follow the objects from frame to frame: z ~ q(z_1|x) prod_t q(z_t|x_t, z_(t-1)), [K, B, T, O, D].
 
         Args:
-            seen: What each frame says.
+            seen: The Gaussians of each frame, from `see`.
             num_samples: K.
         """
         q, now = self.q_start(seen)
@@ -185,7 +186,7 @@ class STOVE(LatentVariableModel):
         return Latent(torch.stack(zs, 2), _in_time(qs), _in_time(ps), draws=zs)
 
     def q_start(self, seen: Seen) -> tuple[Distribution, Seen]:
-        """q(z_1|x) from frames 1 and 2, with the batch shape [B] and the event shape [O, D], and what is seen first."""
+        """q(z_1|x) from frames 1 and 2, batch shape [B] and event shape [O, D]; and the Gaussians of frame 1."""
         first, second = (Seen(*(part[:, t] for part in seen)) for t in (0, 1))
         order = best_order(first.mean[..., :2], second.mean[..., :2])
         second = Seen(*(in_order(part, order) for part in second))
@@ -193,17 +194,17 @@ class STOVE(LatentVariableModel):
         return normal_product(q, self.start()) if self.latent_size else q, first
 
     def _latent_alone(self, p: Distribution) -> Distribution:
-        """What p(z_t|z_(t-1)) says of the latent, of which images say nothing; and nothing of all else."""
+        """p(z_t|z_(t-1)) with an infinite deviation for all but the latent, which no image shows."""
         at = torch.arange(5 + self.latent_size, device=p.mean.device)
         return normal(p.mean, torch.where((at >= 4) & (at < 4 + self.latent_size), p.stddev, torch.inf))
 
     def q_image(self, now: Seen, velocity: Tensor, other: Seen) -> Distribution:
-        """What images say of the state: N(position, velocity, size), and nothing of the latent.
+        """The images' Gaussian of the state; the latent, which no image shows, has an infinite deviation.
 
         Args:
-            now: What is seen, [..., O, 3].
+            now: The Gaussians of this frame, [..., O, 3].
             velocity: The mean of the velocity, [..., O, 2].
-            other: What is seen one frame before or after, whose error is part of that of the velocity.
+            other: The Gaussians of the frame before or after; their variance of the position is part of the velocity's.
         """
         (position, size), (sd, sd_size) = (part.split([2, 1], -1) for part in now)
         sd_velocity = (sd.square() + other.sd[..., :2].square()).sqrt()
@@ -224,19 +225,20 @@ class STOVE(LatentVariableModel):
 
     @torch.no_grad()
     def _means(self, seen: Seen) -> Tensor:
-        """The means of the filter, each given that of the frame before: [B, T, O, D]."""
+        """The means of the filter, each given the mean of the frame before: [B, T, O, D]."""
         with drawing(centre_or_sample):
             return self.filter(seen).z[0]
 
     @torch.no_grad()
     def predict_frames(self, x_seen: Tensor, horizon: int, sampled: bool = False) -> Rollout:
-        """Foresee the frames that follow.
+        """Predict the frames that follow.
 
         Args:
             x_seen: Frames [B, T, C, H, W], at least 2.
-            horizon: The number of frames to foresee, at least 1.
-            sampled: Whether each transition is drawn, by torch's global generator. false: its mean is taken. Means
-                slow down in the long run, because the mean over uncertain collisions is no motion; samples do not.
+            horizon: The number of frames to predict, at least 1.
+            sampled: Whether each transition is drawn, by torch's global generator. false: the mean of each transition
+                is taken. Means slow down in the long run, because the mean over uncertain collisions is no motion;
+                samples do not.
 
         Raises:
             UserError: if there is one frame only.

@@ -13,11 +13,11 @@ from vae_lightning.types import UserError
 
 
 class TransformerTranslator(Translator):
-    """Layers of attention that read, and layers of attention to the words before and to what was read that write.
+    """Layers that read the source by attention; layers that write by attention to the words before and to the source.
 
     Choose it for longer texts and more data than `GRUTranslator`, and for a GPU. Vaswani et al. 2017
-    (https://arxiv.org/abs/1706.03762), with the layer norm before each part. To write one more word, all before it are
-    read again. Places have vectors of sines, so that no weight depends on the length of a text.
+    (https://arxiv.org/abs/1706.03762), with the layer norm before each part. To write one more word, the layers read
+    all words before that word again. Places have vectors of sines, so that no weight depends on the length of a text.
 
     Args:
         num_source: The number of words of the source; the model sets it.
@@ -73,14 +73,14 @@ class TransformerTranslator(Translator):
 
 
 class Block(nn.Module):
-    """One layer: attention within a text, attention to what was read, and an MLP, each added to its input.
+    """One layer: attention within a text, attention to the source, and an MLP, each added to its input.
 
     Args:
         size: The length of the states.
         num_heads: The number of heads.
         hidden_size: The number of hidden units of the MLP.
         dropout: The share of numbers set to 0 in training.
-        looks: Whether the layer looks at what was read.
+        looks: Whether the layer has attention to the source.
     """
 
     def __init__(self, size: int, num_heads: int, hidden_size: int, dropout: float, looks: bool) -> None:
@@ -94,12 +94,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, bias: Tensor, memory: Memory | None = None) -> tuple[Tensor, Tensor]:
-        """Return the new states, [N, T, E], and what each looks at: of what was read, or of its own text.
+        """Return the new states, [N, T, E], and the weights of the attention to the source, or to the own text.
 
         Args:
             states: [N, T, E].
             bias: What is added to the scores within the text, which broadcasts against [N, T, T].
-            memory: What was read; None for a layer that does not look at it.
+            memory: The states of the source; None for a layer without attention to the source.
         """
         normed = self.norm_within(states)
         change, attention = self.within(normed, normed, bias)
@@ -128,8 +128,8 @@ class Attention(nn.Module):
         """Return [N, T, E], and the weights averaged over heads, [N, T, S].
 
         Args:
-            states: What looks, [N, T, E].
-            seen: What is looked at, [N, S, E].
+            states: The states that give the queries, [N, T, E].
+            seen: The states that give keys and values, [N, S, E].
             bias: What is added to the scores, which broadcasts against [N, T, S].
         """
         q, k, v = self._heads(self.query(states)), self._heads(self.key(seen)), self._heads(self.value(seen))

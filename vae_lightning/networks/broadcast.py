@@ -15,10 +15,11 @@ from vae_lightning.types import Network, Shape, UserError
 class SpatialBroadcast(Network):
     """features -> [C, H, W]: the features at each place beside the place's two coordinates, then convolutions.
 
-    Choose it for objects that can be anywhere: the coordinates tell a place, so the convolutions need not learn it.
-    Watters et al. 2019 (https://arxiv.org/abs/1901.07017). There all maps have the size of the image. Here the first
-    have 1 / 2^len(channels) of its height and width, and each layer doubles them: a convolution makes four maps of
-    one, the four corners of squares of 2 x 2 pixels (Shi et al. 2016, https://arxiv.org/abs/1609.05158).
+    Choose it for objects that can be anywhere: the maps hold the coordinates, so that the convolutions need not learn
+    places. Watters et al. 2019 (https://arxiv.org/abs/1901.07017). All maps of the paper have the size of the image.
+    The first maps of this class have 1 / 2^len(channels) of the image's height and width, and each layer doubles both:
+    a convolution makes four maps of one, the four corners of squares of 2 x 2 pixels (Shi et al. 2016,
+    https://arxiv.org/abs/1609.05158).
 
     Args:
         in_shape: Shape of the features; the model sets it.

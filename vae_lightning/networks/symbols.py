@@ -37,11 +37,11 @@ def embed(table: nn.Embedding, symbols: Tensor) -> Tensor:
 
 
 def shifted(embedded: Tensor, begin: Tensor) -> Tensor:
-    """Return what stands before each word: the begin vector, and all but the last word, [N, T, E].
+    """Return the vector before each word: the begin vector, then all words but the last, [N, T, E].
 
     Args:
         embedded: The vectors of the words, [N, T, E].
-        begin: What stands before the first, [E].
+        begin: The vector before the first word, [E].
     """
     return torch.cat((begin.expand(len(embedded), 1, -1).to(embedded.dtype), embedded[:, :-1]), 1)
 

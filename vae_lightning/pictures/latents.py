@@ -84,7 +84,7 @@ def traversals(
         picture = _in_rows(heading, {_caption(one): moved(one, steps) for one in drawn}, _places(steps, reach))
         if not moving or picture.frames is not None:
             return picture
-        clips = {str(one): moved(one, _FRAMES) for one in drawn}
+        clips = {one.short_name: moved(one, _FRAMES) for one in drawn}
         return replace(picture, frames=_there_and_back(title, clips))
 
 

@@ -12,7 +12,7 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -72,13 +72,8 @@ def decode(contents: bytes, name: str, shape: Shape, fit: Fit = "crop", grey_bit
         UserError: if the file is no whole image, has more than `MAX_PIXELS` pixels, or pixels without a fixed range.
             The message begins with `name`.
     """
-    channels, height, width = shape
-    mode = _MODES[channels]
-    try:
-        image = _in_mode(_upright(_open(contents)), mode, grey_bits)
-        return _pixels(_fitted(image, (width, height), fit), shape)
-    except Exception as error:  # a broken file can raise any exception in PIL's parsers
-        raise UserError(f"{name}: {_reason(error, contents)}") from error
+    with _in_one_line(name, contents):
+        return _pixels(_upright(_open(contents)), shape, fit, grey_bits)
 
 
 def open_image(contents: bytes, name: str) -> Image.Image:
@@ -91,10 +86,8 @@ def open_image(contents: bytes, name: str) -> Image.Image:
     Raises:
         UserError: if the file is no image. The message begins with `name`.
     """
-    try:
+    with _in_one_line(name, contents):
         return _open(contents)
-    except Exception as error:
-        raise UserError(f"{name}: {_reason(error, contents)}") from error
 
 
 def decode_image(image: Image.Image, name: str, shape: Shape, fit: Fit = "crop") -> np.ndarray:
@@ -109,11 +102,8 @@ def decode_image(image: Image.Image, name: str, shape: Shape, fit: Fit = "crop")
     Raises:
         UserError: if the pixels cannot be read. The message begins with `name`.
     """
-    channels, height, width = shape
-    try:
-        return _pixels(_fitted(_in_mode(image, _MODES[channels]), (width, height), fit), shape)
-    except Exception as error:
-        raise UserError(f"{name}: {_reason(error, b'image')}") from error
+    with _in_one_line(name, b"image"):
+        return _pixels(image, shape, fit)
 
 
 def decode_crop(
@@ -137,7 +127,7 @@ def decode_crop(
     """
     channels, height, width = shape
     left, upper, right, lower = box
-    try:
+    with _in_one_line(name, contents):
         image = _jpeg(contents, source_size) if channels == 3 else None
         if image is None:
             image = _aligned(contents, _MODES[channels], source_size)
@@ -146,8 +136,6 @@ def decode_crop(
         resized = F.interpolate(_chw(cropped)[None], (height, width), mode="bilinear", antialias=True)
         pixels = resized[0].numpy()
         return _without_hidden_colours(pixels)
-    except Exception as error:
-        raise UserError(f"{name}: {_reason(error, contents)}") from error
 
 
 def image_size(contents: bytes, name: str) -> tuple[int, int]:
@@ -160,14 +148,12 @@ def image_size(contents: bytes, name: str) -> tuple[int, int]:
     Raises:
         UserError: if the file is no image. The message begins with `name`.
     """
-    try:
+    with _in_one_line(name, contents):
         image = _open(contents)
         turned = False
         with contextlib.suppress(Exception):  # broken EXIF turns nothing
             turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
         return image.size[::-1] if turned else image.size
-    except Exception as error:
-        raise UserError(f"{name}: {_reason(error, contents)}") from error
 
 
 def check_shape(shape: Shape) -> None:
@@ -313,9 +299,10 @@ def _resize(
     return image.resize(size, Image.Resampling.BILINEAR, box)  # change `FILTER` with this line
 
 
-def _pixels(image: Image.Image, shape: Shape) -> np.ndarray:
-    """The pixels as uint8 [C, H, W], in memory of their own."""
+def _pixels(image: Image.Image, shape: Shape, fit: Fit, grey_bits: int = 16) -> np.ndarray:
+    """The pixels in the mode and the size of `shape`, as uint8 [C, H, W], in memory of their own."""
     channels, height, width = shape
+    image = _fitted(_in_mode(image, _MODES[channels], grey_bits), (width, height), fit)
     pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, channels)
     return _without_hidden_colours(pixels.transpose(2, 0, 1).copy())  # [C, H, W]
 
@@ -323,6 +310,15 @@ def _pixels(image: Image.Image, shape: Shape) -> np.ndarray:
 def _without_hidden_colours(pixels: np.ndarray) -> np.ndarray:
     """Set pixels of an RGBA image to black if they are fully transparent."""
     return pixels * (pixels[3:] > 0) if len(pixels) == 4 else pixels
+
+
+@contextlib.contextmanager
+def _in_one_line(name: str, contents: bytes) -> Iterator[None]:
+    """Raise a UserError that begins with the file's name for whatever the file makes PIL raise."""
+    try:
+        yield
+    except Exception as error:  # a broken file can raise any exception in PIL's parsers
+        raise UserError(f"{name}: {_reason(error, contents)}") from error
 
 
 def _reason(error: Exception, contents: bytes) -> str:

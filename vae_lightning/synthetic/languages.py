@@ -4,10 +4,10 @@
     Second:   lom teksa lar granda borgs li popula sagu
               the-in texas the-of largest city-of the inhabitants tell
 
-What belongs to a noun stands before the noun, so that the order of the parts is reversed. An article tells gender and
-case, or plural and case; an adjective has the ending of the gender; a noun has the ending of number and case. A query
-has one sentence. Nobody speaks this language: results on it are of two generated languages, not of translation between
-natural ones.
+The words that describe a noun stand before the noun, so that the order of the parts is reversed. An article tells
+gender and case, or plural and case; an adjective has the ending of the gender; a noun has the ending of number and
+case. A query has one sentence. Nobody speaks this language: results on it are of two generated languages, not of
+translation between natural ones.
 
 Measured over all 2,292 queries: 75 words, 8.3 in a sentence, 10 at most; no sentence belongs to two queries.
 """
@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 from vae_lightning.synthetic.queries import RIVERS, STATES, Query
 
 Case: TypeAlias = Literal["object", "of", "in"]
-"""What an English speaker says by the place in the sentence, by `of`, or by `in`."""
+"""A case: English marks the three by the place in the sentence, by `of`, and by `in`."""
 
 _NAMES = dict(
     zip(

@@ -12,6 +12,8 @@ from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.suggestions import OneLineParser
 from vae_lightning.types import UserError
 
+TRUST_HELP = "a package of your own whose classes a checkpoint or a run's config.yaml may name; may be repeated"
+
 
 class Parser(OneLineParser):
     """A command's parser, which raises UserError for a wrong argument.
@@ -26,13 +28,7 @@ class Parser(OneLineParser):
 
     def __init__(self, prog: str, description: str = "", add_help: bool = True) -> None:
         super().__init__(prog=prog, description=description, add_help=add_help, allow_abbrev=False)
-        self.add_argument(
-            "--trust",
-            action="append",
-            default=[],
-            metavar="PACKAGE",
-            help="a package of your own whose classes a checkpoint or a run's config.yaml may name; may be repeated",
-        )
+        self.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=TRUST_HELP)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message in one line.
@@ -52,6 +48,42 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder (its best checkpoint), or a checkpoint")
 
 
+def add_seed(parser: argparse.ArgumentParser, of: str = "the noise") -> None:
+    """Add `--seed`.
+
+    Args:
+        parser: The parser of the command.
+        of: What is drawn with the seed, for the help.
+    """
+    parser.add_argument("--seed", type=int, default=0, help=f"the seed of {of}")
+
+
+def add_output(parser: argparse.ArgumentParser, output: str) -> None:
+    """Add `--output`, the file or the folder that the command writes.
+
+    Args:
+        parser: The parser of the command.
+        output: The help: what is written, and where without the flag.
+    """
+    parser.add_argument("--output", type=Path, help=output)
+
+
+def check_at_least(arguments: argparse.Namespace, **lowest: int) -> None:
+    """Check that numbers that the user gave are not too small.
+
+    Args:
+        arguments: The parsed arguments. A number that is None was not given.
+        **lowest: The lowest value that each flag may have, by the flag's name.
+
+    Raises:
+        UserError: for the first number that is too small.
+    """
+    for name, least in lowest.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}; it must be at least {least}")
+
+
 def add_picture_arguments(
     parser: argparse.ArgumentParser,
     picture: str,
@@ -69,13 +101,9 @@ def add_picture_arguments(
     add_run(parser)
     if num_images is not None:
         parser.add_argument("--num_images", type=int, default=num_images, help=images)
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the noise")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help=f"the PNG file to write (clips also make a .gif, texts a .txt); default: images/{picture}.png in the "
-        "run's folder",
-    )
+    add_seed(parser)
+    output = "the PNG file to write (clips also make a .gif, texts a .txt)"
+    add_output(parser, f"{output}; default: images/{picture}.png in the run's folder")
 
 
 def checkpoint_and_output(arguments: argparse.Namespace, picture: str) -> tuple[Path, Path]:
@@ -88,8 +116,8 @@ def checkpoint_and_output(arguments: argparse.Namespace, picture: str) -> tuple[
     Raises:
         UserError: if RUN has no checkpoint, or `--num_images` is less than 1.
     """
-    if getattr(arguments, "num_images", 1) < 1:
-        raise UserError(f"--num_images is {arguments.num_images}; it must be at least 1")
+    if "num_images" in arguments:
+        check_at_least(arguments, num_images=1)
     checkpoint = best_checkpoint(arguments.run)
     return checkpoint, arguments.output or checkpoint.absolute().parent.parent / "images" / f"{picture}.png"
 

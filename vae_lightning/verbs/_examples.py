@@ -22,7 +22,7 @@ from vae_lightning.storage.decode import IMAGE_SUFFIXES
 from vae_lightning.storage.files import list_folder, no_folder
 from vae_lightning.storage.progress import Progress
 from vae_lightning.types import Batch, UserError
-from vae_lightning.verbs._arguments import add_run
+from vae_lightning.verbs._arguments import add_run, add_seed, check_at_least
 from vae_lightning.verbs._images import number_of_class
 
 _MOST_NAMES = 20
@@ -62,7 +62,7 @@ def add_example_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--folder", type=Path, help="a folder of images of your own, with all folders below it")
     parser.add_argument("--label", help="for a conditional model and files: the number or the name of their class")
     parser.add_argument("--batch_size", type=int, default=100, help="the number of images in memory at a time")
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the noise")
+    add_seed(parser)
 
 
 def examples_of(
@@ -79,8 +79,7 @@ def examples_of(
     Raises:
         UserError: if there are none.
     """
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch_size is {arguments.batch_size}; it must be at least 1")
+    check_at_least(arguments, batch_size=1)
     data = data_of(checkpoint, trusted, prepare=False)
     if arguments.folder is None:
         if arguments.label is not None:

@@ -21,7 +21,7 @@ from vae_lightning.runs.suggestions import hint
 from vae_lightning.runs.trust import refuse_address
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, not_written
 
 _NAME = re.compile(r"(?P<name>.+)-(?P<epoch>\d{4,})")
 _MOST_PIXELS = 2e8  # of all frames together: 600 MB
@@ -38,8 +38,7 @@ def make_parser(prog: str, description: str) -> Parser:
     add_run(parser)
     parser.add_argument("--picture", metavar="NAME", help="the name of the pictures, such as samples; default: all")
     parser.add_argument("--milliseconds", type=int, default=300, help="how long each picture is shown")
-    output = "the GIF file to write, of one picture alone; default: images/<name>.gif in the run's folder"
-    parser.add_argument("--output", type=Path, help=output)
+    add_output(parser, "the GIF file to write, of one picture alone; default: images/<name>.gif in the run's folder")
     return parser
 
 

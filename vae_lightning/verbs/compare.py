@@ -90,7 +90,8 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:  # noqa: ARG
         trusted: The packages that `--trust` names; not needed, because nothing is imported.
 
     Raises:
-        UserError: if fewer than two runs are given, or one twice.
+        UserError: if fewer than two runs are given, or one twice. With exit code 1, after everything is written: if the
+            numbers of a run are not put beside those of the first.
     """
     folders = [folder_of(path) for path in arguments.runs]
     if len(folders) < 2:
@@ -107,6 +108,25 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:  # noqa: ARG
     for compared in runs:
         for fault in compared.record.faults:
             print(printable(fault))
+    alike = _comparable(page, runs)
+    if len(alike) > 1:
+        _show_numbers(page, alike)
+        _show_curves(page, alike)
+    _show_settings(page, runs)
+    save_page(page, arguments.output)
+    kept = [one.name for one in alike]
+    if left_out := [name for name in names if name not in kept]:
+        others = ", ".join(left_out)
+        refusal = UserError(f"compare: the numbers of {others} are not put beside those of {names[0]}; see above")
+        refusal.exit_code = 1  # for scripts, which do not read the line above
+        raise refusal
+
+
+# -- what may be compared ----------------------------------------------------------------------------------------------
+
+
+def _comparable(page: Page, runs: Sequence[Compared]) -> list[Compared]:
+    """Return the first run and those that it can be compared with; print and add why each other run cannot."""
     alike = [runs[0]]
     for other in runs[1:]:
         reason = why_not_comparable(runs[0], other)
@@ -116,14 +136,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:  # noqa: ARG
             line = f"{runs[0].name} and {other.name}: numbers are not put side by side: {reason}"
             print(printable(line))
             page.text(line)
-    if len(alike) > 1:
-        _show_numbers(page, alike)
-        _show_curves(page, alike)
-    _show_settings(page, runs)
-    save_page(page, arguments.output)
-
-
-# -- what may be compared ----------------------------------------------------------------------------------------------
+    return alike
 
 
 def why_not_comparable(first: Compared, second: Compared) -> str | None:

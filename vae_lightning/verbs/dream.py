@@ -22,7 +22,7 @@ from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.trust import trust
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, check_at_least, not_written
 
 if TYPE_CHECKING:
     from vae_lightning.worlds.comparison import Comparison, Row
@@ -48,7 +48,7 @@ def make_parser(prog: str, description: str) -> Parser:
     parser.add_argument("--episodes", type=int, help=episodes)
     without = "train no agent in the real world, whose steps may be dear"
     parser.add_argument("--without_real", action="store_true", help=without)
-    parser.add_argument("--output", type=Path, help="the folder of the files; default: the run's folder")
+    add_output(parser, "the folder of the files; default: the run's folder")
     return parser
 
 
@@ -59,10 +59,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         arguments: The parsed arguments.
         trusted: The packages that `--trust` names.
     """
-    for name in ("worlds", "steps", "episodes"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1")
+    check_at_least(arguments, worlds=1, steps=1, episodes=1)
     if min(arguments.seeds) < 0:
         raise UserError(f"--seeds is {min(arguments.seeds)}; it must be at least 0")
     checkpoint = best_checkpoint(arguments.run)

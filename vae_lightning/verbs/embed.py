@@ -26,7 +26,7 @@ from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.suggestions import hint
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, not_written, write_picture
+from vae_lightning.verbs._arguments import Parser, add_output, not_written, write_picture
 from vae_lightning.verbs._examples import FolderExamples, Part, SplitExamples, add_example_arguments, examples_of
 from vae_lightning.verbs._tables import FORMATS, Rows, open_table, table_format
 
@@ -45,7 +45,7 @@ def make_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog, description)
     add_example_arguments(parser)
     parser.add_argument("--format", choices=FORMATS, help="the format of the table; default: npz, or --output's ending")
-    parser.add_argument("--output", type=Path, help="the table; default: embeddings-test.npz in the run's folder")
+    add_output(parser, "the table; default: embeddings-test.npz in the run's folder")
     parser.add_argument("--latent", help="the latent in the picture; default: the first one")
     return parser
 

@@ -43,7 +43,7 @@ from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.storage.loader import first_images
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, add_seed, not_written
 from vae_lightning.verbs._card import card, read_recipe, read_results
 
 _PACKAGES = {
@@ -66,8 +66,8 @@ def make_parser(prog: str, description: str) -> Parser:
     add_run(parser)
     formats = "onnx (onnxruntime), pt2 (torch alone), safetensors (weights and config), hub (files for huggingface.co)"
     parser.add_argument("--format", required=True, choices=tuple(_PACKAGES), help=formats)
-    parser.add_argument("--output", type=Path, help="the folder to write to; default: export in the run's folder")
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the latents that the files are compared at")
+    add_output(parser, "the folder to write to; default: export in the run's folder")
+    add_seed(parser, "the latents that the files are compared at")
     parser.add_argument("--upload", metavar="REPO", help="with --format hub: the repository to upload to, user/name")
     return parser
 

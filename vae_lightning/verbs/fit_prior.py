@@ -41,7 +41,7 @@ from vae_lightning.runs.whole_files import file_digest, write_whole
 from vae_lightning.trace import distribution_name
 from vae_lightning.types import Batch, UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import add_run
+from vae_lightning.verbs._arguments import TRUST_HELP, add_run, add_seed
 
 
 @dataclass(frozen=True)
@@ -303,9 +303,8 @@ def make_parser(prog: str, description: str) -> ArgumentParser:
         default=MixtureOfFullNormals,
         help="the class of the density; its arguments are --prior.NAME",
     )
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the noise and of the density's initial values")
-    trust_help = "a package of your own whose classes a checkpoint or a run's config.yaml may name; may be repeated"
-    parser.add_argument("--trust", metavar="PACKAGE", help=trust_help)  # `cli.dispatch` reads the value
+    add_seed(parser, "the noise and of the density's initial values")
+    parser.add_argument("--trust", metavar="PACKAGE", help=TRUST_HELP)  # `cli.dispatch` reads the value
     return parser
 
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlparse
 
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser
+from vae_lightning.verbs._arguments import Parser, add_output
 
 PACKAGE = Path(__file__).parents[1]
 TEMPLATES = PACKAGE / "templates"
@@ -40,7 +40,7 @@ def make_parser(prog: str, description: str) -> Parser:
     """
     parser = Parser(prog, description)
     parser.add_argument("name", metavar="NAME", help="the name of the package, such as my_project")
-    parser.add_argument("--output", type=Path, help="the folder to make; default: NAME in the present folder")
+    add_output(parser, "the folder to make; default: NAME in the present folder")
     return parser
 
 

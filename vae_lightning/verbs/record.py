@@ -18,7 +18,7 @@ from vae_lightning.runs.trust import TRUSTED, trust
 from vae_lightning.storage.recordings import require_free_folder, write_recording
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser
+from vae_lightning.verbs._arguments import Parser, add_seed
 
 
 def make_parser(prog: str, description: str) -> Parser:
@@ -32,7 +32,7 @@ def make_parser(prog: str, description: str) -> Parser:
     parser.add_argument("environment", metavar="ENV", help="a name of gymnasium, such as CartPole-v1")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write; it must not hold files")
     parser.add_argument("--steps", type=int, default=20_000, help="the number of steps")
-    parser.add_argument("--seed", type=int, default=0, help="the seed of the environment and of the policy")
+    add_seed(parser, "the environment and of the policy")
     env_args = "arguments of gymnasium.make, such as max_episode_steps=200; write them last"
     parser.add_argument("--env_args", "--env-args", nargs="*", default=[], metavar="NAME=VALUE", help=env_args)
     policy = "a function of (observation, numpy generator) to an action, such as my_pkg.policies.act; default: uniform"

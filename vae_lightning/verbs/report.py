@@ -31,7 +31,7 @@ from vae_lightning.runs.record import (
     state_of,
 )
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, not_written
 
 MEANINGS = {
     "nll": "-log p(x) by importance sampling, an upper bound on average. Lower is better",
@@ -110,7 +110,7 @@ def make_parser(prog: str, description: str) -> Parser:
     """
     parser = Parser(prog, description)
     add_run(parser)
-    parser.add_argument("--output", type=Path, help=f"the HTML file to write; default: {REPORT} in the run's folder")
+    add_output(parser, f"the HTML file to write; default: {REPORT} in the run's folder")
     return parser
 
 

@@ -25,7 +25,7 @@ from vae_lightning.pictures.shown import on_device
 from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, check_at_least, not_written
 from vae_lightning.verbs._examples import Part, add_example_arguments, examples_of
 from vae_lightning.verbs._tables import open_table
 
@@ -55,7 +55,7 @@ def make_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog, description)
     add_example_arguments(parser)
     parser.add_argument("--num_samples", type=int, default=20, help="K, the number of importance samples")
-    parser.add_argument("--output", type=Path, help="the csv file; default: scores-test.csv in the run's folder")
+    add_output(parser, "the csv file; default: scores-test.csv in the run's folder")
     return parser
 
 
@@ -66,8 +66,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         arguments: The parsed arguments.
         trusted: The packages that `--trust` names.
     """
-    if arguments.num_samples < 1:
-        raise UserError(f"--num_samples is {arguments.num_samples}; it must be at least 1")
+    check_at_least(arguments, num_samples=1)
     checkpoint = best_checkpoint(arguments.run)
     model = load_model(checkpoint, trusted).to("cuda" if torch.cuda.is_available() else "cpu")
     examples = examples_of(arguments, checkpoint, trusted, model)

@@ -25,7 +25,7 @@ from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.types import PADDING, UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_run, not_written, write_picture
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, not_written, write_picture
 
 _AT_ONCE = 256  # lines
 _MAPS, _CELL, _SIDE = 3, (18, 72), 1600  # lines in the picture of attention; pixels of a word's cell, of the picture
@@ -43,7 +43,7 @@ def make_parser(prog: str, description: str) -> Parser:
     file_help = "a text in UTF-8 with a sentence in each line, words with spaces between them; -: the standard input"
     parser.add_argument("file", metavar="FILE", nargs="?", default="-", help=file_help)
     parser.add_argument("--reverse", action="store_true", help="from the other text x to sentences")
-    parser.add_argument("--output", type=Path, help="the file to write; default: the standard output")
+    add_output(parser, "the file to write; default: the standard output")
     attention = f"a PNG file: which words the reader looks at, for the first {_MAPS} lines"
     parser.add_argument("--attention", type=Path, metavar="PNG", help=attention)
     return parser

@@ -15,7 +15,13 @@ from vae_lightning.models.loading import load_model
 from vae_lightning.pictures import traversals
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
+from vae_lightning.verbs._arguments import (
+    Parser,
+    add_picture_arguments,
+    check_at_least,
+    checkpoint_and_output,
+    write_picture,
+)
 from vae_lightning.verbs._images import (
     FILE_OR_INDEX,
     check_decodes,
@@ -57,9 +63,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         arguments: The parsed arguments.
         trusted: The packages that `--trust` names.
     """
-    for name, least in (("steps", 2), ("rows", 1), ("num_images", 2)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least {least}")
+    check_at_least(arguments, steps=2, rows=1, num_images=2)
     if not 0 < arguments.reach < torch.inf:
         raise UserError(f"--reach is {arguments.reach}; it must be above 0, such as 2")
     checkpoint, output = checkpoint_and_output(arguments, "traverse")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from vae_lightning.types import UserError
@@ -162,6 +163,8 @@ def train(
     algorithm: type[PPO] | type[DQN] = PPO if kind == "ppo" else DQN
     settings = {**_SETTINGS[kind], **policy_settings, "seed": seed, "device": "cpu"}
     agent = algorithm(policy, environments, **settings)
+    # without a logger, stable-baselines3 leaves an empty folder SB3-<date> in the system's folder of temporary files
+    agent.set_logger(Logger(folder=None, output_formats=[]))
     watch = _Watch(test, max(1, steps // points))
     agent.learn(steps, callback=watch)
     watch.look()
