@@ -91,6 +91,17 @@ def test_writing_takes_the_likeliest_words_that_predicting_gives(recipe: Transla
     assert (text[~alive] == PADDING).all()
 
 
+def test_each_text_is_written_up_to_its_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    translator, words = GRU(6, 5), torch.tensor([[3, 0, 4, 2], [2, 2, 0, 3], [4, 4, 4, 4]])
+
+    def step(_: object, before: Tensor | None, place: int | None) -> tuple[Tensor, int]:
+        return F.one_hot(words[:, place or 0], 5).float(), (place or 0) + 1
+
+    monkeypatch.setattr(translator, "step", step)
+    text = translator.write(translator.read(SOURCE), 4)
+    assert text.tolist() == [[3, 0, PADDING, PADDING], [2, 2, 0, PADDING], [4, 4, 4, 4]]
+
+
 @both
 def test_soft_words_are_written_as_one_hot_ones(recipe: TranslatorRecipe) -> None:
     """Steps fed with one-hot words give the logits of whole numbers."""
