@@ -169,6 +169,16 @@ def test_bad_settings_are_one_line(arguments: dict[str, Any], message: str) -> N
         ToyQueries(**arguments)
 
 
+@KINDS
+def test_more_pairs_than_the_grammar_has_are_refused_before_they_are_drawn(kind: type[GeneratedTexts]) -> None:
+    counts = {}
+    for split, name in zip(SPLITS, ("num_pairs", "num_val", "num_test"), strict=True):
+        with pytest.raises(UserError, match=rf"{name} is 1,000,000; {split} has [\d,]+ different pairs") as error:
+            _ = kind(**{**SMALL, name: 1_000_000}).vocabulary
+        counts[split] = int(str(error.value).split(" has ")[1].split()[0].replace(",", ""))
+    assert sum(counts.values()) == sum(len(queries.paraphrases(query)) for query in queries.all_queries().values())
+
+
 def test_more_pairs_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vae_lightning.data.queries._DRAWS", 1)
     with pytest.raises(UserError, match=r"60 pairs were drawn; \d+ of them are different and of test, and 60"):
@@ -178,8 +188,8 @@ def test_more_pairs_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("field", "line", "message"),
     [
-        ("sentence", "", "line 2 has 0 words; a sentence has 1 to 19, as in the data"),
-        ("x", "answer " * 10, "line 2 has 10 words; a x has 1 to 9"),
+        ("sentence", "", "line 2 has 0 words; a text of sentence has 1 to 19, as in the data"),
+        ("x", "answer " * 10, "line 2 has 10 words; a text of x has 1 to 9"),
         ("sentense", "texas", r"has the fields x and sentence, and no sentense \(did you mean sentence\?\)"),
     ],
 )
