@@ -240,7 +240,7 @@ def test_the_options_of_the_page_are_those_of_the_data(write: Write) -> None:
 def test_the_command_of_the_page_checks_the_files(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (command,) = re.findall(r"```sh\nvae-lightning (.*?)\n```", PAGE)
+    (command, *_) = re.findall(r"^vae-lightning (.*)$", PAGE, re.MULTILINE)
     folder = write({"pairs.test.tsv": "the house\tdas Haus\n"})
     monkeypatch.chdir(folder.parent)
     assert main(shlex.split(command.replace("my_pairs", folder.name))) == 0
@@ -248,6 +248,31 @@ def test_the_command_of_the_page_checks_the_files(
     (folder / "pairs.val.tsv").write_text("a sun Sonne\n")
     assert main(shlex.split(command.replace("my_pairs", folder.name))) == 1
     assert "pairs.val.tsv: line 1 has 1 column" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_train_and_translate(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write({"pairs.test.tsv": "the house\tdas Haus\n", "../sentences.txt": "a red sun\n\nthe house\n"})
+    monkeypatch.chdir(folder.parent)
+    _, train, translate = (
+        shlex.split(line.replace("my_pairs", folder.name))
+        for line in re.findall(r"^vae-lightning (.*)$", PAGE, re.MULTILINE)
+    )
+    quick = ("--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.accelerator=cpu", "--nll.num_samples=1")
+    assert main([*train, *quick, "--trainer.check_val_every_n_epoch=1"]) == 0
+    assert "train: 4 pairs, 2 x without a sentence" in capsys.readouterr().out
+    assert main(translate) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+    assert Path("attention.png").is_file()
+    train_file = folder / "pairs.train.tsv"
+    train_file.write_text(train_file.read_text().replace("red", "blue"))
+    run = "runs/seq4/translation/mine"
+    test = ("test", "-c", f"{run}/config.yaml", f"--ckpt_path={run}", "--trainer.logger=false")
+    for command in (translate, test, ("sample", run)):
+        assert main([*command]) in (1, 2)
+        assert "the words of sentence are not those that the model was trained on" in capsys.readouterr().err
 
 
 def form(logic: str, split: str, *sentences: tuple[str, str]) -> dict[str, Any]:

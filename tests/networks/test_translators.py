@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -94,8 +95,9 @@ def test_writing_takes_the_likeliest_words_that_predicting_gives(recipe: Transla
 def test_each_text_is_written_up_to_its_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
     translator, words = GRU(6, 5), torch.tensor([[3, 0, 4, 2], [2, 2, 0, 3], [4, 4, 4, 4]])
 
-    def step(_: object, before: Tensor | None, place: int | None) -> tuple[Tensor, int]:
-        return F.one_hot(words[:, place or 0], 5).float(), (place or 0) + 1
+    def step(*arguments: Any) -> tuple[Tensor, int]:
+        place = arguments[-1] or 0
+        return F.one_hot(words[:, place], 5).float(), place + 1
 
     monkeypatch.setattr(translator, "step", step)
     text = translator.write(translator.read(SOURCE), 4)
@@ -134,6 +136,20 @@ def test_the_language_model_reads_what_is_before_and_soft_words_alike() -> None:
     assert ((model(changed) - found).abs().amax(-1)[0] > 1e-6).tolist() == [False, False, False, True, True]
     soft = F.one_hot(SOURCE.clamp(min=0), 6).float()
     torch.testing.assert_close(model(soft), found)
+
+
+@both
+def test_words_and_features_are_dropped_in_training(recipe: TranslatorRecipe) -> None:
+    """With nearly all of them dropped nothing of the source is left, and logits are the bias."""
+    translator = recipe(6, 5, dropout=1 - 1e-7)  # type: ignore[call-arg]
+    words = torch.randint(2, 6, SOURCE.shape)
+    other = torch.where(SOURCE > END_TOKEN, words, SOURCE)
+    torch.testing.assert_close(translator.read(SOURCE).states, translator.read(other).states)
+    torch.testing.assert_close(logits(translator, SOURCE, TARGET), translator.bias.expand(3, 4, -1))
+    language, seen = LanguageModel(6, 4, 5, dropout=1 - 1e-7), []
+    language.gru.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.testing.assert_close(language(SOURCE), language.output.bias.expand(3, 5, -1))
+    assert not seen[0].any()
 
 
 def test_shares_without_the_unknown_word() -> None:

@@ -61,9 +61,22 @@ def data_of(checkpoint: Path, trusted: list[str], prepare: bool = True) -> DataM
     data.prints_notes = False  # the training has printed them
     if prepare:
         data.prepare_data()
-    if prepare and type(data).load_state_dict is not DataModule.load_state_dict:  # texts, whose words have numbers
-        data.load_state_dict(read_checkpoint(checkpoint).get(type(data).__qualname__, {}))
+        check_unchanged(data, checkpoint)
     return data
+
+
+def check_unchanged(data: DataModule, checkpoint: Path) -> None:
+    """Let data whose files give numbers a meaning, as texts do, look at what the checkpoint keeps of the training's.
+
+    Args:
+        data: The data, after `prepare_data`.
+        checkpoint: The checkpoint of the run.
+
+    Raises:
+        UserError: if the data have changed in a way that the model cannot bear.
+    """
+    if type(data).load_state_dict is not DataModule.load_state_dict:
+        data.load_state_dict(read_checkpoint(checkpoint).get(type(data).__qualname__, {}))
 
 
 def _what_the_class_said(error: BaseException | None) -> UserError | None:
