@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae_lightning.networks import GRUTranslator, LanguageModel, TransformerTranslator
-from vae_lightning.networks.attention import places
+from vae_lightning.networks.attention import Attention, places
 from vae_lightning.networks.symbols import alive_until_end, with_unknown, without_unknown
 from vae_lightning.networks.translators import SoftGRU, TranslatorRecipe
 from vae_lightning.types import END_TOKEN, PADDING, UNKNOWN_TOKEN, UserError
@@ -158,9 +159,23 @@ def test_shares_without_the_unknown_word() -> None:
     assert torch.equal(with_unknown(without_unknown(values)), torch.tensor([[0.1, 0.0, 0.3, 0.4]]))
 
 
+def test_attention_is_that_of_torch() -> None:
+    attention, states, seen, bias = Attention(8, 2), torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 3, 5)
+    q, k, v = (
+        layer(of).view(2, -1, 2, 4).transpose(1, 2)
+        for layer, of in ((attention.query, states), (attention.key, seen), (attention.value, seen))
+    )
+    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None])
+    expected = attention.output(heads.transpose(1, 2).reshape(2, 3, 8))
+    torch.testing.assert_close(attention(states, seen, bias)[0], expected)
+
+
 def test_places_differ() -> None:
     vectors = places(torch.zeros(1, 50, 8))
     assert torch.cdist(vectors, vectors).fill_diagonal_(1).min() > 0.1
+    angles = [3 * 10_000 ** (-2 * i / 8) for i in range(4)]  # of place 3
+    expected = [wave(angle) for angle in angles for wave in (math.sin, math.cos)]
+    torch.testing.assert_close(vectors[3], torch.tensor(expected))
     torch.testing.assert_close(vectors[:, 0::2] ** 2 + vectors[:, 1::2] ** 2, torch.ones(50, 4))
 
 
