@@ -71,6 +71,8 @@ def test_pairs_and_lone_texts_are_read(write: Write, capsys: pytest.CaptureFixtu
     assert [len(rows["x"]) for rows in data.train_dataloader()] == [3, 3]
     printed = capsys.readouterr().out
     assert "test: unknown words: 1 of 4 in sentence, 0 of 4 in x" in printed
+    assert "val: 0 of 1 x stand in train, too" in printed
+    assert "test: 0 of 2 x stand in train, too" in printed
     assert "unlabelled.txt: 1 x of val or test are left out" in printed
 
 
@@ -135,6 +137,8 @@ def test_a_pool_of_pairs_keeps_its_sentences(write: Write) -> None:
 def test_texts_of_the_test_are_used_if_the_user_asks(write: Write) -> None:
     assert "das Haus" in ParallelText(str(write()), unlabelled_test=True).unlabelled()
     assert not ParallelText(str(write({"unlabelled.txt": ""})), num_pairs=4).unlabelled()
+    held_out = "das Haus\neine Sonne\ndas\n"  # of test, of val, and of neither
+    assert ParallelText(str(write({"unlabelled.txt": held_out}))).unlabelled() == ["das"]
 
 
 def test_files_of_other_systems_are_read(write: Write) -> None:
@@ -180,6 +184,7 @@ def test_long_lines_are_counted_and_named(write: Write) -> None:
     assert refused(folder, max_words=4).startswith(f"{found}; the longest has 6: shorten them, raise --data.max_words")
     data = ParallelText(str(folder), max_words=4, long_lines="leave_out", max_unknown=1)
     assert len(data.pairs("train")) == 4
+    assert len(ParallelText(str(folder), max_words=6, max_unknown=1).pairs("train")) == 11  # the limit is allowed
     assert f"{folder}/{found}; they are left out" in data.facts()
 
 
