@@ -71,6 +71,8 @@ def test_pairs_and_lone_texts_are_read(write: Write, capsys: pytest.CaptureFixtu
     assert [len(rows["x"]) for rows in data.train_dataloader()] == [3, 3]
     printed = capsys.readouterr().out
     assert "test: unknown words: 1 of 4 in sentence, 0 of 4 in x" in printed
+    assert "val: 0 of 1 x stand in train, too" in printed
+    assert "test: 0 of 2 x stand in train, too" in printed
     assert "unlabelled.txt: 1 x of val or test are left out" in printed
 
 
@@ -81,7 +83,26 @@ def test_words_that_training_has_not_are_unknown(write: Write) -> None:
     rare = ParallelText(str(write()), max_unknown=1, min_count=2)
     assert rare.words["sentence"].words[2:] == ("a", "house", "red", "sun", "the")
     assert "rotes" not in rare.words["x"]
-    assert len(ParallelText(str(write()), lowercase=True).words["x"].words) == 9
+    assert len(ParallelText(str(write()), lowercase=True, max_unknown=1).words["x"].words) == 9
+
+
+def test_a_line_is_read_as_the_data_are(write: Write) -> None:
+    """In small letters, if the data are."""
+    small = ParallelText(str(write()), lowercase=True, max_unknown=1)
+    tokens, unknown = small.encode("sentence", ["The RED house"])
+    assert unknown == 0
+    assert small.decode("sentence", tokens) == ["the red house"]
+    assert ParallelText(str(write()), max_unknown=1).encode("sentence", ["The RED house"])[1] == 2
+
+
+def test_a_model_of_other_words_is_refused(write: Write) -> None:
+    """A checkpoint keeps what the numbers of words stood for. A word renamed has the same number of words."""
+    state = ParallelText(str(write()), max_unknown=1).state_dict()
+    ParallelText(str(write({"pairs.test.tsv": "the sun\tdie Sonne\n"})), max_unknown=1).load_state_dict(state)
+    renamed = ParallelText(str(write({"pairs.train.tsv": TRAIN.replace("red", "blue")})), max_unknown=1)
+    with pytest.raises(UserError, match="ParallelText: the words of sentence are not those that the model was trained"):
+        renamed.load_state_dict(state)
+    renamed.load_state_dict({})  # an older checkpoint has none
 
 
 def test_the_names_of_end_and_unknown_are_unknown_words_in_a_text() -> None:
@@ -116,6 +137,8 @@ def test_a_pool_of_pairs_keeps_its_sentences(write: Write) -> None:
 def test_texts_of_the_test_are_used_if_the_user_asks(write: Write) -> None:
     assert "das Haus" in ParallelText(str(write()), unlabelled_test=True).unlabelled()
     assert not ParallelText(str(write({"unlabelled.txt": ""})), num_pairs=4).unlabelled()
+    held_out = "das Haus\neine Sonne\ndas\n"  # of test, of val, and of neither
+    assert ParallelText(str(write({"unlabelled.txt": held_out}))).unlabelled() == ["das"]
 
 
 def test_files_of_other_systems_are_read(write: Write) -> None:
@@ -141,6 +164,7 @@ def test_files_of_other_systems_are_read(write: Write) -> None:
         ("pairs.train.tsv", TRAIN.encode("utf-16-le"), "holds zero bytes, as UTF-16 does"),
         ("pairs.train.tsv", TRAIN.encode("utf-16"), "line 1 is not in UTF-8 (byte 0xff)"),
         ("pairs.val.tsv", "\n \n", "holds no pair for val"),
+        ("pairs.val.tsv", "a sun\tSonne\n\t\n", "line 2 has nothing in column 1; complete or delete it"),
     ],
 )
 def test_a_bad_file_is_one_line(write: Write, name: str, contents: Any, message: str) -> None:
@@ -158,9 +182,17 @@ def test_long_lines_are_counted_and_named(write: Write) -> None:
     folder = write({"pairs.train.tsv": TRAIN + "one two three four five\teins\n" + "a\tb c d e f g\n" * 6})
     found = "pairs.train.tsv: 7 of 11 lines have more than 4 words in a text: lines 6, 7, 8, 9, 10 and 2 more"
     assert refused(folder, max_words=4).startswith(f"{found}; the longest has 6: shorten them, raise --data.max_words")
-    data = ParallelText(str(folder), max_words=4, long_lines="leave_out")
+    data = ParallelText(str(folder), max_words=4, long_lines="leave_out", max_unknown=1)
     assert len(data.pairs("train")) == 4
+    assert len(ParallelText(str(folder), max_words=6, max_unknown=1).pairs("train")) == 11  # the limit is allowed
     assert f"{folder}/{found}; they are left out" in data.facts()
+
+
+def test_wrong_files_are_refused_when_the_model_asks_for_sizes(write: Write) -> None:
+    """Before a run has begun: the command then ends with exit code 2, and leaves no run behind."""
+    for options in ({"num_pairs": 5}, {"max_unknown": 0.2}):
+        with pytest.raises(UserError, match=r"num_pairs is 5|not known from training"):
+            _ = ParallelText(str(write()), **{"max_unknown": 1, **options}).vocabulary
 
 
 def test_too_many_unknown_words_are_one_line(write: Write) -> None:
@@ -213,7 +245,7 @@ def test_the_options_of_the_page_are_those_of_the_data(write: Write) -> None:
 def test_the_command_of_the_page_checks_the_files(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (command,) = re.findall(r"```sh\nvae-lightning (.*?)\n```", PAGE)
+    (command, *_) = re.findall(r"^vae-lightning (.*)$", PAGE, re.MULTILINE)
     folder = write({"pairs.test.tsv": "the house\tdas Haus\n"})
     monkeypatch.chdir(folder.parent)
     assert main(shlex.split(command.replace("my_pairs", folder.name))) == 0
@@ -221,6 +253,31 @@ def test_the_command_of_the_page_checks_the_files(
     (folder / "pairs.val.tsv").write_text("a sun Sonne\n")
     assert main(shlex.split(command.replace("my_pairs", folder.name))) == 1
     assert "pairs.val.tsv: line 1 has 1 column" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_train_and_translate(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write({"pairs.test.tsv": "the house\tdas Haus\n", "../sentences.txt": "a red sun\n\nthe house\n"})
+    monkeypatch.chdir(folder.parent)
+    _, train, translate = (
+        shlex.split(line.replace("my_pairs", folder.name))
+        for line in re.findall(r"^vae-lightning (.*)$", PAGE, re.MULTILINE)
+    )
+    quick = ("--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.accelerator=cpu", "--nll.num_samples=1")
+    assert main([*train, *quick, "--trainer.check_val_every_n_epoch=1"]) == 0
+    assert "train: 4 pairs, 2 x without a sentence" in capsys.readouterr().out
+    assert main(translate) == 0
+    assert capsys.readouterr().out.count("\n") == 3
+    assert Path("attention.png").is_file()
+    train_file = folder / "pairs.train.tsv"
+    train_file.write_text(train_file.read_text().replace("red", "blue"))
+    run = "runs/seq4/translation/mine"
+    test = ("test", "-c", f"{run}/config.yaml", f"--ckpt_path={run}", "--trainer.logger=false")
+    for command in (translate, test, ("sample", run)):
+        assert main([*command]) in (1, 2)
+        assert "the words of sentence are not those that the model was trained on" in capsys.readouterr().err
 
 
 def form(logic: str, split: str, *sentences: tuple[str, str]) -> dict[str, Any]:
@@ -249,6 +306,8 @@ def test_the_published_form_of_geoquery_is_read(tmp_path: Path) -> None:
         ["the size", "the river"],
         ["name it"],
     ]
+    small = GeoQuery(geo(tmp_path, GEO), lowercase=True)
+    assert small.pairs("test")[0].x == "( a , capital ( var0 ) )"
     by_query = GeoQuery(geo(tmp_path, GEO), by="query")
     assert [[pair.x for pair in by_query.pairs(split)] for split in ("train", "val", "test")] == [
         ["( A , capital ( var0 ) )"] * 2,
@@ -264,6 +323,7 @@ def test_the_published_form_of_geoquery_is_read(tmp_path: Path) -> None:
         ({"logic": []}, "is not the published file, a list of forms"),
         ([], "is not the published file"),
         ([{"logic": ["a"], "sentences": [{"text": "b"}], "query-split": "train"}], "is not the published file"),
+        ([form("( A )", "train", (5, "train"))], "is not the published file"),  # type: ignore[arg-type]
         (GEO[:1], "holds no pair for val"),
     ],
 )

@@ -13,6 +13,7 @@ from vae_lightning.data import GeneratedTexts, GeneratedTranslation, ToyQueries
 from vae_lightning.data.module import SPLITS
 from vae_lightning.models import VAE
 from vae_lightning.storage.loader import Loader
+from vae_lightning.storage.transforms import Draw
 from vae_lightning.synthetic import queries
 from vae_lightning.types import END_TOKEN, PADDING, Batch, UserError
 from vae_lightning.verbs import check_data
@@ -39,6 +40,13 @@ def test_forms_of_the_test_are_new(kind: type[GeneratedTexts]) -> None:
     assert [len(set(data.pairs(split))) for split in SPLITS] == [50, 100, 400]
     assert len(data.unlabelled()) == 500
     assert data.facts()[-1] == "test: 0 of 400 x stand in train, too"
+
+
+def test_a_tenth_of_the_queries_is_of_val_and_two_tenths_of_test() -> None:
+    data, every = ToyQueries(**SMALL), queries.all_queries().values()
+    splits = [data.split_of(query) for query in every]
+    for split, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
+        assert splits.count(split) / len(every) == pytest.approx(share, abs=0.03)  # type: ignore[arg-type]
 
 
 def test_the_test_may_be_seen_without_its_sentences_if_the_user_asks() -> None:
@@ -128,6 +136,30 @@ def test_both_ways_of_training_see_the_same_pairs_at_the_same_steps(batch_size: 
             assert all(labelled[name].dtype == values.dtype for name, values in both.items())
 
 
+@pytest.mark.parametrize("use_unlabelled", [True, False])
+def test_each_of_two_ranks_has_as_many_labelled_examples(use_unlabelled: bool) -> None:
+    """So that the mean over ranks of means over known sentences is the mean over all. The last batch is short."""
+    data = ToyQueries(num_pairs=11, batch_size=16, use_unlabelled=use_unlabelled, **SMALL)
+    ranks = [
+        Loader(data.examples("train"), 16, True, data.batch_transform("train"), rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
+    assert len(ranks[0]) == len(ranks[1]) == 5
+    for first, second in zip(*ranks, strict=True):
+        assert int(first["known"].sum()) == int(second["known"].sum()) == len(first["x"]) // (1 + use_unlabelled)
+        assert len(first["x"]) == len(second["x"])
+
+
+def test_a_batch_without_a_pair_becomes_one_of_a_pair() -> None:
+    data = ToyQueries(num_pairs=10, use_unlabelled=False, **SMALL)
+    examples, transform = data.examples("train"), data.batch_transform("train")
+    for number in range(10, 23):
+        index = torch.tensor([number])
+        found = transform.apply(examples.select(index), Draw(index, 0, 0, len(examples)))
+        assert found["known"].tolist() == [True]
+        assert data.show_field("sentence", found["sentence"]) == [data.pairs("train")[number % 10].sentence]
+
+
 def test_a_resumed_run_goes_on_with_the_same_pairs() -> None:
     data = ToyQueries(num_pairs=10, batch_size=16, use_unlabelled=False, **SMALL)
     whole = list(epoch(data, 3))
@@ -169,6 +201,16 @@ def test_bad_settings_are_one_line(arguments: dict[str, Any], message: str) -> N
         ToyQueries(**arguments)
 
 
+@KINDS
+def test_more_pairs_than_the_grammar_has_are_refused_before_they_are_drawn(kind: type[GeneratedTexts]) -> None:
+    counts = {}
+    for split, name in zip(SPLITS, ("num_pairs", "num_val", "num_test"), strict=True):
+        with pytest.raises(UserError, match=rf"{name} is 1,000,000; {split} has [\d,]+ different pairs") as error:
+            _ = kind(**{**SMALL, name: 1_000_000}).vocabulary
+        counts[split] = int(str(error.value).split(" has ")[1].split()[0].replace(",", ""))
+    assert sum(counts.values()) == sum(len(queries.paraphrases(query)) for query in queries.all_queries().values())
+
+
 def test_more_pairs_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vae_lightning.data.queries._DRAWS", 1)
     with pytest.raises(UserError, match=r"60 pairs were drawn; \d+ of them are different and of test, and 60"):
@@ -178,8 +220,8 @@ def test_more_pairs_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("field", "line", "message"),
     [
-        ("sentence", "", "line 2 has 0 words; a sentence has 1 to 19, as in the data"),
-        ("x", "answer " * 10, "line 2 has 10 words; a x has 1 to 9"),
+        ("sentence", "", "line 2 has 0 words; a text of sentence has 1 to 19, as in the data"),
+        ("x", "answer " * 10, "line 2 has 10 words; a text of x has 1 to 9"),
         ("sentense", "texas", r"has the fields x and sentence, and no sentense \(did you mean sentence\?\)"),
     ],
 )

@@ -119,6 +119,9 @@ def test_a_text_without_an_end_is_not_the_truth() -> None:
     batch = batch_of(X[:2], SENTENCES[:2])
     found = scores((trace_of(batch, tokens=encode("x", ["a b c d e", "b"])[:, :5]), batch))
     assert found["exact_match"] == 0.5
+    found = scores((trace_of(batch, tokens=encode("x", ["a b c d", "b"])[:, :4]), batch))
+    assert found["exact_match"] == 0.5
+    assert found["edit_distance/x"] == 0  # the end is no word to insert
 
 
 def test_nats_are_divided_by_the_words_of_the_set() -> None:

@@ -129,6 +129,27 @@ def test_padding_changes_nothing(network: Any) -> None:
         torch.testing.assert_close(padded[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
+def test_each_sample_of_several_is_one_of_its_own_text() -> None:
+    """At the means of q, every one of three samples of a text has the nats and the words of a single one."""
+    model, batch = model_of(), batch_of(*MIXED)
+    with drawing(lambda q: q.mean):
+        one, three = (model.trace(batch, count, 0) for count in (1, 3))
+    for name, value in three.log_likelihoods().items():
+        torch.testing.assert_close(value, one.log_likelihoods()[name].expand(3, -1), msg=name)
+    latent, alone = three.latents["sentence"], one.latents["sentence"]
+    torch.testing.assert_close(latent.z, alone.z.expand_as(latent.z))
+    torch.testing.assert_close(latent.kl(), alone.kl().expand(3, -1))
+    torch.testing.assert_close(three.costs["language"], one.costs["language"].expand(3, -1))
+
+
+def test_a_sentence_that_is_there_but_not_known_is_not_used() -> None:
+    model, batch = model_of(), batch_of(True, True, True, True)
+    hidden = {**batch, "known": torch.tensor(MIXED)}
+    terms, expected = terms_of(model, hidden), terms_of(model, batch_of(*MIXED))
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, msg=name)
+
+
 def test_examples_do_not_see_each_other() -> None:
     model, batch = model_of(), batch_of(*MIXED)
     terms = terms_of(model, batch)
@@ -162,6 +183,27 @@ def test_without_noise_the_gradient_is_that_of_the_path_of_means() -> None:
     exact = gradient(model, at_means(model, batch).log_likelihoods()["x"].sum(), "writer")
     for one, other in zip(noisy, exact, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_the_slope_of_the_kl_is_that_of_differences() -> None:
+    """By every path: the means, and the soft words that the language model reads before the next one."""
+    model, batch = model_of().double(), batch_of(False, False)
+
+    def terms() -> tuple[Tensor, Tensor]:
+        trace = at_means(model, batch)
+        return trace.kl()["sentence"].sum(), trace.costs["language"].sum()
+
+    bias, size = model.writer.bias, 1e-5
+    slopes = [torch.autograd.grad(value, bias, retain_graph=True)[0] for value in terms()]
+    for word in (END_TOKEN, 4):
+        values = []
+        for change in (size, -size):
+            with torch.no_grad():
+                bias[word] += change
+                values.append(terms())
+                bias[word] -= change
+        for slope, above, below in zip(slopes, *values, strict=True):
+            torch.testing.assert_close(slope[word], (above - below) / (2 * size), rtol=1e-5, atol=1e-7)
 
 
 def test_the_language_model_gets_no_gradient_from_unknown_sentences() -> None:
@@ -203,6 +245,22 @@ def test_the_loss_is_the_mean_of_known_plus_w_times_the_mean_of_unknown() -> Non
         torch.testing.assert_close(ELBO()(trace, 0)["loss"].mean(), expected)
 
 
+def test_what_is_read_and_written_may_be_as_long_as_the_data() -> None:
+    model = model_of()
+    with torch.no_grad():
+        for network in (model.reader, model.writer):
+            network.bias[END_TOKEN] = -99.0
+    batch = batch_of(True, True)
+    assert model.read(batch["sentence"]).shape == (2, 4)
+    assert model.write(batch["x"]).shape == (2, 5)
+    assert (model.write(batch["x"]) > END_TOKEN).all()
+
+
+def test_a_latent_sentence_may_be_as_long_as_the_true_ones() -> None:
+    model = model_of(latent_length=None)
+    assert model.trace(batch_of(False), 1, 0).latents["sentence"].z.shape == (1, 1, 5, 6)
+
+
 def test_both_arms_give_known_sentences_the_same_loss() -> None:
     """The labelled rows alone, as the supervised arm has them, and beside unlabelled rows of weight 0."""
     model = model_of(unlabelled_weight=0.0)
@@ -237,10 +295,11 @@ def test_evaluation_hides_the_sentence_from_the_bound_and_reads_it_beside() -> N
 
 
 def test_the_latent_sentence_found_is_the_likeliest_words_up_to_the_end() -> None:
+    """Those of the first sample of each text."""
     model, batch = model_of().eval(), batch_of(True, True)
-    words = iter(torch.tensor([[5, 4], [0, 6], [3, 0]]))  # the second sentence ends at its last place
+    words = iter(torch.tensor([[5, 4, 2, 3], [0, 6, 2, 3], [3, 0, 2, 3]]))  # the second ends at its last place
     with drawing(lambda _: 50 * without_unknown(F.one_hot(next(words), 7).float())):
-        found = model.trace(batch, 1).found["latent_tokens"]
+        found = model.trace(batch, 2).found["latent_tokens"]
     assert found.tolist() == [[5, 0, PADDING], [4, 6, 0]]
 
 
@@ -256,12 +315,28 @@ def test_samples_are_texts_read_from_sentences_of_the_language_model() -> None:
     sentences = model.sample_sentences(300)
     assert sentences.shape == (300, 5)
     assert not (sentences == UNKNOWN_TOKEN).any()
-    first = torch.bincount(sentences[:, 0], minlength=7) / 300
-    expected = without_unknown(model.language_model(sentences[:1])[0, 0]).softmax(-1)
-    torch.testing.assert_close(without_unknown(first), expected, rtol=0, atol=0.1)
     behind = (sentences == END_TOKEN).cumsum(1) - (sentences == END_TOKEN).long() > 0
     assert torch.equal(behind, sentences == PADDING)
     assert model.sample(3).shape == (3, 4)
+
+
+def test_sentences_are_drawn_with_the_probabilities_of_the_language_model() -> None:
+    """The shares of the first two words, of 20,000 sentences, against the product of both conditionals."""
+    model = model_of().eval()
+    with torch.no_grad():
+        for weight in model.language_model.parameters():
+            weight.mul_(6)  # far from uniform
+        firsts = torch.tensor([[word, PADDING] for word in range(7)])
+        logits = model.language_model(firsts)  # [7, 2, 7]
+        logits[..., UNKNOWN_TOKEN] = -torch.inf
+        shares = logits.softmax(-1)
+    expected = shares[0, 0, :, None] * shares[:, 1]  # [7, 7]
+    expected[END_TOKEN] = 0.0  # nothing follows the end
+    sentences = model.sample_sentences(20_000)
+    pairs = sentences[sentences[:, 0] != END_TOKEN, :2]
+    found = torch.bincount(7 * pairs[:, 0] + pairs[:, 1], minlength=49).view(7, 7) / 20_000
+    assert (expected - 1 / 36).abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
 
 
 def test_attention_looks_at_the_sentence_alone() -> None:
@@ -280,6 +355,10 @@ def test_tables_and_maps_of_attention() -> None:
     scenes = model.scenes(data)
     assert isinstance(scenes["attention"], Tensor)
     assert scenes["attention"].shape == (3, 1, 8 * 10, 8 * 20)
+    lengths = data.examples("val").select(torch.arange(3))["length"]
+    for picture, length in zip(scenes["attention"][:, 0], lengths.tolist(), strict=True):
+        assert picture[: 8 * length].amax(1).min() > 0
+        assert picture[8 * length :].count_nonzero() == 0  # no row of padding
     assert all(" => " in line for line in scenes["samples"])
     batch = {name: value.long() for name, value in data.examples("val").select(torch.arange(3)).items()}
     panes = model.panes(model.trace({**batch, "known": batch["known"].bool()}, 1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vae_lightning.networks import GRUTranslator, LanguageModel, TransformerTranslator
-from vae_lightning.networks.attention import places
+from vae_lightning.networks.attention import Attention, places
 from vae_lightning.networks.symbols import alive_until_end, with_unknown, without_unknown
 from vae_lightning.networks.translators import SoftGRU, TranslatorRecipe
 from vae_lightning.types import END_TOKEN, PADDING, UNKNOWN_TOKEN, UserError
@@ -91,6 +93,18 @@ def test_writing_takes_the_likeliest_words_that_predicting_gives(recipe: Transla
     assert (text[~alive] == PADDING).all()
 
 
+def test_each_text_is_written_up_to_its_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    translator, words = GRU(6, 5), torch.tensor([[3, 0, 4, 2], [2, 2, 0, 3], [4, 4, 4, 4]])
+
+    def step(*arguments: Any) -> tuple[Tensor, int]:
+        place = arguments[-1] or 0
+        return F.one_hot(words[:, place], 5).float(), place + 1
+
+    monkeypatch.setattr(translator, "step", step)
+    text = translator.write(translator.read(SOURCE), 4)
+    assert text.tolist() == [[3, 0, PADDING, PADDING], [2, 2, 0, PADDING], [4, 4, 4, 4]]
+
+
 @both
 def test_soft_words_are_written_as_one_hot_ones(recipe: TranslatorRecipe) -> None:
     """Steps fed with one-hot words give the logits of whole numbers."""
@@ -125,15 +139,43 @@ def test_the_language_model_reads_what_is_before_and_soft_words_alike() -> None:
     torch.testing.assert_close(model(soft), found)
 
 
+@both
+def test_words_and_features_are_dropped_in_training(recipe: TranslatorRecipe) -> None:
+    """With nearly all of them dropped nothing of the source is left, and logits are the bias."""
+    translator = recipe(6, 5, dropout=1 - 1e-7)  # type: ignore[call-arg]
+    words = torch.randint(2, 6, SOURCE.shape)
+    other = torch.where(SOURCE > END_TOKEN, words, SOURCE)
+    torch.testing.assert_close(translator.read(SOURCE).states, translator.read(other).states)
+    torch.testing.assert_close(logits(translator, SOURCE, TARGET), translator.bias.expand(3, 4, -1))
+    language, seen = LanguageModel(6, 4, 5, dropout=1 - 1e-7), []
+    language.gru.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.testing.assert_close(language(SOURCE), language.output.bias.expand(3, 5, -1))
+    assert not seen[0].any()
+
+
 def test_shares_without_the_unknown_word() -> None:
     values = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     assert torch.equal(without_unknown(values), torch.tensor([[0.1, 0.3, 0.4]]))
     assert torch.equal(with_unknown(without_unknown(values)), torch.tensor([[0.1, 0.0, 0.3, 0.4]]))
 
 
+def test_attention_is_that_of_torch() -> None:
+    attention, states, seen, bias = Attention(8, 2), torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 3, 5)
+    q, k, v = (
+        layer(of).view(2, -1, 2, 4).transpose(1, 2)
+        for layer, of in ((attention.query, states), (attention.key, seen), (attention.value, seen))
+    )
+    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None])
+    expected = attention.output(heads.transpose(1, 2).reshape(2, 3, 8))
+    torch.testing.assert_close(attention(states, seen, bias)[0], expected)
+
+
 def test_places_differ() -> None:
     vectors = places(torch.zeros(1, 50, 8))
     assert torch.cdist(vectors, vectors).fill_diagonal_(1).min() > 0.1
+    angles = [3 * 10_000 ** (-2 * i / 8) for i in range(4)]  # of place 3
+    expected = [wave(angle) for angle in angles for wave in (math.sin, math.cos)]
+    torch.testing.assert_close(vectors[3], torch.tensor(expected))
     torch.testing.assert_close(vectors[:, 0::2] ** 2 + vectors[:, 1::2] ** 2, torch.ones(50, 4))
 
 

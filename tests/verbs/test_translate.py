@@ -69,14 +69,25 @@ def test_lines_come_from_the_standard_input(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
         assert main(["translate", str(run), *args]) == 0
         assert capsys.readouterr().out.count("\n") == 2
+    for other in (b"\xef\xbb\xbfhow large is texas\n", b"how large is texas\rhow large is ohio\r"):  # of other systems
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(other)))
+        assert main(["translate", str(run)]) == 0
+        printed = capsys.readouterr()
+        assert printed.out.count("\n") == 1 + other.count(b"ohio")
+        assert printed.err == ""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert main(["translate", str(run)]) == 0
     assert capsys.readouterr().out == ""
 
 
-def test_attention_is_drawn_with_its_words(run: Path, file: Path, tmp_path: Path) -> None:
+def test_attention_is_drawn_with_its_words(
+    run: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "attention.png"
     assert main(["translate", str(run), str(file), f"--attention={path}"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == len(LINES)  # the path of the picture is no line of the translation
+    assert printed.err.endswith(f"{path}\n")
     with Image.open(path) as picture:
         assert picture.width > 8 * 72  # a cell for each of seven words and the end
 
@@ -84,10 +95,15 @@ def test_attention_is_drawn_with_its_words(run: Path, file: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "args", "says"),
     [
-        (b"name ohio\n" + b"the " * 20, [], r"in.txt: line 2 has 20 words; a sentence has 1 to 19"),
+        (b"name ohio\n" + b"the " * 20, [], r"in.txt: line 2 has 20 words; a text of sentence has 1 to 19"),
         (b"caf\xe9", [], r"in.txt: line 1 is not in UTF-8"),
         (b"texas", ["--reverse", "--attention=a.png"], "leave --reverse out"),
         (b"texas", ["--output=/dev/null/x"], "cannot be written .*--output"),
+        (b"texas", ["--output="], "cannot be written .*Is a directory.*--output"),
+        (b"texas", ["--attention=/dev/null/x.png"], "cannot be written .*another file by --attention"),
+        (b"texas", ["--attention=a.png", "--output=a.png"], "both name a.png"),
+        (b"\n \n", ["--attention=a.png"], "no line has a sentence to look at"),
+        ("texas".encode("utf-16-le"), [], "in.txt: holds zero bytes"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -95,7 +111,9 @@ def test_a_mistake_is_one_line(
 ) -> None:
     (tmp_path / "in.txt").write_bytes(text)
     assert main(["translate", str(run), str(tmp_path / "in.txt"), *args]) == 2
-    assert re.fullmatch(f"vae-lightning: error: .*{says}.*\n", capsys.readouterr().err)
+    printed = capsys.readouterr()
+    assert re.fullmatch(f"vae-lightning: error: .*{says}.*\n", printed.err)
+    assert printed.out == ""  # no text without its picture
 
 
 def test_input_in_another_encoding_is_one_line(
@@ -103,7 +121,8 @@ def test_input_in_another_encoding_is_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
     assert main(["translate", str(run)]) == 2
-    assert capsys.readouterr().err == "vae-lightning: error: the standard input is not in UTF-8 (byte 0xe9)\n"
+    message = r"vae-lightning: error: the standard input: line 1 is not in UTF-8 \(byte 0xe9\); .*\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
 
 
 def test_a_missing_file_and_a_model_that_does_not_translate_are_one_line(
@@ -114,4 +133,14 @@ def test_a_missing_file_and_a_model_that_does_not_translate_are_one_line(
     monkeypatch.setattr("vae_lightning.verbs.translate.load_model", lambda *_: VAE(image_shape=(1, 8, 8)))
     assert main(["translate", str(run)]) == 2
     message = "vae-lightning: error: .*: VAE of ToyQueries does not translate; .*seq4/toy\n"
+    assert re.fullmatch(message, capsys.readouterr().err)
+
+
+def test_a_run_whose_words_have_changed_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The numbers of the words would stand for others, and every translation would be wrong."""
+    monkeypatch.setattr("vae_lightning.data.queries.queries.sentence_words", lambda: ["texas", "ohio"])
+    assert main(["translate", str(run)]) == 2
+    message = "vae-lightning: error: ToyQueries: the words of sentence are not those that the model was trained on.*\n"
     assert re.fullmatch(message, capsys.readouterr().err)

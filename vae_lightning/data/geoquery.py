@@ -57,7 +57,8 @@ class GeoQuery(ParallelText):
                 where = sentence["question-split"] if self.by == "question" else entry["query-split"]
                 if where == wanted:
                     texts = (sentence["text"], entry["logic"][0])
-                    lines.append(Line(len(lines) + 1, tuple(" ".join(text.split()) for text in texts)))
+                    plain = tuple(" ".join((text.lower() if self.lowercase else text).split()) for text in texts)
+                    lines.append(Line(len(lines) + 1, plain))
         return lines
 
     @cached_property
@@ -85,6 +86,9 @@ def _is_entry(entry: object) -> bool:
     if not (isinstance(logic, list) and logic and isinstance(logic[0], str) and logic[0].strip()):
         return False
     return isinstance(sentences, list) and all(
-        isinstance(one, dict) and isinstance(one.get("question-split"), str) and str(one.get("text") or "").strip()
+        isinstance(one, dict)
+        and isinstance(one.get("question-split"), str)
+        and isinstance(one.get("text"), str)
+        and one["text"].strip()
         for one in sentences
     )

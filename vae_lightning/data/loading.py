@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from vae_lightning.data.module import DataModule
-from vae_lightning.runs.trust import NOT_BUILT, TRUSTED, build, check_names, trust
+from vae_lightning.runs.trust import NOT_BUILT, TRUSTED, build, check_names, read_checkpoint, trust
 from vae_lightning.types import UserError
 
 
@@ -39,7 +39,8 @@ def data_of(checkpoint: Path, trusted: list[str], prepare: bool = True) -> DataM
         prepare: Whether to call its `prepare_data`.
 
     Raises:
-        UserError: if the config is missing, or names a class that is not trusted or cannot be built.
+        UserError: if the config is missing, names a class that is not trusted or cannot be built, or if the data have
+            changed since the training in a way that the model cannot bear.
     """
     config = checkpoint.absolute().parent.parent / "config.yaml"
     if not config.is_file():
@@ -60,7 +61,22 @@ def data_of(checkpoint: Path, trusted: list[str], prepare: bool = True) -> DataM
     data.prints_notes = False  # the training has printed them
     if prepare:
         data.prepare_data()
+        check_unchanged(data, checkpoint)
     return data
+
+
+def check_unchanged(data: DataModule, checkpoint: Path) -> None:
+    """Let data whose files give numbers a meaning, as texts do, look at what the checkpoint keeps of the training's.
+
+    Args:
+        data: The data, after `prepare_data`.
+        checkpoint: The checkpoint of the run.
+
+    Raises:
+        UserError: if the data have changed in a way that the model cannot bear.
+    """
+    if type(data).load_state_dict is not DataModule.load_state_dict:
+        data.load_state_dict(read_checkpoint(checkpoint).get(type(data).__qualname__, {}))
 
 
 def _what_the_class_said(error: BaseException | None) -> UserError | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vae_lightning.data.module import SPLITS, Split
 from vae_lightning.data.texts import FIELDS, Pair, TextPairs, Words
@@ -33,7 +34,7 @@ class Line(NamedTuple):
 
 
 def read_table(path: Path, num_columns: int, lowercase: bool = False) -> list[Line]:
-    """Read a text in UTF-8 whose columns are separated by tabs; blank lines are left out.
+    """Read a text in UTF-8 whose columns are separated by tabs; blank lines without a tab are left out.
 
     Args:
         path: The file.
@@ -45,7 +46,7 @@ def read_table(path: Path, num_columns: int, lowercase: bool = False) -> list[Li
     """
     lines = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
+        if not line.strip() and "\t" not in line:
             continue
         columns = tuple(" ".join(column.split()) for column in (line.lower() if lowercase else line).split("\t"))
         if len(columns) != num_columns:
@@ -69,17 +70,30 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: if the file cannot be read, or is in another encoding.
     """
-    contents = read_file(path).removeprefix(BYTE_ORDER_MARK)
+    return as_text(read_file(path), path)
+
+
+def as_text(contents: bytes, where: object) -> str:
+    """Return bytes in UTF-8 as a text, without a byte order mark, lines ending in one line feed.
+
+    Args:
+        contents: The bytes.
+        where: What they were read from, for the message.
+
+    Raises:
+        UserError: if the bytes are of another encoding.
+    """
+    contents = contents.removeprefix(BYTE_ORDER_MARK)
     try:
         text = contents.decode()
     except UnicodeDecodeError as error:
         line = contents.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{path}: line {line} is not in UTF-8 (byte {contents[error.start]:#04x}); convert the file, for example "
+            f"{where}: line {line} is not in UTF-8 (byte {contents[error.start]:#04x}); convert the text, for example "
             "by iconv -f ISO-8859-1 -t UTF-8"
         ) from error
     if "\0" in text:
-        raise UserError(f"{path}: holds zero bytes, as UTF-16 does; convert the file by iconv -f UTF-16 -t UTF-8")
+        raise UserError(f"{where}: holds zero bytes, as UTF-16 does; convert the text by iconv -f UTF-16 -t UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -237,6 +251,12 @@ class ParallelText(TextPairs):
         return self._unlabelled
 
     def find_words(self) -> Mapping[str, Words]:
+        for split in SPLITS:  # here, so that a wrong file is refused before a run has begun
+            self._check_unknown(split)
+        return self._words_of_training
+
+    @cached_property
+    def _words_of_training(self) -> Mapping[str, Words]:
         train = self.all_pairs["train"]
         texts = {"x": [*(pair.x for pair in train), *self._lone_texts], "sentence": [pair.sentence for pair in train]}
         found = {}
@@ -251,6 +271,9 @@ class ParallelText(TextPairs):
         texts = {"x": [*(pair.x for pair in pairs), *self._lone_texts], "sentence": [pair.sentence for pair in pairs]}
         return {field: max(len(line.split()) for line in lines) for field, lines in texts.items()}
 
+    def encode(self, field: str, lines: Sequence[str]) -> tuple[Tensor, int]:
+        return super().encode(field, [line.lower() for line in lines] if self.lowercase else lines)
+
     def unknown_words(self, split: Split, field: str) -> tuple[list[str], int]:
         """Return the words of a split's field that are not known, with repeats, and the number of all its words.
 
@@ -259,12 +282,7 @@ class ParallelText(TextPairs):
             field: `x` or `sentence`.
         """
         words = [word for pair in self.pairs(split) for word in getattr(pair, field).split()]
-        return [word for word in words if word not in self.words[field]], len(words)
-
-    def setup(self, stage: str) -> None:
-        for split in SPLITS:
-            self._check_unknown(split)
-        super().setup(stage)
+        return [word for word in words if word not in self._words_of_training[field]], len(words)
 
     def check(self) -> list[str]:
         reads: list[Callable[[], object]] = [

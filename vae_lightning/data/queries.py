@@ -121,11 +121,20 @@ class GeneratedTexts(TextPairs):
             )
         return found
 
+    def _check_counts(self) -> None:
+        """Refuse more pairs than a split has, before a run has begun and millions are drawn."""
+        for split, wanted in self.num_pairs.items():
+            mine = [query for query in queries.all_queries().values() if self.split_of(query) == split]
+            if wanted > len(mine) and wanted > (count := sum(len(queries.paraphrases(query)) for query in mine)):
+                name = "num_pairs" if split == "train" else f"num_{split}"
+                raise UserError(f"{type(self).__name__}: {name} is {wanted:,}; {split} has {count:,} different pairs")
+
     @cached_property
     def _query_of(self) -> dict[str, queries.Query]:
         return {self.target(query): query for query in queries.all_queries().values()}
 
     def find_words(self) -> Mapping[str, Words]:
+        self._check_counts()
         words = sorted({word for x in self._query_of for word in x.split()})
         return {"x": Words(words), "sentence": Words(queries.sentence_words())}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -47,6 +48,11 @@ class Words:
 
     def __len__(self) -> int:
         return len(self.words)
+
+    @property
+    def fingerprint(self) -> str:
+        """A number of 16 letters that differs between other words, or words in another order."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()[:16]
 
     def __contains__(self, word: str) -> bool:
         return self._numbers.get(word, UNKNOWN_TOKEN) != UNKNOWN_TOKEN
@@ -209,7 +215,9 @@ class TextPairs(DataModule):
         words, longest = self._words_of(field), self.max_length[field] - 1
         for number, line in enumerate(lines, 1):
             if not 0 < (count := len(line.split())) <= longest:
-                raise UserError(f"line {number} has {count} words; a {field} has 1 to {longest}, as in the data")
+                raise UserError(
+                    f"line {number} has {count} words; a text of {field} has 1 to {longest}, as in the data"
+                )
         return words.encode(lines, longest + 1), sum(word not in words for line in lines for word in line.split())
 
     def decode(self, field: str, tokens: Tensor) -> list[str]:
@@ -245,6 +253,27 @@ class TextPairs(DataModule):
         if field not in self.words:
             raise UserError(f"{type(self).__name__} has the fields x and sentence, and no {field}{hint(field, FIELDS)}")
         return self.words[field]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fingerprints of the words, which a checkpoint keeps: the numbers of words mean nothing alone."""
+        return {"words": {field: words.fingerprint for field, words in self.words.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse words that are not those of the checkpoint's training.
+
+        Args:
+            state_dict: What `state_dict` returned then; nothing of a checkpoint that has no such entry.
+
+        Raises:
+            UserError: if a word was added, left out or moved.
+        """
+        saved = state_dict.get("words", {})
+        for field, words in self.words.items():
+            if saved.get(field, words.fingerprint) != words.fingerprint:
+                raise UserError(
+                    f"{type(self).__name__}: the words of {field} are not those that the model was trained on, whose "
+                    f"numbers it knows; put the files back as they were (data_dir is {self.data_dir}), or train again"
+                )
 
     def load(self, split: Split) -> Examples:
         pairs, others = self.pairs(split), self.unlabelled() if split == "train" else ()

@@ -145,7 +145,8 @@ class Seq4(LatentVariableModel):
         told, _ = self.reader.predict(self.reader.read(sentence), x)  # [B, T_x, V_x], of known sentences
         soft, _ = self.reader.predict(self.reader.read(drawn.symbols), x[rows].repeat(num_samples, 1))
         logits = torch.where(hidden[:, None, None], spread(soft.to(told.dtype)), told)  # [K, B, T_x, V_x]
-        inverse = self.p_text("sentence", self.writer.predict(read_x, sentence)[0], sentence).log_prob(sentence)
+        p_sentence = self.p_text("sentence", self.writer.predict(read_x, sentence)[0], sentence)
+        inverse = torch.where(known, p_sentence.log_prob(sentence), 0.0)  # [B]
         language = (drawn.symbols * with_unknown(drawn.z.log_softmax(-1) - log_prior)).sum((1, 2))  # [N]
         return Trace(
             x,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -39,6 +40,8 @@ def whole_file(path: Path, before_rename: Callable[[], None] | None = None) -> I
         path: the final name of the file.
         before_rename: called between the sync and the rename.
     """
+    if not path.name:  # of an empty path or of "."
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(path.parent)
     part, file = _open_part(path)

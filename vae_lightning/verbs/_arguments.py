@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from vae_lightning.pictures import Picture, save
 from vae_lightning.runs.folder import best_checkpoint
@@ -122,12 +122,14 @@ def checkpoint_and_output(arguments: argparse.Namespace, picture: str) -> tuple[
     return checkpoint, arguments.output or checkpoint.absolute().parent.parent / "images" / f"{picture}.png"
 
 
-def write_picture(picture: Picture, output: Path) -> None:
+def write_picture(picture: Picture, output: Path, flag: str = "--output", printed_to: TextIO | None = None) -> None:
     """Write the files of a picture and print their paths.
 
     Args:
         picture: The picture.
         output: The PNG file to write; a GIF of clips or a table of texts has its name with the ending .gif or .txt.
+        flag: The option that names the file.
+        printed_to: Where the paths are printed; None for the standard output.
 
     Raises:
         UserError: if the file cannot be written.
@@ -135,23 +137,24 @@ def write_picture(picture: Picture, output: Path) -> None:
     try:
         written = save(picture, output)
     except OSError as error:
-        raise not_written(output, error) from error
-    print(*written, sep="\n")
+        raise not_written(output, error, flag=flag) from error
+    print(*written, sep="\n", file=printed_to)
 
 
-def not_written(output: Path, error: OSError, kind: str = "file") -> UserError:
+def not_written(output: Path, error: OSError, kind: str = "file", flag: str = "--output") -> UserError:
     """Return the error that says why a file or folder cannot be written.
 
     Args:
         output: The file or folder.
         error: What the system said.
-        kind: What the user chooses by `--output`: another `file` or another `folder`.
+        kind: What the user chooses by the option: another `file` or another `folder`.
+        flag: The option.
     """
     blocking = next(
         (one for one in output.parents if one.exists() and not one.is_dir()), None
     )  # "File exists" misleads
     reason = f"{blocking} is a file, not a folder" if blocking else error.strerror
-    return UserError(f"{output}: cannot be written ({reason}); choose another {kind} by --output")
+    return UserError(f"{output}: cannot be written ({reason}); choose another {kind} by {flag}")
 
 
 def printable(text: object) -> str:

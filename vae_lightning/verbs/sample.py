@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vae_lightning.data import DataModule
-from vae_lightning.data.loading import data_of
+from vae_lightning.data.loading import check_unchanged, data_of
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.loading import load_model
 from vae_lightning.models.looking import PartDiffersError
@@ -109,6 +109,7 @@ def _data_that_shows(checkpoint: Path, trusted: list[str]) -> tuple[DataModule |
         data = data_of(checkpoint, trusted, prepare=False)
         if getattr(type(data), "show", None) is not getattr(DataModule, "show", None):
             data.prepare_data()
+            check_unchanged(data, checkpoint)
     except UserError as error:
         return None, error
     return data, None

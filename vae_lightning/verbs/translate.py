@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vae_lightning.data import TextPairs
 from vae_lightning.data.loading import data_of
-from vae_lightning.data.parallel_text import read_text
+from vae_lightning.data.parallel_text import as_text, read_text
 from vae_lightning.models import Seq4
 from vae_lightning.models.loading import load_model
 from vae_lightning.pictures import Picture
@@ -28,6 +28,7 @@ from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, add_output, add_run, not_written, write_picture
 
 _AT_ONCE = 256  # lines
+_STANDARD_INPUT = "the standard input"
 _MAPS, _CELL, _SIDE = 3, (18, 72), 1600  # lines in the picture of attention; pixels of a word's cell, of the picture
 
 
@@ -56,8 +57,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         arguments: The parsed arguments.
         trusted: The packages that `--trust` names.
     """
-    if arguments.reverse and arguments.attention:
-        raise UserError("--attention shows which words of a sentence are looked at; leave --reverse out")
+    _check_flags(arguments)
     checkpoint = best_checkpoint(arguments.run)
     model, data = load_model(checkpoint, trusted), data_of(checkpoint, trusted)
     if not isinstance(model, Seq4) or not isinstance(data, TextPairs):
@@ -71,9 +71,20 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     translate = model.write if arguments.reverse else model.read
     found = (translate(part.to(model.device)).cpu() for part in tokens.split(_AT_ONCE))
     texts = iter([text for part in found for text in data.decode("sentence" if arguments.reverse else "x", part)])
+    if arguments.attention is not None:  # before the texts: if it cannot be drawn, nothing is written
+        if not len(tokens):
+            raise UserError("--attention: no line has a sentence to look at")
+        picture = attention_maps(model, data, tokens[:_MAPS])
+        write_picture(picture, arguments.attention, "--attention", printed_to=sys.stderr)
     _write([next(texts) if line.strip() else "" for line in lines], arguments.output)
-    if arguments.attention is not None and len(tokens):
-        write_picture(attention_maps(model, data, tokens[:_MAPS]), arguments.attention)
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Refuse flags that do not go together."""
+    if arguments.reverse and arguments.attention:
+        raise UserError("--attention shows which words of a sentence are looked at; leave --reverse out")
+    if arguments.attention is not None and arguments.attention == arguments.output:
+        raise UserError(f"--attention and --output both name {arguments.output}; choose another file for one of them")
 
 
 def attention_maps(model: Seq4, data: TextPairs, sentences: Tensor) -> Picture:
@@ -98,13 +109,7 @@ def attention_maps(model: Seq4, data: TextPairs, sentences: Tensor) -> Picture:
 
 def _read(source: str) -> list[str]:
     """The lines of a file, or of the standard input."""
-    if source != "-":
-        text = read_text(Path(source))
-    else:
-        try:
-            text = sys.stdin.buffer.read().decode().replace("\r\n", "\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"the standard input is not in UTF-8 (byte {error.object[error.start]:#04x})") from error
+    text = read_text(Path(source)) if source != "-" else as_text(sys.stdin.buffer.read(), _STANDARD_INPUT)
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -117,7 +122,7 @@ def _encoded(data: TextPairs, field: str, lines: Sequence[str], source: str) -> 
         try:
             tokens, not_known = data.encode(field, [line])
         except UserError as error:
-            where = "the standard input" if source == "-" else source
+            where = _STANDARD_INPUT if source == "-" else source
             raise UserError(f"{where}: {str(error).replace('line 1 ', f'line {number} ', 1)}") from error
         rows.append(tokens)
         unknown += not_known
