@@ -62,6 +62,16 @@ def test_padding_changes_nothing(recipe: TranslatorRecipe) -> None:
     assert attention[1, :, 2:].max() < 1e-6
 
 
+def test_padding_changes_nothing_with_large_weights() -> None:
+    """The GRU keeps its state at padding, however sure its gate is of the opposite."""
+    translator = GRUTranslator(6, 5, 32, 128, 0.0).double()
+    with torch.no_grad():
+        for parameter in translator.parameters():
+            parameter.mul_(8)
+    longer = logits(translator, F.pad(SOURCE, (0, 12), value=PADDING), TARGET)
+    torch.testing.assert_close(longer, logits(translator, SOURCE, TARGET), rtol=0, atol=1e-8)
+
+
 @both
 def test_a_word_depends_on_those_before_it_and_on_the_whole_source(recipe: TranslatorRecipe) -> None:
     translator = recipe(6, 5)

@@ -18,6 +18,7 @@ from vae_lightning.networks.symbols import alive_until_end, embed, shifted, with
 from vae_lightning.types import END_TOKEN, PADDING, UNKNOWN_TOKEN, UserError
 
 _DEAD = 1e-9  # the smallest `alive` whose logarithm is taken: float32 rounds 1 - 1e-9 to 1
+_NEVER = -1e4  # log `alive` of padding: below every score of attention and every logit of a gate, and finite
 
 
 class Memory(NamedTuple):
@@ -93,7 +94,8 @@ class Translator(nn.Module, ABC):
             alive: [N, S]; None for `alive_until_end`.
         """
         alive = alive_until_end(symbols) if alive is None else alive
-        return self.encode(self.dropout(embed(self.source, symbols)), alive.clamp(min=_DEAD).log())
+        log_alive = torch.where(alive > 0, alive.clamp(min=_DEAD).log(), _NEVER)
+        return self.encode(self.dropout(embed(self.source, symbols)), log_alive)
 
     def predict(self, memory: Memory, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of each word of a target text given the true words before it, and where each looks.
