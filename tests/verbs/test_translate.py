@@ -90,6 +90,22 @@ def test_attention_is_drawn_with_its_words(
     assert printed.err.endswith(f"{path}\n")
     with Image.open(path) as picture:
         assert picture.width > 8 * 72  # a cell for each of seven words and the end
+        height = picture.height
+    file.write_text(LINES[0])
+    assert main(["translate", str(run), str(file), f"--attention={path}"]) == 0
+    with Image.open(path) as picture:
+        assert picture.height < height - 100  # of one sentence, not of three
+
+
+def test_forms_are_written_as_sentences(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, data = load_model(best_checkpoint(run)), data_of(best_checkpoint(run), [])
+    assert isinstance(model, Seq4)
+    assert isinstance(data, ToyQueries)
+    forms = [*data.unlabelled()[:3]]
+    (tmp_path / "forms.txt").write_text("\n".join(forms))
+    assert main(["translate", str(run), str(tmp_path / "forms.txt"), "--reverse"]) == 0
+    expected = data.decode("sentence", model.write(data.encode("x", forms)[0]))
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 @pytest.mark.parametrize(
