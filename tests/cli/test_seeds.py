@@ -18,7 +18,7 @@ from tests.forks import start_for_real
 from tests.helpers import DIGITS, REPOSITORY, clean_environment, only
 from vae_lightning.__main__ import main
 from vae_lightning.cli import seeds as module
-from vae_lightning.cli.seeds import over_seeds, without_seeds
+from vae_lightning.cli.seeds import _lines, over_seeds, without_seeds, write_seeds
 
 SMALL = ("-c", DIGITS, "--trainer.logger=false", "--trainer.limit_train_batches=2", "--trainer.max_epochs=1")
 SMALL += ("--trainer.limit_test_batches=1", "--trainer.limit_val_batches=1", "--nll.num_samples=2")
@@ -33,6 +33,22 @@ def test_mean_and_error_are_those_of_the_textbook() -> None:
     assert found.keys() == {"a", "b"}
     assert over_seeds([{"a": 1.0}]) == {"a": {"mean": 1.0, "stderr": None, "values": [1.0]}}
     assert over_seeds([]) == {}
+
+
+def test_a_bound_without_a_meaning_is_not_shown(tmp_path: Path) -> None:
+    long = "nats_per_token/reconstruction"
+    for seed in (0, 1):
+        metrics = {"test/nll": 9e4, "test/kl/z": 9e4, f"test/{long}": 2.0 + seed, "test/exact_match": 0.5}
+        facts = {"untrained_kl": ["z"], "loss_note": "no bound", "measures": ["exact_match", "other"]}
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "results.json").write_text(json.dumps({"metrics": metrics, **facts}))
+    write_seeds(tmp_path, [0, 1])
+    lines = [line.split() for line in _lines(tmp_path)[3:-1]]
+    assert lines == [
+        ["exact_match", "0.5000", "+-", "0.0000"],
+        [long, "2.5000", "+-", "0.5000"],
+        ["loss", "no", "bound"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import LAST
 from vae_lightning.runs.differences import differing_settings
 from vae_lightning.runs.folder import new_folder
+from vae_lightning.runs.record import Record
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.types import UserError
 
@@ -182,11 +183,12 @@ def write_seeds(group: Path, seeds: Sequence[int]) -> None:
     paths = {seed: group / f"seed-{seed}" / "results.json" for seed in seeds}
     results = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.is_file()}
     first: dict[str, Any] = next(iter(results.values()), {})
-    contents = {
+    contents: dict[str, Any] = {
         "seeds": list(results),
         "missing": [seed for seed in seeds if seed not in results],
         "metrics": over_seeds([found["metrics"] for found in results.values()]),
         "units": {**first.get("units", {}), "stderr": _STDERR},
+        **{name: first[name] for name in ("loss_note", "untrained_kl", "measures") if name in first},
         "runs": {seed: path.parent.name for seed, path in paths.items()},
     }
     write_whole(group / "seeds.json", json.dumps(contents, indent=2, allow_nan=False).encode() + b"\n")
@@ -218,9 +220,20 @@ def _lines(group: Path) -> list[str]:
     seeds = ", ".join(map(str, contents["seeds"]))
     missing = f"; missing: {', '.join(map(str, contents['missing']))}" if contents["missing"] else ""
     lines = ["", f"{'seeds':<12}{seeds}{missing}", f"{'given':<12}mean +- standard error over the seeds"]
-    for name, entry in contents["metrics"].items():
+    shown = _shown(group, contents)
+    width = 1 + max([27, *map(len, shown)])
+    for name, entry in shown.items():
         mean, stderr = entry["mean"], entry["stderr"]
         places = 2 if mean is not None and abs(mean) >= 10 else 4
         value, error = (("?" if one is None else number(one, places)) for one in (mean, stderr))
-        lines.append(f"{name.removeprefix('test/'):<28}{value} +- {error}")
+        lines.append(f"{name:<{width}}{value} +- {error}")
+    lines += [f"{'loss':<12}{contents['loss_note']}"] if contents.get("loss_note") else []
     return [*lines, f"{'written':<12}{group / 'seeds.json'}"]
+
+
+def _shown(group: Path, contents: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The numbers of `seeds.json` by name, the model's first ones first; none of a bound that has no meaning."""
+    metrics = {name.removeprefix("test/"): entry for name, entry in contents["metrics"].items()}
+    names = dict.fromkeys([*contents.get("measures", ()), *metrics])
+    record = Record(group, {}, contents)
+    return {name: metrics[name] for name in names if name in metrics and not record.says_nothing(name)}
