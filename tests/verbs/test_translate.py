@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.helpers import REPOSITORY, only
 from vae_lightning.__main__ import main
 from vae_lightning.data import ToyQueries
 from vae_lightning.data.loading import data_of
-from vae_lightning.models import VAE, Seq4
+from vae_lightning.models import VAE, Seq4, load_safetensors
 from vae_lightning.models.loading import load_model
 from vae_lightning.runs.folder import best_checkpoint
 
@@ -160,3 +162,16 @@ def test_a_run_whose_words_have_changed_is_one_line(
     assert main(["translate", str(run)]) == 2
     message = "vae-lightning: error: ToyQueries: the words of sentence are not those that the model was trained on.*\n"
     assert re.fullmatch(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "hub"])
+def test_an_exported_model_comes_with_its_words(run: Path, tmp_path: Path, form: str) -> None:
+    pytest.importorskip("safetensors")
+    assert main(["export", str(run), f"--format={form}", f"--output={tmp_path}"]) == 0
+    words = json.loads((tmp_path / "words.json").read_text())
+    numbers = [words["sentence"].index(word) for word in (*LINES[0].split(), "<end>")]
+    model = load_safetensors(tmp_path / "model.safetensors")
+    assert isinstance(model, Seq4)
+    read = model.read(torch.tensor([numbers]))[0].tolist()
+    text = " ".join(words["x"][number] for number in read[: read.index(0) if 0 in read else None])
+    assert text == read_by_hand(run, [LINES[0]])[0]

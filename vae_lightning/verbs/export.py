@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from vae_lightning.data.loading import data_of
+from vae_lightning.data.texts import TextPairs
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.export_files import (
     BATCH_SIZES,
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     _check_packages(arguments.format, arguments.upload)
     checkpoint = best_checkpoint(arguments.run)
     model = load_model(checkpoint, trusted).float()
-    batch, origin = _examples(model, checkpoint, trusted)
+    batch, words, origin = _examples(model, checkpoint, trusted)
     reseed(model.device, arguments.seed)
     place = checkpoint.absolute().parent.parent
     folder = arguments.output or place / "export" / ("hub" if arguments.format == "hub" else "")
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     sizes = [{name: values[torch.arange(n) % len(values)] for name, values in batch.items()} for n in BATCH_SIZES]
     worst = max(reload_difference(model, again, rows, arguments.seed) for rows in sizes)
     _check(worst, folder / FILE)
-    files = {FILE: contents}
+    files = {FILE: contents, **words}
     if arguments.format == "hub":
         files |= _hub_files(model, place)
     for name, text in files.items():
@@ -121,18 +122,24 @@ def _check_packages(form: str, upload: str | None) -> None:
         import_extra(name, extra, f"export: --format {form}")
 
 
-def _examples(model: LatentVariableModel, checkpoint: Path, trusted: list[str]) -> tuple[Batch, str]:
-    """Return examples to trace and to compare with, and their origin: test examples, else random images."""
+def _examples(model: LatentVariableModel, checkpoint: Path, trusted: list[str]) -> tuple[Batch, dict[str, bytes], str]:
+    """Return what the run's data give: examples to trace and to compare with, and of texts a file of their words.
+
+    The third entry is the origin of the examples: test examples, else random images.
+    """
     try:
         data = data_of(checkpoint, trusted, prepare=False)
         batch = first_images(data.test_dataloader(), _NUM_EXAMPLES)
-        return {name: values.cpu() for name, values in batch.items()}, "test examples"
+        words = {field: words.words for field, words in data.words.items()} if isinstance(data, TextPairs) else {}
+        files = {"words.json": json.dumps(words, indent=1, ensure_ascii=False).encode() + b"\n"} if words else {}
+        return {name: values.cpu() for name, values in batch.items()}, files, "test examples"
     except (UserError, OSError, RuntimeError) as error:
         shape = model.hparams.get("image_shape")
         if shape is None:
             raise UserError(f"export needs an example of x, and the run's data are not here: {error}") from error
     x = torch.rand(_NUM_EXAMPLES, *shape, generator=torch.Generator().manual_seed(0)).round()
-    return {"x": x, "label": torch.zeros(_NUM_EXAMPLES, dtype=torch.long)}, "random images: the run's data are not here"
+    label = torch.zeros(_NUM_EXAMPLES, dtype=torch.long)
+    return {"x": x, "label": label}, {}, "random images: the run's data are not here"
 
 
 # -- encoder and decoder ----------------------------------------------------------------------------------------------
