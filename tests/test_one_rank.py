@@ -101,6 +101,7 @@ def test_a_batch_of_nan_on_one_rank_is_a_step_for_neither(run: Run, tmp_path: Pa
     assert skipped == [0, 0, 0, 1, 2, 2, 2, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_an_exception_on_one_rank_is_heard_and_ends_both(run: Run, tmp_path: Path) -> None:
     """Both ranks end within the limit, with an exit code other than 0."""
     result = run('open("FOLDER/raised", "w"); raise RuntimeError("planted on rank 1")', "--trainer.max_epochs=100000")

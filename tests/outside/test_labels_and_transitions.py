@@ -188,6 +188,7 @@ def test_a_compiled_step_is_the_same_step(case: str, backend: str, fit: Any, mon
         torch.testing.assert_close(value, plain[name], rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BOTH)
 def test_two_ranks_find_what_one_finds(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(tmp_path, case, epochs=2)
