@@ -9,6 +9,7 @@ and a picture of both curves are written to the folder.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -52,6 +53,8 @@ def measure(folder: Path, arm: str, pairs: int, seed: int, flags: Sequence[str] 
         flags: Further flags of `vae-lightning train`.
     """
     name = f"{arm}-{pairs}-{seed}"
+    if flags:  # other settings are other runs
+        name += f"-{hashlib.sha256(' '.join(flags).encode()).hexdigest()[:6]}"
     found = sorted(folder.glob(f"**/{name}/results.json"))
     if not found:
         own = [f"--runs_dir={folder}", f"--run_id={name}", "--trainer.logger=false", "--pictures.num_images=0"]

@@ -36,3 +36,5 @@ def test_a_run_with_results_is_not_repeated(tmp_path: Path, monkeypatch: pytest.
     run.mkdir(parents=True)
     (run / "results.json").write_text(json.dumps({"metrics": {f"test/{score}": 0.25 for score in SCORES}}))
     assert measure(tmp_path, "supervised", 15, 0) == ROWS[0]
+    with pytest.raises(pytest.fail.Exception, match="it ran again"):  # other settings are another run
+        measure(tmp_path, "supervised", 15, 0, ["--data.pool_seed=1"])
