@@ -436,7 +436,7 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "hidden": ([*FIT, "--model.encoder.hidden_sizes=[0]"], 2, r"hidden_sizes \[0\]"),
     "batch": ([*FIT, "--data.batch_size=0"], 2, "batch_size is 0"),
     "steps": ([*FIT, "--model.likelihood.num_steps=0"], 2, "num_steps is 0"),
-    "samples": ([*FIT, "--nll.num_samples=0"], 2, "num_samples 0"),
+    "samples": ([*FIT, "--nll.num_samples=-1"], 2, "num_samples -1"),
     "pictures": ([*FIT, "--pictures.num_images=-1"], 2, "num_images=0 turns pictures off"),
     "evaluation": ([*FIT, "--evaluation.num_samples=0"], 2, "evaluation: num_samples is 0"),
     "metric": ([*FIT, "--evaluation.also+=NoSuch"], 2, r"evaluation\.also: NoSuch"),

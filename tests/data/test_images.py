@@ -182,9 +182,10 @@ def test_a_folder_that_cannot_be_listed_is_named(folder: Path, monkeypatch: pyte
             raise PermissionError(errno.EACCES, "Permission denied")
         return scan(path)
 
-    monkeypatch.setattr("vae_lightning.storage.files.os.scandir", scandir)
-    with pytest.raises(UserError, match=r"locked: cannot be listed \(Permission denied\)"):
-        prepared(folder)
+    with monkeypatch.context() as patch:  # pytest removes folders by the same function
+        patch.setattr("vae_lightning.storage.files.os.scandir", scandir)
+        with pytest.raises(UserError, match=r"locked: cannot be listed \(Permission denied\)"):
+            prepared(folder)
 
 
 def test_a_note_of_broken_images_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path) -> None:

@@ -506,8 +506,8 @@ def rewritten(checkpoint: Checkpoint, change: Callable[[str, bytes], bytes], met
 
 def says_longer(contents: bytes) -> bytes:
     """The same file, with its zip directory repeated ten times."""
-    start = contents.index(b"PK\x01\x02")
-    end = contents.index(b"PK\x05\x06")
+    end = contents.rindex(b"PK\x05\x06")
+    (start,) = struct.unpack("<I", contents[end + 16 : end + 20])  # a search could find the weights' bytes
     directory = contents[start:end]
     count = struct.unpack("<H", contents[end + 10 : end + 12])[0] * 10
     tail = struct.pack("<HHII", count, count, len(directory) * 10, start)
