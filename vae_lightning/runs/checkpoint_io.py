@@ -129,7 +129,7 @@ def _find_damage(file: BinaryIO) -> str:
         broken = zipfile.ZipFile(file).testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError):
         return f"torn off after {size:,} bytes"
-    return f"damaged: {broken} has a wrong checksum" if broken else ""
+    return f"damaged: {broken} has a wrong checksum, or lies over another member" if broken else ""
 
 
 def _append_digest(file: BinaryIO) -> None:
