@@ -20,7 +20,7 @@ from vae_lightning.distributions import Binomial, DiagonalNormal
 from vae_lightning.metrics import log_marginal_likelihood
 from vae_lightning.models import DLGM, HVAE, VAE, BottomUp, Ladder, LatentVariableModel
 from vae_lightning.models.loading import load_model
-from vae_lightning.networks import MLP, ResidualMLP
+from vae_lightning.networks import MLP, LadderMLP, ResidualMLP
 from vae_lightning.objectives import ELBO, IWAE, log_mean_exp
 from vae_lightning.types import UserError
 
@@ -194,3 +194,22 @@ def test_impossible_sizes_are_refused(cls: type[DLGM] | type[HVAE], sizes: tuple
 def test_a_ladder_without_features_is_refused() -> None:
     with pytest.raises(UserError, match="feature_size is 0"):
         HVAE((1, 4, 5), SIZES, partial(Ladder, feature_size=0))
+
+
+def test_each_layer_of_a_ladder_can_have_its_own_size() -> None:
+    """With latents of 8 and 4 dimensions: 20 pixels - 16 - 16, 16 - 8 - 8 upwards; 4 - 12 - 12 - 16 downwards."""
+    upward, downward = partial(LadderMLP, width=1, num_layers=1), partial(LadderMLP, width=3)
+    inference = partial(Ladder, encoder=upward, upward=upward, feature_size=[16, 8])
+    model = HVAE((1, 4, 5), (8, 4), inference, transition=downward, decoder=downward)
+    assert isinstance(model.inference, Ladder)
+    networks = (*model.inference.upward, *model.transitions)
+    shapes = [[tuple(weight.shape) for weight in network.parameters() if weight.ndim == 2] for network in networks]
+    assert shapes == [[(8, 16), (8, 8)], [(12, 4), (12, 12), (16, 12)]]
+    assert [head.in_features for head in model.inference.heads] == [16, 8]
+    trace = model.trace({"x": torch.zeros(3, 1, 4, 5)}, 2)
+    assert [latent.z.shape for latent in trace.latents.values()] == [(2, 3, 8), (2, 3, 4)]
+
+
+def test_a_ladder_with_sizes_for_other_layers_is_refused() -> None:
+    with pytest.raises(UserError, match="3 sizes, but there are 2 layers"):
+        HVAE((1, 4, 5), SIZES, partial(Ladder, feature_size=[8, 4, 2]))

@@ -13,6 +13,7 @@ from vae_lightning.networks import (
     ConvDecoder,
     ConvEncoder,
     GatedMLP,
+    LadderMLP,
     ResidualMLP,
     ResNetDecoder,
     ResNetEncoder,
@@ -24,14 +25,16 @@ from vae_lightning.types import Network, NetworkRecipe, Shape, UserError
 IMAGES: list[Shape] = [(1, 28, 28), (3, 64, 64), (1, 8, 8), (2, 7, 13), (3, 1, 5)]
 NETWORKS: dict[str, tuple[NetworkRecipe, bool, bool]] = {  # recipe, reads an image, writes an image
     "MLP": (partial(MLP, hidden_sizes=(16, 8)), True, True),
-    "affine": (partial(MLP, hidden_sizes=()), True, True),
+    "affine": (partial(MLP, hidden_sizes=()), True, False),
     "gated MLP": (partial(GatedMLP, hidden_sizes=(16, 8)), True, True),
+    "ladder MLP": (partial(LadderMLP, width=3), True, False),
     "convolutional encoder": (partial(ConvEncoder, channels=(4, 8), hidden_size=16), True, False),
     "convolutional decoder": (partial(ConvDecoder, channels=(4, 8), hidden_size=16), False, True),
     "residual encoder": (partial(ResNetEncoder, channels=(4, 8), hidden_size=16), True, False),
     "residual decoder": (partial(ResNetDecoder, channels=(4, 8), hidden_size=16), False, True),
     "residual perceptron": (partial(ResidualMLP, hidden_size=16, num_blocks=3), True, True),
 }
+CONVOLUTIONS = [name for name in NETWORKS if name.endswith(("encoder", "decoder"))]
 
 
 @pytest.mark.parametrize("image_shape", IMAGES)
@@ -55,7 +58,7 @@ def test_shapes(name: str, image_shape: Shape) -> None:
         assert parameter.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", [name for name, (_, reads, writes) in NETWORKS.items() if not (reads and writes)])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("maps", [(6, 2, 2), (6, 3, 2)])
 def test_convolutions_take_features_in_maps(name: str, maps: Shape) -> None:
     """Features [5, 2, 2] of an image halved twice come from convolutions alone; other sizes use the hidden layer."""
@@ -81,6 +84,16 @@ def test_a_gated_layer_is_its_formula() -> None:
     torch.testing.assert_close(network(h), last.weight @ (a * torch.sigmoid(b)) + last.bias)
 
 
+def test_a_ladder_s_layer_is_its_formula() -> None:
+    """h' = leaky ReLU((W h + b - mean) / sd), then an affine map; 2 min(3, 5) = 6 hidden units."""
+    network = LadderMLP((3,), (5,), width=2, num_layers=1).double()
+    (_, first, _, _, last), x = network.layers, torch.randn(3, dtype=torch.float64)
+    h = first.weight @ x + first.bias
+    assert h.shape == (6,)
+    normal = (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(network(x), last.weight @ torch.where(normal > 0, normal, 0.01 * normal) + last.bias)
+
+
 @pytest.mark.parametrize("decoder", [ConvDecoder, ResNetDecoder])
 def test_decoder_reaches_every_pixel(decoder: type[ConvDecoder] | type[ResNetDecoder]) -> None:
     """No pixel of an image of odd size stays constant."""
@@ -93,6 +106,8 @@ def test_decoder_reaches_every_pixel(decoder: type[ConvDecoder] | type[ResNetDec
     [
         partial(MLP, hidden_sizes=(0,)),
         partial(GatedMLP, hidden_sizes=(0,)),
+        partial(LadderMLP, width=0),
+        partial(LadderMLP, num_layers=0),
         partial(ConvEncoder, channels=()),
         partial(ConvEncoder, channels=(0,)),
         partial(ResNetEncoder, channels=()),
@@ -104,6 +119,11 @@ def test_decoder_reaches_every_pixel(decoder: type[ConvDecoder] | type[ResNetDec
 def test_impossible_sizes_are_refused(recipe: NetworkRecipe) -> None:
     with pytest.raises(UserError):
         recipe((1, 8, 8), (4,))
+
+
+def test_a_layer_that_its_normalisation_would_silence_is_refused() -> None:
+    with pytest.raises(UserError, match="layer of one unit"):
+        LadderMLP((1,), (4,), width=1)
 
 
 @pytest.mark.parametrize("encoder", [ConvEncoder, ResNetEncoder])

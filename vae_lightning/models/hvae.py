@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -106,7 +107,7 @@ class Ladder(Inference):
         latent_sizes: D_1 .. D_L, the sizes of the layers.
         encoder: Network from x to d_1 before the activation.
         upward: Network from each d_(l-1) to d_l before the activation.
-        feature_size: The size of each d_l.
+        feature_size: The size of each d_l: one number for all, or one for each layer from x upwards.
         activation: The activation a.
     """
 
@@ -116,18 +117,19 @@ class Ladder(Inference):
         latent_sizes: Sequence[int],
         encoder: NetworkRecipe = MLP,
         upward: NetworkRecipe = MLP,
-        feature_size: int = 256,
+        feature_size: int | Sequence[int] = 256,
         activation: Callable[[], nn.Module] = nn.LeakyReLU,
     ) -> None:
         super().__init__()
-        if feature_size < 1:
-            raise UserError(f"Ladder: feature_size is {feature_size}; it must be at least 1")
-        self.encoder = encoder(image_shape, (feature_size,))
-        self.upward = nn.ModuleList(upward((feature_size,), (feature_size,)) for _ in latent_sizes[1:])
+        sizes = _feature_sizes(feature_size, len(latent_sizes))
+        self.encoder = encoder(image_shape, (sizes[0],))
+        self.upward = nn.ModuleList(upward((size,), (next_size,)) for size, next_size in pairwise(sizes))
         self.activation = activation()
         normals = [DiagonalNormal((size,)) for size in latent_sizes]
         self.normals = nn.ModuleList(normals)
-        self.heads = nn.ModuleList(nn.Linear(feature_size, normal.param_shape[0]) for normal in normals)
+        self.heads = nn.ModuleList(
+            nn.Linear(size, normal.param_shape[0]) for size, normal in zip(sizes, normals, strict=True)
+        )
 
     def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]:
         d = [self.activation(self.encoder(x))]  # [B, F]
@@ -142,6 +144,15 @@ class Ladder(Inference):
             z = draw(q, num_samples) if z is None else draw(q)  # [K, B, D_l]
             latents[f"z{i + 1}"] = Latent(z, q, p)
         return dict(reversed(latents.items()))
+
+
+def _feature_sizes(feature_size: int | Sequence[int], num_layers: int) -> list[int]:
+    sizes = [feature_size] * num_layers if isinstance(feature_size, int) else list(feature_size)
+    if len(sizes) != num_layers:
+        raise UserError(f"Ladder: feature_size has {len(sizes)} sizes, but there are {num_layers} layers of latents")
+    if min(sizes) < 1:
+        raise UserError(f"Ladder: feature_size is {feature_size}; it must be at least 1")
+    return sizes
 
 
 class HVAE(LatentVariableModel):

@@ -61,6 +61,43 @@ class GatedMLP(Network):
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], math.prod(out_shape)))
 
 
+class LadderMLP(Network):
+    """An MLP with `width` times min(D_in, D_out) units in each hidden layer, h' = a(LayerNorm(W h + b)).
+
+    Choose it for the layers of a hierarchy that become smaller from x upwards (`HVAE`): one setting then gives each
+    layer's network its own size. With 8 units for each dimension of z, latents of 64, 32, 16, 8 and 4 dimensions have
+    the hidden layers of 512, 256, 128, 64 and 32 units of Sønderby et al. 2016 (https://arxiv.org/abs/1602.02282).
+    Deviation: they normalise over the batch, which makes log p(x) of an image depend on the other images.
+
+    Args:
+        in_shape: Shape of one input; the model sets it.
+        out_shape: Shape of one output; the model sets it.
+        width: Units of a hidden layer for each dimension of the smaller end, at least 1.
+        num_layers: Hidden layers, at least 1.
+        activation: Class of the activation function a.
+    """
+
+    def __init__(
+        self,
+        in_shape: Shape,
+        out_shape: Shape,
+        width: int = 8,
+        num_layers: int = 2,
+        activation: Callable[[], nn.Module] = nn.LeakyReLU,
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        if width < 1 or num_layers < 1:
+            raise UserError(f"LadderMLP: width {width} and num_layers {num_layers} must both be at least 1")
+        size_in, size_out = math.prod(in_shape), math.prod(out_shape)
+        hidden = width * min(size_in, size_out)
+        if hidden < 2:
+            raise UserError("LadderMLP: normalises a layer of one unit to 0; choose a width of at least 2")
+        layers: list[nn.Module] = [nn.Flatten()]
+        for size in [size_in, *[hidden] * (num_layers - 1)]:
+            layers += [nn.Linear(size, hidden), nn.LayerNorm(hidden), activation()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden, size_out))
+
+
 def _check_sizes(owner: str, hidden_sizes: Sequence[int]) -> None:
     if any(size < 1 for size in hidden_sizes):
         raise UserError(f"{owner}: hidden_sizes {list(hidden_sizes)} has a size below 1; every size must be positive")
