@@ -291,6 +291,7 @@ class CLI(LightningCLI):
         path = runs.best_checkpoint(run)
         checkpoint = read_checkpoint(path)
         check_weights(checkpoint, path)
+        self.datamodule.check_start(checkpoint, path)
         started = start_from(self.model, checkpoint, path)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"init_from {path}, step {checkpoint['global_step']}: {started}", flush=True)
