@@ -51,7 +51,7 @@ from vae_lightning.cli.run_settings import (
     set_precision,
     wandb_arguments,
 )
-from vae_lightning.cli.summary import summary
+from vae_lightning.cli.summary import leave_out_of_tables, summary
 from vae_lightning.cli.trainer_checks import CheckedSettings, check_settings, check_trainer, without_enums
 from vae_lightning.data import DataModule
 from vae_lightning.data.module import SPLITS, TOLD, Split
@@ -257,6 +257,7 @@ class CLI(LightningCLI):
             plugins = [*plugins, WholeFiles()]
         trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
         check_trainer(trainer, self.model)
+        leave_out_of_tables(trainer)
         if self.config.subcommand == "fit" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"callbacks   {', '.join(type(one).__name__ for one in trainer.callbacks)}", flush=True)  # type: ignore[attr-defined]
         launcher = trainer.strategy.launcher

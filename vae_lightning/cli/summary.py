@@ -7,8 +7,10 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
@@ -22,6 +24,7 @@ from vae_lightning.metrics.formatting import in_words_of, number, value_and_erro
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.recipes import to_plain
 from vae_lightning.runs.checkpoint_io import BEST, LAST
+from vae_lightning.runs.record import is_of_bound
 from vae_lightning.runs.trust import foreign_packages
 
 
@@ -54,6 +57,23 @@ def summary(trainer: pl.Trainer, folder: Path, config: str, report: Path | None 
         )
         rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}{trust_flags}"))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
+
+
+def leave_out_of_tables(trainer: pl.Trainer) -> None:
+    """Keep the numbers of a bound out of Lightning's tables of `validate` and `test` if the loss leaves a KL out.
+
+    Args:
+        trainer: The trainer, before it runs.
+    """
+    for loop in (trainer.validate_loop, trainer.test_loop):
+        loop._print_results = partial(_print_table, trainer, loop._print_results)  # type: ignore[method-assign]
+
+
+def _print_table(
+    trainer: pl.Trainer, show: Callable[..., None], results: list[dict[str, Any]], stage: str
+) -> None:
+    untrained = getattr(trainer.lightning_module, "untrained_kl", ())
+    show([{name: row[name] for name in row if not (untrained and is_of_bound(name))} for row in results], stage)
 
 
 def program(name: str) -> str:
