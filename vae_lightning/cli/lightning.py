@@ -267,7 +267,9 @@ class CLI(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Check that the checkpoint fits the model, and print the settings that differ from the checkpoint's."""
+        """Check that data and checkpoint fit, and print the settings that differ from the checkpoint's."""
+        if self.config.subcommand == "fit":
+            self.datamodule.check_batch_size()
         if self.run.contents is None:
             self._start_weights(self.config[self.config.subcommand].init_from)
             return

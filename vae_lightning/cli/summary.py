@@ -69,9 +69,7 @@ def leave_out_of_tables(trainer: pl.Trainer) -> None:
         loop._print_results = partial(_print_table, trainer, loop._print_results)  # type: ignore[method-assign]
 
 
-def _print_table(
-    trainer: pl.Trainer, show: Callable[..., None], results: list[dict[str, Any]], stage: str
-) -> None:
+def _print_table(trainer: pl.Trainer, show: Callable[..., None], results: list[dict[str, Any]], stage: str) -> None:
     untrained = getattr(trainer.lightning_module, "untrained_kl", ())
     show([{name: row[name] for name in row if not (untrained and is_of_bound(name))} for row in results], stage)
 

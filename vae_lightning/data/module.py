@@ -169,6 +169,9 @@ class DataModule(pl.LightningDataModule):
         """
         return None
 
+    def check_batch_size(self) -> None:
+        """Refuse a batch size that does not suit the data, before a fit begins; nothing unless overridden."""
+
     def check_start(self, checkpoint: Mapping[str, Any], path: object) -> None:
         """Refuse the weights of another run if they mean something else under these data; nothing unless overridden.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from vae_lightning.data.module import SPLITS, DataModule, Split
 from vae_lightning.runs.suggestions import hint
 from vae_lightning.storage.examples import Examples
+from vae_lightning.storage.loader import check_share
 from vae_lightning.storage.transforms import BatchTransform, Draw
 from vae_lightning.types import END_TOKEN, PADDING, UNKNOWN_TOKEN, Batch, Shape, UserError
 
@@ -274,6 +275,10 @@ class TextPairs(DataModule):
                     f"{type(self).__name__}: the words of {field} are not those that the model was trained on, whose "
                     f"numbers it knows; put the files back as they were (data_dir is {self.data_dir}), or train again"
                 )
+
+    def check_batch_size(self) -> None:
+        if self.unlabelled():
+            check_share(f"{type(self).__name__}: labelled_share", self.labelled_share, self.batch_size)
 
     def check_start(self, checkpoint: Mapping[str, Any], path: object) -> None:
         """Refuse the weights of another run if a field has other words there, but as many as here.
