@@ -38,10 +38,10 @@ def summary(trainer: pl.Trainer, folder: Path, config: str, report: Path | None 
         report: The run's report; None if there is none.
     """
     model = trainer.lightning_module
-    is_of_images = isinstance(model, LatentVariableModel) and model.is_of_images
+    assert isinstance(model, LatentVariableModel)
     rows = [
         ("run", str(folder)),
-        *((name, in_words_of(value, is_of_images)) for name, value in (*_numbers(trainer), *_latents(trainer))),
+        *((name, in_words_of(value, model.is_of_images)) for name, value in (*_numbers(trainer), *_latents(trainer))),
         *_conditions(trainer, config),
         *_wandb(trainer),
     ]
@@ -52,10 +52,9 @@ def summary(trainer: pl.Trainer, folder: Path, config: str, report: Path | None 
     if report is not None:
         rows.append(("report", str(report)))
     if kept is not None:
-        trust_flags = "".join(
-            f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams))
-        )
-        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}{trust_flags}"))
+        trust_flags = "".join(f" --trust {package}" for package in foreign_packages(to_plain(model.hparams)))
+        command = f"{program('vae-lightning')} {model.next_verb} {shlex.quote(str(kept))}{trust_flags}"
+        rows.append(("next", command))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
 
 

@@ -73,6 +73,9 @@ class LatentVariableModel(Optimized, Seeded, InParts):
     A run's last lines, `runs`, `compare`, `report` and the card of an exported model show them first.
     """
 
+    next_verb: ClassVar[str] = "sample"
+    """The command that a user of the trained model types next; a run's last line names it."""
+
     @property
     def bound_note(self) -> str:
         """What the loss was and what `elbo` is, for models whose loss is no bound; one of a run's last lines."""

@@ -66,6 +66,7 @@ class MONet(LatentVariableModel):
         UserError: if a number is too small, if a network does not fit the image, or if the objective is GECO.
     """
 
+    measures = ("fg_ari",)
     is_first: Tensor
 
     def __init__(

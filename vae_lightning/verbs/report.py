@@ -63,6 +63,8 @@ MEANINGS = {
     "rollout_overlaps": "predicted frames with two objects in one place. Lower is better",
     "rollout_inside": "predicted objects within the box: 1 at best",
     "rollout_swaps": "sequences where two predicted objects have changed places. Lower is better",
+    "exact": "share of steps whose whole next state is right; unseen: in worlds that training has not",
+    "state_error": "root mean squared error of the next state. Lower is better",
     "exact_match": "share of texts x that are read right as a whole from their sentence",
     "exact_match_any": "share of texts that are one of the true ones as a whole",
     "token_accuracy": "share of tokens that are right in their place",
