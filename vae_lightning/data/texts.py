@@ -343,6 +343,6 @@ class TextPairs(DataModule):
 
 
 def _saved_words(state: object) -> Mapping[str, object]:
-    """Return the fingerprints of the words in the state of a data module; nothing of what is no such state."""
+    """Return the fingerprints of the words in the state of a data module; {} if the value is no such state."""
     words = state.get("words") if isinstance(state, Mapping) else None
     return words if isinstance(words, Mapping) else {}
