@@ -38,6 +38,7 @@ MEANINGS = {
     "nll_bpd": "the same in bits for each number of x",
     "nll_ess": "effective importance samples: near 1 the bound is loose, and more samples lower nll",
     "elbo": "the lower bound of log p(x) that a VAE maximises. Higher is better",
+    "elbo_per_step": "elbo over the number of steps of the sequences",
     "log_likelihood": "E_q[log p(x|z)]: how well x is explained by its code",
     "kl": "KL(q(z|x) || p(z)), the rate: the most that z can tell about x, on average",
     "loss": "what training minimises",

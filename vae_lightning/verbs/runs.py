@@ -129,7 +129,7 @@ def _elbo(record: Record) -> str:
 def _measures(record: Record) -> str:
     """Return the numbers of the test that the model names as its first."""
     found = record.numbers()
-    return ", ".join(f"{name} {value_and_error(*found[name])}" for name in record.measures)
+    return ", ".join(f"{name} {value_and_error(*found[name])}" for name in record.measures) or "-"
 
 
 def _nll(record: Record) -> str:
