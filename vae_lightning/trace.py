@@ -287,7 +287,7 @@ _VALUES_OF: list[Callable[[Distribution], Tensor]] = []  # what `drawing` has se
 def drawing(value_of: Callable[[Distribution], Tensor]) -> Iterator[None]:
     """Let `draw` return the value that `value_of(q)`, [*batch, *event], gives, in place of samples.
 
-    So a model's `trace` runs at the means of its posteriors, one latent after the other, as it runs at samples.
+    A model's `trace` then takes the mean of each posterior, one latent after the other, where it would draw a sample.
 
     Args:
         value_of: For example the mean of q.

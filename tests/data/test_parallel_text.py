@@ -105,6 +105,37 @@ def test_a_model_of_other_words_is_refused(write: Write) -> None:
     renamed.load_state_dict({})  # an older checkpoint has none
 
 
+def test_weights_of_other_words_but_as_many_start_no_fit(write: Write) -> None:
+    """Also those of a run on data of another class. Where the numbers of words differ, the weights do not fit."""
+    data = ParallelText(str(write()), max_unknown=1)
+    start = {"OtherTexts": data.state_dict(), "hyper_parameters": {"vocabulary": data.vocabulary}}
+    renamed = ParallelText(str(write({"pairs.train.tsv": TRAIN.replace("red", "blue")})), max_unknown=1)
+    for checkpoint in (start, {**start, "hyper_parameters": {}}):
+        with pytest.raises(UserError, match=r"^a.ckpt: its model knows other words of sentence than ParallelText"):
+            renamed.check_start(checkpoint, "a.ckpt")
+    data.check_start(start, "a.ckpt")
+    longer = ParallelText(str(write({"pairs.train.tsv": f"{TRAIN}the blue sun\tdie blaue Sonne\n"})), max_unknown=1)
+    longer.check_start(start, "a.ckpt")
+    renamed.check_start({"state_dict": {}}, "a.ckpt")  # of images, or of an older release
+
+
+def test_a_fit_from_the_weights_of_other_words_is_one_line(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    data = ParallelText(str(write()), max_unknown=1)
+    model = {"_class_path": "vae_lightning.models.Seq4", "vocabulary": data.vocabulary}
+    start = {"state_dict": {}, "hyper_parameters": model, "global_step": 1, "ParallelText": data.state_dict()}
+    torch.save(start, tmp_path / "a.ckpt")
+    write({"pairs.train.tsv": TRAIN.replace("red", "blue")})
+    options = (f"--data.data_dir={tmp_path}", "--data.max_unknown=1", "--data.num_pairs=0", f"--runs_dir={tmp_path}")
+    options += ("--trainer.accelerator=cpu", "--trainer.logger=false", f"--init_from={tmp_path}/a.ckpt")
+    assert main(["fit", "-c", "seq4/translation", "--data=ParallelText", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/a.ckpt: its model knows other words of sentence than ParallelText" in line
+    assert not list((tmp_path / "seq4").rglob("*.*"))
+
+
 def test_the_names_of_end_and_unknown_are_unknown_words_in_a_text() -> None:
     words = Words(["a", END, UNKNOWN])
     assert words.words == (END, UNKNOWN, "a")

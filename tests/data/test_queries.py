@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.helpers import REPOSITORY
+from vae_lightning.__main__ import main
 from vae_lightning.cli.links import told
 from vae_lightning.data import GeneratedTexts, GeneratedTranslation, ToyQueries
 from vae_lightning.data.module import SPLITS
@@ -173,6 +176,25 @@ def test_without_unlabelled_texts_every_row_is_labelled() -> None:
     data = ToyQueries(**{**SMALL, "num_unlabelled": 0}, batch_size=20)
     assert [len(batch["x"]) for batch in epoch(data)] == [20, 20, 10]
     assert data.examples("train").group is None
+
+
+def test_a_batch_too_small_for_its_share_is_refused_before_a_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    flags = ("--data.batch_size=1", f"--runs_dir={tmp_path}", "--trainer.logger=false", "--trainer.accelerator=cpu")
+    assert main(["fit", "-c", "seq4/toy", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ToyQueries: labelled_share 0.5 of a batch of 1 is 0 examples, " in line
+    assert "choose a larger --data.batch_size or another share" in line
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_share_that_rounds_to_nothing_or_to_all_is_refused() -> None:
+    for share, found in ((0.001, 0), (0.999, 64)):
+        with pytest.raises(UserError, match=f"^ToyQueries: labelled_share {share} of a batch of 64 is {found} "):
+            ToyQueries(**SMALL, batch_size=64, labelled_share=share).check_batch_size()
+    ToyQueries(**{**SMALL, "num_unlabelled": 0}, batch_size=1).check_batch_size()
 
 
 def test_references_are_all_sentences_of_the_grammar() -> None:

@@ -185,6 +185,13 @@ def test_bad_settings_are_one_line(settings: dict[str, Any], message: str) -> No
     assert "\n" not in str(refused.value)
 
 
+def test_a_batch_too_small_for_its_share_is_refused_before_a_fit() -> None:
+    with pytest.raises(UserError, match=r"^Mazes: terminal_share 0.0625 of a batch of 8 is 0 examples, .*--data.batch"):
+        Mazes(**SMALL, batch_size=8).check_batch_size()
+    Mazes(**SMALL, batch_size=9).check_batch_size()
+    Mazes(**SMALL, batch_size=1, terminal_share=0).check_batch_size()
+
+
 def test_what_shows_no_end_or_no_new_maze_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^Mazes: 0 of 15 transitions of train end an episode; .*terminal_share=0$"):
         Mazes(num_mazes=(3, 1, 1), num_transitions=(5, 1, 1), coverage="random_walk").setup("fit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.helpers import REPOSITORY, only
+from vae_lightning.__main__ import main
 from vae_lightning.data import VideoFolder
 from vae_lightning.storage.cache import BrokenImagesError
 from vae_lightning.types import UserError
@@ -26,6 +29,19 @@ def save_clip(folder: Path, clip: int = 0, length: int = 6, name: str = "{:03d}.
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(length):
         frame(clip, number).save(folder / name.format(number))
+
+
+def save_film(path: Path, frames: Iterable[np.ndarray]) -> None:
+    """Write frames of 32 x 32 pixels, uint8 [32, 32, 3], as a film."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 32, 32
+        for pixels in frames:
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
 
 
 @pytest.fixture
@@ -131,22 +147,42 @@ def test_gifs_are_clips(tmp_path: Path) -> None:
 
 def test_films_are_clips(tmp_path: Path) -> None:
     """Grey films of lossy compression: each frame is one level, which rises."""
-    av = pytest.importorskip("av")
     folder = tmp_path / "clips"
     folder.mkdir()
     for clip in range(3):
-        with av.open(str(folder / f"{clip}.mp4"), "w") as container:
-            stream = container.add_stream("mpeg4", rate=10)
-            stream.width, stream.height = 32, 32
-            for number in range(7):
-                pixels = np.full((32, 32, 3), 30 * number, np.uint8)
-                for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
-                    container.mux(packet)
-            for packet in stream.encode():
-                container.mux(packet)
+        save_film(folder / f"{clip}.mp4", [np.full((32, 32, 3), 30 * number, np.uint8) for number in range(7)])
     data = prepared(folder, num_frames=7, channels=1)
     x = data.examples("test").select(torch.tensor([0]))["x"][0, :, 0].float().mean((1, 2))
     torch.testing.assert_close(x, 30.0 * torch.arange(7), atol=4, rtol=0)
+
+
+@pytest.mark.slow
+def test_stove_stopped_within_an_epoch_of_films_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 windows are five steps an epoch; the stop is after the second step of the second epoch."""
+    monkeypatch.chdir(REPOSITORY)
+    for clip, split in enumerate(("train", "train", "train", "val", "test")):
+        (tmp_path / "clips" / split).mkdir(parents=True, exist_ok=True)
+        frames = np.zeros((9, 32, 32, 3), np.uint8)
+        for number in range(9):
+            frames[number, clip : clip + 8, number : number + 8] = frames[number, 20:28, clip : clip + 8] = 255
+        save_film(tmp_path / "clips" / split / f"{clip}.mp4", frames)
+    flags = ("-c", "stove/billiards", "--data=VideoFolder", f"--data.data_dir={tmp_path / 'clips'}")
+    flags += ("--data.height=32", "--data.width=32", "--data.channels=1", "--data.num_frames=4", "--data.batch_size=4")
+    flags += (f"--data.cache_dir={tmp_path / 'cache'}", "--model.num_objects=2", "--trainer.max_epochs=2")
+    flags += ("--trainer.accelerator=cpu", "--trainer.logger=false", "--pictures.num_images=0")
+
+    def weights(run_id: str, *more: str) -> dict[str, Tensor]:
+        assert main(["fit", *flags, f"--runs_dir={tmp_path / 'runs'}", f"--run_id={run_id}", *more]) == 0
+        last = only(tmp_path / "runs", f"**/{run_id}") / "checkpoints" / "last.ckpt"
+        return dict(torch.load(last, weights_only=True)["state_dict"])
+
+    expected = weights("whole")
+    assert len(prepared(tmp_path / "clips", height=32, width=32, channels=1).examples("train")) == 18
+    stopped = weights("half", "--trainer.max_steps=7")
+    assert not all(torch.equal(value, expected[name]) for name, value in stopped.items())
+    assert all(torch.equal(value, expected[name]) for name, value in weights("half").items())
 
 
 def test_a_film_without_the_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -653,6 +653,7 @@ def test_two_ranks_stop_go_on_and_find_what_one_finds(tmp_path: Path) -> None:
     run_cli("test", *TWO_RANKS, *where, f"--ckpt_path={results.parent}", "--trainer.devices=1")
     one = json.loads(results.read_text())
     assert (two["devices"], one["devices"]) == (2, 1)
+    assert one["measures"] == ["count_accuracy"]
     for name in ("test/count_accuracy", "test/presence/1", "test/presence/2", "test/box_recall", "test/extent_iou"):
         assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5), name
     assert two["metrics"]["test/elbo"] == pytest.approx(one["metrics"]["test/elbo"], rel=0.02)

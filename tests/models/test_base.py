@@ -209,6 +209,7 @@ class LostAtZero(ELBO):
         return {**terms, "loss": terms["loss"] - trace.x.flatten(1).sum(1).log()}
 
 
+@pytest.mark.slow  # the compiler takes a quarter of a minute
 @pytest.mark.filterwarnings("ignore")  # the compiler's warnings
 @pytest.mark.skipif(find_compiler() is None, reason="torch.compile wants a C++ compiler, and there is none")
 def test_a_loss_that_is_not_finite_has_such_a_gradient_when_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from vae_lightning.metrics import log_marginal_likelihood
 from vae_lightning.models import Dreaming, LatentVariableModel
 from vae_lightning.networks import MLP, LocalConv
 from vae_lightning.objectives import ELBO, IWAE, log_mean_exp
+from vae_lightning.runs.record import read_run
 from vae_lightning.types import UserError
 
 SMALL = partial(LocalConv, channels=(8,), kernel_sizes=(3,))
@@ -327,6 +329,8 @@ def test_a_run_is_tested_on_larger_mazes(
     assert "This is right where s and a determine s'" in said
     found = metrics(run)
     assert 0 <= found["test/exact/unseen"] <= 1
+    assert re.search(r"^test +exact/unseen \d", said, re.MULTILINE)
+    assert read_run(run).measures == ["exact/unseen"]
     assert found["test/copy/seen"] > 0.3
     path = run / "checkpoints" / "best.ckpt"
     model = LatentVariableModel.load_from_checkpoint(path, x_shape=(21, 21))

@@ -532,6 +532,7 @@ def test_two_ranks_stop_go_on_and_find_what_one_finds(tmp_path: Path) -> None:
     run_cli("test", *SHORT, *where, f"--ckpt_path={results.parent}", "--trainer.devices=1")
     one = json.loads(results.read_text())
     assert (two["devices"], one["devices"]) == (2, 1)
+    assert one["measures"] == ["fg_ari"]
     for name in ("test/count_accuracy", "test/fg_ari"):
         assert two["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5, abs=1e-6), name
     assert two["metrics"]["test/nll"] < -two["metrics"]["test/elbo"] + 1e-6

@@ -59,6 +59,7 @@ def test_a_run_has_scores_and_tables_and_says_what_is_no_bound(
     out = capfd.readouterr().out
     assert "trained by ELBO with K = 1, beta 0" in out
     assert "test        exact_match " in out
+    assert re.search(r"^next +\S*vae-lightning translate \S+best\.ckpt$", out, re.MULTILINE)
     assert "epoch 2/2  val/cost/reading " in out
     assert not re.search(r"\b(elbo|nll|kl) -?\d", out)
     found = metrics(run)

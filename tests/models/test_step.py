@@ -57,6 +57,7 @@ def test_training_has_the_optimizer_step_and_evaluation_none() -> None:
     assert {step for stage, step in model.seen if stage == "evaluation"} == {None}
 
 
+@pytest.mark.slow  # the compiler takes half a minute
 @pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_a_compiled_step_reads_it_too() -> None:

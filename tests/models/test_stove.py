@@ -24,6 +24,7 @@ from vae_lightning.distributions import Bernoulli, DiagonalNormal, Family
 from vae_lightning.models import STOVE, ConstantVelocity, Interactions
 from vae_lightning.models.attention import Seen, best_order, in_order
 from vae_lightning.objectives import ELBO, IWAE, STL, DReG, FreeBits, Objective
+from vae_lightning.runs.record import read_run
 from vae_lightning.synthetic import billiards
 from vae_lightning.types import UserError
 
@@ -432,6 +433,7 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     both = metrics(folder)
     run_cli("test", *TINY, f"--runs_dir={tmp_path}", f"--ckpt_path={folder}", "--trainer.devices=1")
     one = metrics(folder)
+    assert read_run(folder).measures == ["rollout_error/mean/sum_1_to_10"]
     for name in ("test/elbo", "test/nll", "test/centre_error", "test/rollout_error/mean/sum_1_to_10"):
         assert both[name] == pytest.approx(one[name], rel=1e-4), name
 

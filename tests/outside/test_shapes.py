@@ -245,6 +245,7 @@ def test_a_run_speaks_of_examples(name: str, runs: Path) -> None:
     assert "nats/example" in said
     assert "examples/s" in said
     units = json.loads((folder / "results.json").read_text())["units"]
+    assert units["elbo_per_step"] == "nats per step of a sequence"
     for text in (re.sub(r"/images\b", "", said), units["default"], units["stderr"]):
         assert not re.search(r"\bimages?\b", text), text
 

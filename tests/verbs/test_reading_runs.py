@@ -353,7 +353,7 @@ def test_a_bound_without_a_meaning_is_shown_nowhere(runs: Path, capsys: pytest.C
     assert main(["runs"]) == 0
     table = rows_of(capsys.readouterr().out)
     assert re.search(rf"finished +- +- +{psnr}", table["vae/digits/one"])
-    assert re.search(r"finished +-\d+\.\d\d \+- \S+ +\d", table["vae/digits/two"])
+    assert re.search(r"finished +-\d+\.\d\d \+- \S+ +\d+\.\d\d \+- \S+ +- ", table["vae/digits/two"])
     assert main(["compare", str(runs / "one"), str(runs / "two")]) == 0
     output = capsys.readouterr().out
     assert output.splitlines()[1].startswith("psnr")

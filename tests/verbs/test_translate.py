@@ -77,9 +77,13 @@ def test_lines_come_from_the_standard_input(
         printed = capsys.readouterr()
         assert printed.out.count("\n") == 1 + other.count(b"ohio")
         assert printed.err == ""
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    terminal = io.TextIOWrapper(io.BytesIO(b""))
+    monkeypatch.setattr(terminal.buffer, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
     assert main(["translate", str(run)]) == 0
-    assert capsys.readouterr().out == ""
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "translate: type a sentence a line, and Ctrl-D after the last one\n"
 
 
 def test_attention_is_drawn_with_its_words(

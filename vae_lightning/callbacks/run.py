@@ -34,6 +34,7 @@ _UNITS = {
     "default": "nats per image, natural logarithm",
     "null": "not known, or not finite",
     "stderr": "standard error over the test images, in the unit of its number",
+    "elbo_per_step": "nats per step of a sequence",
     "nll_bpd": "bits per dimension",
     "nll_ess": "samples, of nll.num_samples",
     "dead_dimensions": "dimensions",

@@ -51,7 +51,7 @@ from vae_lightning.cli.run_settings import (
     set_precision,
     wandb_arguments,
 )
-from vae_lightning.cli.summary import summary
+from vae_lightning.cli.summary import leave_out_of_tables, summary
 from vae_lightning.cli.trainer_checks import CheckedSettings, check_settings, check_trainer, without_enums
 from vae_lightning.data import DataModule
 from vae_lightning.data.module import SPLITS, TOLD, Split
@@ -257,6 +257,7 @@ class CLI(LightningCLI):
             plugins = [*plugins, WholeFiles()]
         trainer = super().instantiate_trainer(logger=loggers, plugins=plugins, **kwargs)
         check_trainer(trainer, self.model)
+        leave_out_of_tables(trainer)
         if self.config.subcommand == "fit" and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"callbacks   {', '.join(type(one).__name__ for one in trainer.callbacks)}", flush=True)  # type: ignore[attr-defined]
         launcher = trainer.strategy.launcher
@@ -266,7 +267,9 @@ class CLI(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Check that the checkpoint fits the model, and print the settings that differ from the checkpoint's."""
+        """Check that data and checkpoint fit, and print the settings that differ from the checkpoint's."""
+        if self.config.subcommand == "fit":
+            self.datamodule.check_batch_size()
         if self.run.contents is None:
             self._start_weights(self.config[self.config.subcommand].init_from)
             return
@@ -291,6 +294,7 @@ class CLI(LightningCLI):
         path = runs.best_checkpoint(run)
         checkpoint = read_checkpoint(path)
         check_weights(checkpoint, path)
+        self.datamodule.check_start(checkpoint, path)
         started = start_from(self.model, checkpoint, path)
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"init_from {path}, step {checkpoint['global_step']}: {started}", flush=True)

@@ -7,8 +7,10 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import yaml
@@ -22,6 +24,7 @@ from vae_lightning.metrics.formatting import in_words_of, number, value_and_erro
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.recipes import to_plain
 from vae_lightning.runs.checkpoint_io import BEST, LAST
+from vae_lightning.runs.record import is_of_bound
 from vae_lightning.runs.trust import foreign_packages
 
 
@@ -35,10 +38,10 @@ def summary(trainer: pl.Trainer, folder: Path, config: str, report: Path | None 
         report: The run's report; None if there is none.
     """
     model = trainer.lightning_module
-    is_of_images = isinstance(model, LatentVariableModel) and model.is_of_images
+    assert isinstance(model, LatentVariableModel)
     rows = [
         ("run", str(folder)),
-        *((name, in_words_of(value, is_of_images)) for name, value in (*_numbers(trainer), *_latents(trainer))),
+        *((name, in_words_of(value, model.is_of_images)) for name, value in (*_numbers(trainer), *_latents(trainer))),
         *_conditions(trainer, config),
         *_wandb(trainer),
     ]
@@ -49,11 +52,25 @@ def summary(trainer: pl.Trainer, folder: Path, config: str, report: Path | None 
     if report is not None:
         rows.append(("report", str(report)))
     if kept is not None:
-        trust_flags = "".join(
-            f" --trust {package}" for package in foreign_packages(to_plain(trainer.lightning_module.hparams))
-        )
-        rows.append(("next", f"{program('vae-lightning')} sample {shlex.quote(str(kept))}{trust_flags}"))
+        trust_flags = "".join(f" --trust {package}" for package in foreign_packages(to_plain(model.hparams)))
+        command = f"{program('vae-lightning')} {model.next_verb} {shlex.quote(str(kept))}{trust_flags}"
+        rows.append(("next", command))
     return "\n".join(["", *(f"{name:<12}{value}" for name, value in rows)])
+
+
+def leave_out_of_tables(trainer: pl.Trainer) -> None:
+    """Keep the numbers of a bound out of Lightning's tables of `validate` and `test` if the loss leaves a KL out.
+
+    Args:
+        trainer: The trainer, before it runs.
+    """
+    for loop in (trainer.validate_loop, trainer.test_loop):
+        loop._print_results = partial(_print_table, trainer, loop._print_results)  # type: ignore[method-assign]
+
+
+def _print_table(trainer: pl.Trainer, show: Callable[..., None], results: list[dict[str, Any]], stage: str) -> None:
+    untrained = getattr(trainer.lightning_module, "untrained_kl", ())
+    show([{name: row[name] for name in row if not (untrained and is_of_bound(name))} for row in results], stage)
 
 
 def program(name: str) -> str:

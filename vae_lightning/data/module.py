@@ -169,6 +169,20 @@ class DataModule(pl.LightningDataModule):
         """
         return None
 
+    def check_batch_size(self) -> None:
+        """Refuse a batch size that does not suit the data, before a fit begins; nothing unless overridden."""
+
+    def check_start(self, checkpoint: Mapping[str, Any], path: object) -> None:
+        """Refuse the weights of another run if they mean something else under these data; nothing unless overridden.
+
+        It is called before a new fit starts from these weights (`--init_from`). Data whose files give numbers a
+        meaning, as texts do, override this.
+
+        Args:
+            checkpoint: The contents of the other run's checkpoint.
+            path: The checkpoint's file, for the message.
+        """
+
     def facts(self) -> list[str]:
         """Return lines about the data that `check-data` prints beside their sizes; call `prepare_data` first."""
         return []

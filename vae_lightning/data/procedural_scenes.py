@@ -21,8 +21,8 @@ class ProceduralScenes(ImageDataModule):
     on other sets of scenes, such as Multi-dSprites or CLEVR, cannot be compared with numbers measured here.
 
     A batch holds `x`, float32 [B, 3, S, S] in [0, 1]; `segmentation`, uint8 [B, S, S], 0 for the background and k for
-    object k; `count`, int64 [B]; `boxes`, float32 [B, max_objects, 4], the top, left, height and width of what is seen
-    of each object in pixels, -1 if there is no such object.
+    object k; `count`, int64 [B]; `boxes`, float32 [B, max_objects, 4], the top, left, height and width of the visible
+    part of each object in pixels, -1 if there is no such object.
 
     The number of objects is uniform. Scene i of a split depends on `scene_seed` and i alone, not on the seed of the
     run: all runs are measured on one test set. The scenes are drawn at each start, in seconds.

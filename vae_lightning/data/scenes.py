@@ -195,7 +195,7 @@ def _read_map(path: Path, image: Path, size: Sequence[int], fit: Fit) -> np.ndar
 
 
 def _upright_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of an image as it is shown; None if its header cannot be read, which `decode` reports."""
+    """Height and width of an image after its rotation by EXIF; None if its header is unreadable."""
     try:
         with Image.open(io.BytesIO(read_file(path))) as image:
             height, width = image.height, image.width

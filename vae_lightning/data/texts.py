@@ -15,6 +15,7 @@ from torch import Tensor
 from vae_lightning.data.module import SPLITS, DataModule, Split
 from vae_lightning.runs.suggestions import hint
 from vae_lightning.storage.examples import Examples
+from vae_lightning.storage.loader import check_share
 from vae_lightning.storage.transforms import BatchTransform, Draw
 from vae_lightning.types import END_TOKEN, PADDING, UNKNOWN_TOKEN, Batch, Shape, UserError
 
@@ -267,12 +268,40 @@ class TextPairs(DataModule):
         Raises:
             UserError: if a word was added, left out or moved.
         """
-        saved = state_dict.get("words", {})
+        saved = _saved_words(state_dict)
         for field, words in self.words.items():
             if saved.get(field, words.fingerprint) != words.fingerprint:
                 raise UserError(
                     f"{type(self).__name__}: the words of {field} are not those that the model was trained on, whose "
                     f"numbers it knows; put the files back as they were (data_dir is {self.data_dir}), or train again"
+                )
+
+    def check_batch_size(self) -> None:
+        if self.unlabelled():
+            check_share(f"{type(self).__name__}: labelled_share", self.labelled_share, self.batch_size)
+
+    def check_start(self, checkpoint: Mapping[str, Any], path: object) -> None:
+        """Refuse the weights of another run if a field has other words there, but as many as here.
+
+        Weights that are read by the number of a word would then be taken in silence for those of another word. Where
+        the numbers of words differ, these weights do not fit, and are listed as not loaded.
+
+        Args:
+            checkpoint: The contents of the other run's checkpoint.
+            path: The checkpoint's file, for the message.
+
+        Raises:
+            UserError: if this is so.
+        """
+        saved = next(filter(None, map(_saved_words, checkpoint.values())), {})  # of data of any class
+        counts = checkpoint.get("hyper_parameters", {}).get("vocabulary")
+        for field, words in self.words.items():
+            count = counts.get(field) if isinstance(counts, Mapping) else None  # None: the model does not say
+            if saved.get(field, words.fingerprint) != words.fingerprint and count in (None, len(words)):
+                raise UserError(
+                    f"{path}: its model knows other words of {field} than {type(self).__name__} (data_dir is "
+                    f"{self.data_dir}), but as many, so its weights would be taken for those of other words; use the "
+                    "texts of that run, or train without --init_from"
                 )
 
     def load(self, split: Split) -> Examples:
@@ -311,3 +340,9 @@ class TextPairs(DataModule):
         super().setup(stage)
         if stage == "fit":
             rank_zero_only(print)(f"{type(self).__name__}:", *self.facts(), sep="\n    ", flush=True)
+
+
+def _saved_words(state: object) -> Mapping[str, object]:
+    """Return the fingerprints of the words in the state of a data module; {} if the value is no such state."""
+    words = state.get("words") if isinstance(state, Mapping) else None
+    return words if isinstance(words, Mapping) else {}

@@ -17,6 +17,7 @@ from vae_lightning.data.module import SPLITS, DataModule, Split
 from vae_lightning.noise import derive_seed
 from vae_lightning.runs.machine import available_memory
 from vae_lightning.storage.examples import Examples
+from vae_lightning.storage.loader import check_share
 from vae_lightning.storage.transforms import BatchTransform, Draw
 from vae_lightning.synthetic import mazes
 from vae_lightning.types import Batch, UserError
@@ -142,6 +143,10 @@ class Transitions(DataModule):
         random, total = np.random.default_rng(seed), self.num_starts(split)
         rounds = [random.permutation(total) for _ in range(-(-n // total))]
         return torch.stack([self.start(split, int(index)) for index in np.concatenate(rounds)[:n]])
+
+    def check_batch_size(self) -> None:
+        if self.terminal_share:
+            check_share(f"{type(self).__name__}: terminal_share", self.terminal_share, self.batch_size)
 
     def load(self, split: Split) -> Examples:
         fields = self.transitions(split)

@@ -145,7 +145,7 @@ def _leading_apart(p: Independent, num_dims: int) -> Distribution:
     """p with the first dimensions of its event in the batch.
 
     Raises:
-        NotImplementedError: if p hides only a part of what is left of its event.
+        NotImplementedError: if p hides only some of the dimensions that remain of its event.
     """
     rest, base = p.reinterpreted_batch_ndims - num_dims, p.base_dist
     if not rest:

@@ -120,7 +120,7 @@ class MarginalLikelihood(pl.Callback):
       explains more than x (`Trace.observed`), because `test/nll` is then of all of it.
 
     Args:
-        num_samples: The number K of importance samples for each image; 0 for no estimate, and no time for it.
+        num_samples: The number K of importance samples for each image; 0 makes no estimate and takes no time.
         chunk_size: The number of samples evaluated at once; a smaller number takes less memory.
         bits_per_dimension: Require `test/nll_bpd`: a likelihood without bits per dimension is refused before training.
     """

@@ -32,7 +32,7 @@ _TRUTH: Mapping[str, str] = {
     **{"segmentation": "segmentation", "segmentation_decoded": "segmentation"},
 }
 """The entries of `Trace.found` that are scored, and the entry of the batch that each is compared with."""
-_PAINTED = 0.2  # the extent of what a step painted has the pixels that it painted brighter than this
+_PAINTED = 0.2  # a pixel belongs to the extent of a step if the step painted it brighter than this
 
 
 class SceneScores(Evaluator):
@@ -48,9 +48,9 @@ class SceneScores(Evaluator):
     - `count_confusion/n`: a list over k = 0, 1, ...: how many of the images with n objects have k found ones.
     - `box_recall`: the share of all true boxes whose centre lies in a found box. Each found box is paired with one true
       box at most.
-    - `extent_iou`: the mean over all true boxes of the intersection over union with the extent of what a step painted
-      (`painted` [B, N, H, W] above 0.2). Boxes and steps are paired one to one, such that the sum is largest. A true
-      box without a pair counts as 0.
+    - `extent_iou`: the mean over all true boxes of the intersection over union with the extent of a step: the box
+      around the pixels where its `painted` [B, N, H, W] is above 0.2. Boxes and steps are paired one to one, such that
+      the sum is largest. A true box without a pair counts as 0.
     - `fg_ari`: the adjusted Rand index of `segmentation` over the pixels of objects, for images with two objects or
       more. Images with one object are left out, because one segment for everything would score 1 there.
       `fg_ari_decoded` is that of `segmentation_decoded`, for models that have masks of inference and of the decoder.
@@ -191,7 +191,7 @@ def _iou(boxes: Tensor, found: Tensor) -> Tensor:
 
 
 def _painted_boxes(found: Mapping[str, Tensor]) -> Tensor:
-    """The extent of what each step painted, [B, N, 4]; -1 for a step that painted nothing, or that found no object."""
+    """The box around the pixels that each step painted, [B, N, 4]; -1 if it painted nothing or found no object."""
     ink = found["painted"] > _PAINTED
     if "boxes" in found:
         ink = ink & _exists(found["boxes"])[..., None, None]

@@ -75,6 +75,7 @@ class AIR(LatentVariableModel):
         UserError: if a size does not fit, or the mean of the likelihood is not the canvas.
     """
 
+    measures = ("count_accuracy",)
     where_start: Tensor
     aggregate_counts: Tensor
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vae_lightning.models.boxes import read
 from vae_lightning.types import Network, NetworkRecipe, Shape
 
-_SD_POSITION, _SD_SIZE = 0.02, 0.5  # of what is seen, at the start of training
+_SD_POSITION, _SD_SIZE = 0.02, 0.5  # of q(position|x) and q(size|x), at the start of training
 _FLOOR = 1e-3
 
 

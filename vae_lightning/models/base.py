@@ -73,6 +73,9 @@ class LatentVariableModel(Optimized, Seeded, InParts):
     A run's last lines, `runs`, `compare`, `report` and the card of an exported model show them first.
     """
 
+    next_verb: ClassVar[str] = "sample"
+    """The command that a user of the trained model types next; a run's last line names it."""
+
     @property
     def bound_note(self) -> str:
         """What the loss was and what `elbo` is, for models whose loss is no bound; one of a run's last lines."""
@@ -282,7 +285,7 @@ class LatentVariableModel(Optimized, Seeded, InParts):
         batch_size = len(terms["loss"]) * self.trainer.world_size
         values = {name: term.detach().mean() for name, term in terms.items()}
         values |= {name: value for name, value in scalars.items() if name != "steps"}  # type: ignore[misc]
-        if "steps" in scalars:  # nats a step over all steps: an example counts as often as it has steps
+        if "steps" in scalars:  # nats per step, the mean over all steps: long examples weigh more
             steps = int(scalars["steps"])
             # a batch without any step (all hidden) has weight 0; x / 0 would make the mean of the epoch NaN
             value, weight = terms["elbo"].detach().sum() / max(steps, 1), steps * self.trainer.world_size

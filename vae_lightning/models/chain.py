@@ -47,7 +47,7 @@ class Start(nn.Module):
 
 
 class Transition(nn.Module):
-    """p(z_t|z_(t-1)): N(f(position, velocity, latent), s^2), and the size nearly as it was.
+    """p(z_t|z_(t-1)): N(f(position, velocity, latent), s^2), and a size near that of z_(t-1).
 
     Args:
         dynamics: f.

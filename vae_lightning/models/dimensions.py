@@ -33,8 +33,8 @@ class Dimension:
         number: The number of the dimension, from 0, in the flattened latent.
         kl: E_x KL(q_d(z|x) || p_d(z)) in nats per image; of several objects their sum.
         estimator: How `kl` was computed: `closed form`; `sampled`, as log q_d - log p_d at one z an image; `moments`.
-            The KL of one dimension exists only if q and p have independent dimensions. If not, `moments` stands in
-            for it: the KL of two normals that have the means and the variances of q_d and p_d.
+            The KL of one dimension exists only if q and p have independent dimensions. If not, `moments` is
+            given instead: the KL of two normals that have the means and the variances of q_d and p_d.
         mean: The mean of the aggregate posterior 1/N sum_n q(z_d|x_n).
         std: Its standard deviation.
         low, high: The values that z_d can have.

@@ -92,6 +92,7 @@ class Dreaming(LatentVariableModel):
         "This is right where s and a determine s', as in a maze without slip; if they do not, enumerate z "
         "(--model.posterior=Categorical --model.prior_network=... --model.objective=IWAE with one sample)"
     )
+    measures = ("exact/unseen", "exact/all", "state_error/unseen", "state_error/all")
     example_state: Tensor
     example_action: Tensor
 

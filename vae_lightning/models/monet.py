@@ -32,8 +32,9 @@ class MONet(LatentVariableModel):
     Use this model to take images apart into objects and background without labels, where objects hide each other.
     Burgess et al. 2019 (https://arxiv.org/abs/1901.11390). A decoder draws a picture mu_s and a logit map from each
     z_s; the softmax of the maps over the slots is p(c|z), the decoded masks. For inference a network attends to one
-    slot after the other, each time to a share of what is left of the image, and an encoder gives q(z_s|x, attended mask
-    s). So there are two sets of masks. The attended ones segment x; the decoded ones are the model's.
+    slot after the other, each time to a share of the pixels that no slot has taken yet, and an encoder gives
+    q(z_s|x, attended mask s). So there are two sets of masks. The attended ones segment x; the decoded ones are
+    the model's.
 
     `elbo` = E_q[log sum_c p(c|z) N(x; mu_c, sigma_c^2)] - KL(q(z|x) || p(z)) is a bound of log p(x), with decoded
     masks. The loss of the paper is no bound, because its mixture has the attended masks. The paper's loss is the
@@ -56,7 +57,8 @@ class MONet(LatentVariableModel):
             schedule. In evaluation it is the schedule's end.
         sigma_foreground: The standard deviation of a pixel of every other slot. From the start, a small value splits
             the background, and a large value leaves objects together; so let a schedule lower the value.
-        attention: Network from x and the log of what is left, [C + 1, H, W], to the logit of the next slot's share.
+        attention: Network from x and the log of the share that is not taken yet, [C + 1, H, W], to the logit of the
+            next slot's share.
         encoder: Network from m_s x and m_s, [C + 1, H, W], m_s being the attended mask, to the parameters of q(z_s|x).
         decoder: Network from z_s to mu_s before a sigmoid, and the logit map: [C + 1, H, W].
         prior: p(z) of all slots, [S, D].
@@ -66,6 +68,7 @@ class MONet(LatentVariableModel):
         UserError: if a number is too small, if a network does not fit the image, or if the objective is GECO.
     """
 
+    measures = ("fg_ari",)
     is_first: Tensor
 
     def __init__(
@@ -133,7 +136,7 @@ class MONet(LatentVariableModel):
     def attend(self, x: Tensor) -> Tensor:
         """Return the logarithms of the attended masks, [B, S, H, W]; the masks of a pixel sum to 1.
 
-        A slot takes the share sigmoid(l) of what the slots before it have left, and the last slot takes the rest. The
+        A slot takes sigmoid(l) of the share that the slots before it have not taken; the last slot takes the rest. The
         computation stays in logarithms, so that no mask becomes 0.
 
         Args:

@@ -1,4 +1,4 @@
-"""A checkpoint beside the objects that it is loaded into: what does not fit them is refused before it is loaded."""
+"""Compare a checkpoint with the model, optimizers and callbacks that load it, and refuse one that does not fit."""
 
 from __future__ import annotations
 

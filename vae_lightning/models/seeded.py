@@ -1,4 +1,4 @@
-"""The noise of a step: a function of the seed and of the step's numbers, never of what was drawn before.
+"""The noise of a step: a function of the seed and of the step's numbers. Earlier draws do not change it.
 
 In training the noise is a function of (seed, epoch, batch, rank): ranks draw different numbers, and a resumed run draws
 the same numbers again. In evaluation it is a function of (seed, batch), on any rank (see `Loader`).

@@ -82,6 +82,7 @@ class Seq4(LatentVariableModel):
     """
 
     measures = ("exact_match", "cost/reading")
+    next_verb = "translate"
 
     def __init__(
         self,

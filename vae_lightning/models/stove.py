@@ -67,6 +67,8 @@ class STOVE(LatentVariableModel):
         UserError: if a size does not fit.
     """
 
+    measures = ("rollout_error/mean/sum_1_to_10",)
+
     def __init__(
         self,
         x_shape: Shape,

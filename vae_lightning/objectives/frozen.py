@@ -23,7 +23,9 @@ class Frozen(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._held = [network.eval().requires_grad_(False)]  # in a list, so that it is no submodule
+        self._held = [
+            network.eval().requires_grad_(False)
+        ]  # in a list, because an attribute would register it as a submodule
 
     @property
     def network(self) -> nn.Module:

@@ -34,8 +34,8 @@ def rollouts(model: LatentVariableModel, data: object, batch: Batch, seed: int, 
     """Draw how a model goes on after the first eight frames of clips; of clips with less than ten frames, after half.
 
     The rows are the truth, the mean roll-out, a sampled roll-out, and crosses of the linear prediction upon the truth:
-    each object goes on as it went in the last two frames seen. Frames that the model saw have a grey border; the frames
-    drawn there are its reconstructions. Crosses are at the places of the objects, one colour an object.
+    each object keeps its velocity between the last two frames seen. Frames that the model saw have a grey border; the
+    frames drawn there are its reconstructions. Crosses are at the places of the objects, one colour an object.
 
     Args:
         model: The model, which has `predict_frames`; its mode and the random state are restored afterwards.

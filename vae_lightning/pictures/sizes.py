@@ -39,7 +39,7 @@ def cell_size(height: int, width: int, max_height: float, max_width: float) -> t
 
     Args:
         height, width: The size of the image.
-        max_height, max_width: The room that there is for it.
+        max_height, max_width: The largest height and width that it may have.
     """
     room = min(max_height / height, max_width / width)
     scale = min(max(1, math.ceil(_SEEN_HEIGHT / height)), math.floor(room)) if room >= 1 else room

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import time
 import zipfile
 from collections.abc import Iterator
@@ -78,8 +79,7 @@ class Record:
         Args:
             name: the name without `test/`, or a column of metrics.csv.
         """
-        first = name.removeprefix("train/").removeprefix("val/").partition("/")[0].removesuffix("_stderr")
-        return self.leaves_a_kl_out and first in _OF_THE_BOUND
+        return self.leaves_a_kl_out and is_of_bound(name)
 
     def number(self, name: str) -> float | None:
         """A number of the test, such as `elbo` or `nll_stderr`; None if there is none of this name, or no meaning.
@@ -99,6 +99,16 @@ class Record:
         names = [name for name in names if not self.says_nothing(name)]
         errors = {name for name in names if name.endswith("_stderr")}
         return {name: (self.number(name), self.number(f"{name}_stderr")) for name in names if name not in errors}
+
+
+def is_of_bound(name: str) -> bool:
+    """True if a number is one of the bound, which says nothing of a model whose loss leaves a KL out.
+
+    Args:
+        name: the name of a number of the test without or with `test/`, or a column of metrics.csv.
+    """
+    name = re.sub("^(train|val|test)/", "", name)
+    return name.partition("/")[0].removesuffix("_stderr") in _OF_THE_BOUND
 
 
 def entry(tree: Any, *names: str) -> Any:

@@ -71,7 +71,7 @@ class Loader:
             transform = Transform(examples.max_value)
         self.examples, self.batch_size, self.train = examples, batch_size, train
         if train and examples.group is not None:
-            _check_share(examples.group_share, batch_size)
+            check_share("examples: group_share", examples.group_share, batch_size)
         self.transform = transform if train or transform is None else transform.in_evaluation()
         self.seed = seed if train else _EVALUATION_SEED
         self.rank, self.world_size = rank, world_size
@@ -232,12 +232,21 @@ class Loader:
         return value if value.device == self.device else value.to(self.device, non_blocking=True)
 
 
-def _check_share(share: float, batch_size: int) -> None:
-    """Refuse a share that rounds to no example, or to all: the batches would leave out a part of the data."""
+def check_share(name: str, share: float, batch_size: int) -> None:
+    """Refuse a share that rounds to no example of a batch, or to all: the batches would leave out a part of the data.
+
+    Args:
+        name: The setting of the share, for the message.
+        share: The share of each training batch that is drawn from a group.
+        batch_size: Examples in a batch.
+
+    Raises:
+        UserError: if this is so.
+    """
     if not 0 < round(share * batch_size) < batch_size:
         raise UserError(
-            f"examples: group_share {share} of a batch of {batch_size} is {round(share * batch_size)} examples, and a "
-            "batch needs examples within and outside the group; choose a larger --data.batch_size or another share"
+            f"{name} {share:.4g} of a batch of {batch_size} is {round(share * batch_size)} examples, and a batch needs "
+            "examples within and outside the group; choose a larger --data.batch_size or another share"
         )
 
 

@@ -40,7 +40,7 @@ _ARTICLES: dict[str, dict[Case, str]] = {
 }
 _SINGULAR: dict[Case, str] = {"object": "", "of": "s", "in": "e"}
 _PLURAL: dict[Case, str] = {"object": "en", "of": "ens", "in": "em"}
-_NOUNS: dict[tuple[str, ...], tuple[str, str, Case]] = {  # stem, gender, and the case of what belongs to the noun
+_NOUNS: dict[tuple[str, ...], tuple[str, str, Case]] = {  # stem, gender, and the case of the noun's complement
     ("state", "next_to"): ("nabor", "m", "of"),
     ("state", "traverse"): ("land", "n", "in"),
     ("river", "loc"): ("flum", "m", "in"),

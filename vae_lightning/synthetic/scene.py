@@ -235,7 +235,7 @@ def turn(s: Scene) -> Tensor:
 
 
 class Layer(NamedTuple):
-    """A function that paints one thing, and the window and faces that it is limited to.
+    """A function that paints one thing, and the window and the faces within which it paints.
 
     Args:
         paint: Paints on a part of the scene.

@@ -126,7 +126,7 @@ def with_label(batch: Batch, model: LatentVariableModel, data: DataModule, label
         batch: The images.
         model: The model, which must be conditional if there is a label.
         data: The run's data set, whose names of classes are known.
-        label: The number or the name of a class; None to leave the batch as it is.
+        label: The number or the name of a class; None to leave the batch unchanged.
 
     Raises:
         UserError: if the model is not conditional, or needs a label that the images do not have, or knows no such

@@ -1,7 +1,7 @@
 """`dream RUN`: train an agent in the dream of a world model alone, and test it in the real world.
 
 Beside it stand an agent that is trained in the real world with the same number of steps, and a random one. The worlds
-are mazes that training has not, or the recorded environment. A table of what they reach, their learning curves and a
+are mazes that were not in training, or the recorded environment. A table of their returns, their learning curves and a
 moving picture of the real world beside the dream are written to dream.json, dream.txt, dream.html and dream.gif.
 """
 

@@ -36,7 +36,7 @@ from vae_lightning.verbs import Command
 from vae_lightning.verbs._arguments import Parser, in_columns, printable
 
 OF_ONE_RUN = ("trainer.logger", "trainer.default_root_dir", "trainer.enable_progress_bar", "runs_dir", "experiment")
-"""Settings that say where a run is kept and shown, and nothing of what it is."""
+"""Settings of where a run is kept and shown. They change nothing in its training, so no table lists them."""
 
 _MOST_SETTINGS = 6  # that a row names
 _OWN_FILES = {CONFIG, METRICS, RESULTS, REPORT, "classes.json", ".owner.json", "test_values.npz"}
@@ -129,7 +129,7 @@ def _elbo(record: Record) -> str:
 def _measures(record: Record) -> str:
     """Return the numbers of the test that the model names as its first."""
     found = record.numbers()
-    return ", ".join(f"{name} {value_and_error(*found[name])}" for name in record.measures)
+    return ", ".join(f"{name} {value_and_error(*found[name])}" for name in record.measures) or "-"
 
 
 def _nll(record: Record) -> str:

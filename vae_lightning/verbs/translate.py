@@ -108,7 +108,9 @@ def attention_maps(model: Seq4, data: TextPairs, sentences: Tensor) -> Picture:
 
 
 def _read(source: str) -> list[str]:
-    """The lines of a file, or of the standard input."""
+    """The lines of a file, or of the standard input; tells a user at a terminal what is waited for."""
+    if source == "-" and sys.stdin.isatty():
+        print("translate: type a sentence a line, and Ctrl-D after the last one", file=sys.stderr)
     text = read_text(Path(source)) if source != "-" else as_text(sys.stdin.buffer.read(), _STANDARD_INPUT)
     return text.removesuffix("\n").split("\n") if text else []
 

@@ -93,7 +93,7 @@ def play(environment: gymnasium.Env[Any, Any], policy: Policy, episodes: int, se
 
     Args:
         environment: The environment; its `info` may say `optimal` after a reset.
-        policy: A function of what is seen, which returns the number of an action.
+        policy: A function from an observation to the number of an action.
         episodes: The number of episodes.
         seed: The seed of the first episode; each further one has the next number.
     """

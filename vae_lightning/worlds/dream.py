@@ -192,7 +192,7 @@ def is_one_world(data: Transitions) -> bool:
 
 
 def observation_space(data: Transitions, observation: Observation = "planes") -> spaces.Space[Any]:
-    """Return the space of what an agent sees of the data's states: see `observe`.
+    """Return the space of the observations that an agent gets of the data's states; `observe` makes them.
 
     Args:
         data: The data.

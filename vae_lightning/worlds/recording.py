@@ -87,7 +87,7 @@ def form_of(name: str, space: gymnasium.Space[Any]) -> Form:
 
 
 def channels_first(image: np.ndarray) -> np.ndarray:
-    """Return an image [H, W], [H, W, 1, 3 or 4] or [C, H, W] as [C, H, W]; anything else as it is.
+    """Return an image [H, W], [H, W, 1, 3 or 4] or [C, H, W] as [C, H, W]; anything else unchanged.
 
     Args:
         image: The image.

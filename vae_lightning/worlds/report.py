@@ -46,7 +46,7 @@ class Report:
     picture: Picture | None = None
 
     def text(self) -> str:
-        """Return the table as text, with a line of what it shows."""
+        """Return the table as text, with the number of invalid states and a note that explains it."""
         dreamt = sum(row.steps for row in self.rows if row.teacher == "dream")
         invalid = sum(row.invalid for row in self.rows)
         return f"{self.title}\n\n{table(self.rows)}\n\n{invalid:,} of {dreamt:,} dreamt states were invalid. {NOTE}\n"
