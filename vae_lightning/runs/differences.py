@@ -35,12 +35,12 @@ def changes_of_a_test(run: Mapping[str, Any], test: Mapping[str, Any]) -> list[s
         run: the run's config.yaml.
         test: the configuration of the test, or its results.json.
     """
-    parts: list[dict[str, Any]] = [{name: tree.get(name) for name in ("model", "data")} for tree in (run, test)]
+    parts: list[Any] = [{name: tree.get(name) for name in ("model", "data")} for tree in (run, test)]
     trainers = [tree.get("trainer") for tree in (run, test)]
     if all(isinstance(trainer, Mapping) for trainer in trainers):  # an old results.json does not know it
         for part, trainer in zip(parts, trainers, strict=True):
             part["trainer"] = {"limit_test_batches": trainer.get("limit_test_batches")}
-    return differing_settings(*parts, hidden=_OF_NO_TEST)
+    return differing_settings(parts[0], parts[1], hidden=_OF_NO_TEST)
 
 
 def changes_of_test_data(config: Path, text: str) -> list[str]:

@@ -31,7 +31,7 @@ from vae_lightning.runs.record import (
     state_of,
 )
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_output, add_run, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, check_ending, not_written
 
 MEANINGS = {
     "nll": "-log p(x) by importance sampling, an upper bound on average. Lower is better",
@@ -135,6 +135,7 @@ def save_page(page: Page, output: Path) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
+    check_ending(output, ".html", ".htm")
     try:
         page.save(output)
     except OSError as error:
@@ -187,6 +188,7 @@ def conditions_of(record: Record) -> list[tuple[str, str]]:
         ("data", ", ".join(str(part) for part in data) if data[0] else None),
         ("examples", f"{count} of the {split} set" if count else None),
         ("importance samples", f"{samples}{effective}" if samples else None),
+        ("not as the run", "; ".join(record.tested_otherwise) and f"tested with {'; '.join(record.tested_otherwise)}"),
         ("error", "+- one standard error over the test examples; ? where unknown"),
     ]
     return [(name, str(value)) for name, value in found if value]
