@@ -36,7 +36,7 @@ def changes_of_a_test(run: Mapping[str, Any], test: Mapping[str, Any]) -> list[s
         test: the configuration of the test, or its results.json.
     """
     parts: list[Any] = [{name: tree.get(name) for name in ("model", "data")} for tree in (run, test)]
-    trainers = [tree.get("trainer") for tree in (run, test)]
+    trainers: list[Any] = [tree.get("trainer") for tree in (run, test)]
     if all(isinstance(trainer, Mapping) for trainer in trainers):  # an old results.json does not know it
         for part, trainer in zip(parts, trainers, strict=True):
             part["trainer"] = {"limit_test_batches": trainer.get("limit_test_batches")}
