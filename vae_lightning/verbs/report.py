@@ -176,6 +176,7 @@ def conditions_of(record: Record) -> list[tuple[str, str]]:
         *([f"K = {entry(results, 'objective', 'num_samples')}"] if entry(results, "objective", "num_samples") else []),
         *(f"{name} {value:.4g}" for name, value in weights if is_number(value)),
     ]
+    is_of_the_test = any(change.startswith("model.objective") for change in record.tested_otherwise)
     data = [class_name(results.get("data")), f"binarisation {results.get('binarisation') or 'none'}"]
     count, split = entry(results, "data", "num_images"), entry(results, "data", "split")
     ess, samples = record.number("nll_ess"), entry(results, "nll", "num_samples")
@@ -183,7 +184,7 @@ def conditions_of(record: Record) -> list[tuple[str, str]]:
     effective = "" if ess is None else f", {ess:.1f} of them effective"
     found = [
         ("likelihood p(x|z)", results.get("likelihood")),
-        ("trained by", ", ".join(objective)),
+        ("tested by" if is_of_the_test else "trained by", ", ".join(objective)),
         ("loss", results.get("loss_note")),
         ("data", ", ".join(str(part) for part in data) if data[0] else None),
         ("examples", f"{count} of the {split} set" if count else None),
