@@ -21,6 +21,11 @@ CASES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "nothing": ((*SMALL, *STEP), None),
     "no-such-limit": ((*SMALL, *STEP, "--trainer.max_steps=20"), None),
     "epochs": ((*SMALL, "--trainer.max_epochs=4", "--trainer.limit_train_batches=1"), NEVER.format("max_epochs", 4, 5)),
+    "epochs-after-the-last-validation": (
+        (*SMALL, "--trainer.max_epochs=7", "--trainer.limit_train_batches=1"),
+        "no validation after the last 2 of 7 epochs: best.ckpt, which is tested, cannot hold them; ",
+    ),
+    "whole-intervals": ((*SMALL, "--trainer.max_epochs=5", "--trainer.limit_train_batches=1"), None),
     "steps": ((*SMALL, EACH, "--trainer.max_steps=3"), NEVER.format("max_steps", 3, EPOCH)),
     "steps-of-several-batches": (
         (*SMALL, EACH, "--trainer.max_steps=3", "--trainer.accumulate_grad_batches=5"),
@@ -62,4 +67,4 @@ def test_what_is_seldom_meant_is_said_at_the_start(
     if note is not None:
         assert notes[0].startswith(note)
     validated = "best.ckpt" in {path.name for path in tmp_path.rglob("*.ckpt")}
-    assert validated == (case != "none-wanted" and "no validation" not in (note or ""))
+    assert validated == (case != "none-wanted" and "no validation in" not in (note or ""))

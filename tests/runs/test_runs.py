@@ -86,7 +86,10 @@ def test_the_seconds_of_a_fit_are_those_of_all_its_starts(fit: Run, tmp_path: Pa
 
 REFUSED = {
     "seed": (["--seed_everything=1"], "other data or another seed: seed 0 -> 1"),
-    "data": (["--data.binarisation=threshold"], r"other data or another seed: data .*'none'.*'threshold'"),
+    "data": (
+        ["--data.binarisation=threshold"],
+        "other data or another seed: data.binarisation none -> threshold; begin",
+    ),
     "schedule": (
         ["--model.scheduler=torch.optim.lr_scheduler.StepLR", "--model.scheduler.step_size=1"],
         "its own optimizer and scheduler",

@@ -20,8 +20,10 @@ from vae_lightning.models import CVAE, VAE
 from vae_lightning.models.dimensions import dimensions
 from vae_lightning.models.loading import load_model
 from vae_lightning.pictures import Picture, interpolation, samples, save, save_png, scatter, traversals
+from vae_lightning.pictures.grids import evaluating
 from vae_lightning.storage.examples import Images
 from vae_lightning.storage.loader import first_images
+from vae_lightning.verbs import sample as sample_verb
 
 TINY = ("--trainer.max_epochs=4", "--trainer.logger=false", "--nll.num_samples=2", "--trainer.accelerator=cpu")
 PICTURES = ("--trainer.check_val_every_n_epoch=1", "--pictures.every_n_epochs=1", "--pictures.num_images=4")
@@ -170,6 +172,22 @@ def test_samples_of_a_label(tmp_path: Path) -> None:
     assert not torch.equal(other.still, expected.still)
 
 
+def test_samples_are_written_as_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers are those that the picture of the same seed shows, of each label its own, also in several parts."""
+    folder, out = stored("cvae", tmp_path), tmp_path / "new" / "a.npz"
+    model = load_model(folder / "checkpoints" / "last.ckpt")
+    assert isinstance(model, CVAE)
+    assert main(["sample", str(folder), "--label=3", "--num_images=5", "--seed=2", f"--output={out}"]) == 0
+    with np.load(out) as found, evaluating(model, 2):
+        assert np.array_equal(found["x"], model.sample_given(torch.full((5,), 3)).numpy())
+        assert found["label"].tolist() == [3] * 5
+    monkeypatch.setattr(sample_verb, "_AT_ONCE", 2)
+    assert main(["sample", str(folder), "--label=3", "--num_images=5", f"--output={out}"]) == 0
+    with np.load(out) as found:
+        assert found["x"].shape == (5, 1, 8, 8)
+        assert len(np.unique(found["x"], axis=0)) == 5
+
+
 def test_animate_joins_the_epochs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["animate", str(run)]) == 0
     images = run / "images"
@@ -228,6 +246,16 @@ def test_a_picture_shows_itself_in_a_notebook(run: Path, tmp_path: Path) -> None
         (["animate", "--picture=sample"], r"no pictures sample-<epoch>.png \(did you mean samples\?\)"),
         (["animate", "--output=a.gif"], "--output takes one picture: choose it by --picture, of reconstructions"),
         (["animate", "--milliseconds=1"], "--milliseconds is 1"),
+        (["traverse", "--output=a.pdf"], r"--output a\.pdf: .* ends in \.png or \.gif or \.txt was expected"),
+        (["sample", "--output=a.npy"], r"--output a\.npy: .* \.npz was expected"),
+        (["reconstruct", "--output=a.jpg"], r"--output a\.jpg: "),
+        (["manifold", "--output=a.svg"], r"--output a\.svg: "),
+        (["interpolate", "--between", "0", "1", "--output=a.jpg"], r"--output a\.jpg: "),
+        (["impute", "--output=a.npz"], r"--output a\.npz: "),
+        (["animate", "--picture=samples", "--output=a.mp4"], r"--output a\.mp4: .* ends in \.gif was expected"),
+        (["report", "--output=a.pdf"], r"--output a\.pdf: .* ends in \.html or \.htm was expected"),
+        (["compare", "--output=a.csv"], r"--output a\.csv: .* \.html or"),
+        (["score", "--output=a.json"], r"--output a\.json: .* \.npz or \.csv or \.parquet was expected"),
         (["traverse", "--output=/proc/no/a.png"], r"/proc/no/a\.png: cannot be written"),
         (["interpolate", "--between", "0", "1", "--output=/proc/no/a.png"], "cannot be written"),
         (["manifold", "--side=2", "--output=/proc/no/a.png"], "cannot be written"),

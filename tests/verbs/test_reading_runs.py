@@ -339,6 +339,31 @@ def test_compare_shows_numbers_differences_and_settings(runs: Path, capsys: pyte
     assert output.splitlines()[-1] == "compare.html"
 
 
+def test_numbers_of_a_test_with_other_settings_are_said_to_be_such(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later test writes the same files: those of 20 images, or of another beta, must not pass for the run's."""
+
+    def test(name: str, *flags: str) -> str:
+        where = ("-c", str(runs / name / "config.yaml"), "--ckpt_path", str(runs / name), "--nll.num_samples=2", *CPU)
+        assert main(["test", *where, "--data.eval_batch_size=20", *flags]) == 0
+        return capsys.readouterr().out
+
+    limit, beta = "trainer.limit_test_batches: None -> 1", "objective.beta: 1.0 -> 0.5"
+    said = test("one", "--trainer.limit_test_batches=1", "--model.objective.beta=0.5")
+    assert f"(there -> here): {beta}; {limit}\n" in said
+    shown = Reader((runs / "one" / "report.html").read_text()).texts
+    assert any(f"model.{beta}; {limit}" in text for text in shown)
+    assert "tested by" in shown  # the beta of the test is not the one that the run was trained with
+    assert "trained by" not in shown
+    for verb in (["runs", str(runs)], ["compare", str(runs / "two"), str(runs / "one")]):
+        assert main(verb) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if "tested with other settings" in line)
+        assert line.endswith(f"one: tested with other settings than its config.yaml's: model.{beta}; {limit}")
+    assert "there -> here" not in test("one")
+    assert read_run(runs / "one").tested_otherwise == []
+
+
 NOTE = "the KL of z has weight 0 in the loss, so elbo, kl and nll say nothing of the model"
 
 

@@ -62,7 +62,7 @@ class ExactResume(pl.Callback):
             return
         saved = checkpoint["callbacks"].get(self.state_key, {})
         others = {name: (saved[name], here) for name, here in self._facts.items() if saved.get(name, here) != here}
-        changes = [f"{name} {there} -> {here}" for name, (there, here) in others.items()]
+        changes = [change for name, (there, here) in others.items() for change in _changes(name, there, here)]
         if set(_REFUSED) & others.keys():
             raise UserError(
                 f"the run cannot go on with other data or another seed: {'; '.join(changes)}; begin a new run"
@@ -83,6 +83,14 @@ class ExactResume(pl.Callback):
         """Apply the changed settings after Lightning has restored the optimizer."""
         for group in trainer.optimizers[0].param_groups:
             group.update(self._changed)
+
+
+def _changes(name: str, there: Any, here: Any) -> list[str]:
+    """Return `name there -> here`; of two dicts, such as the facts of the data, one for each entry that differs."""
+    if not isinstance(there, dict) or not isinstance(here, dict):
+        return [f"{name} {there} -> {here}"]
+    names = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    return [f"{name}.{key} {there.get(key)} -> {here.get(key)}" for key in names]
 
 
 def _reset(loop: _FitLoop) -> None:

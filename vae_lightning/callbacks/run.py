@@ -170,6 +170,7 @@ class RunFolder(pl.Callback):
             "data": {**config["data"], "split": "test", "num_images": self._images},
             "binarisation": getattr(data, "binarisation", None),
             "model": config["model"],
+            "trainer": {"limit_test_batches": config["trainer"].get("limit_test_batches")},
             "seed": config["seed_everything"],
             "command": self.command or None,
             "precision": str(trainer.precision),

@@ -18,8 +18,8 @@ _WEIGHTS_PER_IMAGE = 1000
 
 class StartNotes(pl.Callback):
     """Prints a line before the first step if there are few images for the number of weights, if a batch is larger than
-    the data set, or if the run ends before its first validation; and after it, if best.ckpt is to be the best by a
-    bound that the loss leaves out."""
+    the data set, or if the run ends before its first validation or trains on after its last. Prints one after the first
+    step if best.ckpt is to be the best by a bound that the loss leaves out."""
 
     def __init__(self) -> None:
         self._was_monitor_checked = False
@@ -80,6 +80,12 @@ def _about_validation(trainer: pl.Trainer, model: pl.LightningModule) -> Iterato
                 f"after {needed} (trainer.check_val_every_n_epoch is {every}, in epochs)"
             )
             return
+    rest = (trainer.max_epochs or 0) % every
+    if limits and rest and trainer.max_steps == -1:
+        yield (
+            f"no validation after the last {rest} of {trainer.max_epochs} epochs: best.ckpt, which is tested, cannot "
+            f"hold them; choose trainer.max_epochs as a multiple of trainer.check_val_every_n_epoch, which is {every}"
+        )
 
 
 def _steps_per_epoch(trainer: pl.Trainer, model: pl.LightningModule) -> int:

@@ -135,6 +135,11 @@ def _wrong_class(key: str, name: str, is_near: bool) -> str:
     near = hint(last, (one for one in known if one != name and not one.startswith("_"))) if is_near else ""
     if base is None:
         return f"{name} cannot be imported, and is no file{near}"
+    module, is_foreign = sys.modules.get(name.rpartition(".")[0]), "." in name and not name.startswith("vae_lightning.")
+    if is_foreign and hasattr(module, last):  # importing it worked: the list of our classes would hide what is wrong
+        return f"{name} is no subclass of {base.__module__}.{base.__name__}"
+    if is_foreign:
+        return f"{name} is no {base.__name__} that can be imported{near}"
     ours = (cls.__name__ for cls in subclasses(base) if cls.__module__.startswith("vae_lightning."))
     names = sorted(name for name in ours if not name.startswith("_"))
     return f"{name} is no {base.__name__} that can be imported{near}; there are {', '.join(names)}"

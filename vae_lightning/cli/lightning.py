@@ -65,7 +65,7 @@ from vae_lightning.runs import folder as runs
 from vae_lightning.runs import signals
 from vae_lightning.runs.checkpoint_io import WholeFiles
 from vae_lightning.runs.configs import with_config_files
-from vae_lightning.runs.differences import config_changes
+from vae_lightning.runs.differences import changes_of_test_data, config_changes
 from vae_lightning.runs.loggers import MetricsCSV, start_wandb
 from vae_lightning.runs.trust import read_checkpoint
 from vae_lightning.types import UserError
@@ -280,6 +280,7 @@ class CLI(LightningCLI):
             changed = config_changes(config, self.config_text)
         else:
             changed = differences(self.run.contents, self.model)
+            changed += changes_of_test_data(config, self.config_text) if config.is_file() else []
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             if self.config.subcommand == "fit":
                 print(f"{self.folder}: goes on from {Path(self.run.path or '').name}, step {self.run.step}", flush=True)

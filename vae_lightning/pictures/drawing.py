@@ -142,11 +142,22 @@ def samples(
             no temperature.
     """
     with evaluating(model, seed), at_temperature(model, temperature):
-        x = model.sample(n) if label is None else model.sample_given(label.to(model.device))
+        x = draw_x(model, n, label)
         shown = show(data, x)
         if shown is None:
             raise no_picture(x)
         return draw(title, {"": shown})
+
+
+def draw_x(model: LatentVariableModel, n: int, label: Tensor | None) -> Tensor:
+    """Draw x as `samples` shows it: [n, *event], means of p(x|z) at z from the prior, unless the model says otherwise.
+
+    Args:
+        model: The model.
+        n: The number of samples.
+        label: The labels of the samples of a conditional model, [n]; None for the way of `model.sample(n)`.
+    """
+    return model.sample(n) if label is None else model.sample_given(label.to(model.device))
 
 
 def scene(model: LatentVariableModel, shown: Shown, name: str, title: str) -> Picture:

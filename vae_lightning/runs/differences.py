@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+_OF_NO_TEST = (
+    *(f"data.{name}" for name in ("batch_size", "eval_batch_size", "num_workers", "resident", "flip", "seed")),
+    *(f"data.{name}" for name in ("cache_dir", "split", "num_images")),
+    *(f"model.{name}" for name in ("optimizer", "scheduler")),
+)
+"""Settings of the model and the data that no number of a test depends on, and what a test adds to them."""
 
 
 def config_changes(config: Path, text: str) -> list[str]:
@@ -17,6 +24,34 @@ def config_changes(config: Path, text: str) -> list[str]:
         text: the present configuration, as YAML.
     """
     return differing_settings(yaml.safe_load(config.read_text()), yaml.safe_load(text))
+
+
+def changes_of_a_test(run: Mapping[str, Any], test: Mapping[str, Any]) -> list[str]:
+    """The settings that a test's numbers depend on and that are not the run's, as `key: the run's -> the test's`.
+
+    Without them, the numbers of a part of the test set, of other data or under another beta would pass for the run's.
+
+    Args:
+        run: the run's config.yaml.
+        test: the configuration of the test, or its results.json.
+    """
+    parts: list[Any] = [{name: tree.get(name) for name in ("model", "data")} for tree in (run, test)]
+    trainers: list[Any] = [tree.get("trainer") for tree in (run, test)]
+    if all(isinstance(trainer, Mapping) for trainer in trainers):  # an old results.json does not know it
+        for part, trainer in zip(parts, trainers, strict=True):
+            part["trainer"] = {"limit_test_batches": trainer.get("limit_test_batches")}
+    return differing_settings(parts[0], parts[1], hidden=_OF_NO_TEST)
+
+
+def changes_of_test_data(config: Path, text: str) -> list[str]:
+    """Those of `changes_of_a_test` that are no settings of the model.
+
+    Args:
+        config: the config.yaml in the run's folder.
+        text: the configuration of the test, as YAML.
+    """
+    changes = changes_of_a_test(yaml.safe_load(config.read_text()), yaml.safe_load(text))
+    return [change for change in changes if not change.startswith("model")]
 
 
 def differing_settings(saved: Any, present: Any, hidden: tuple[str, ...] = ()) -> list[str]:

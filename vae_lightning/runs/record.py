@@ -19,6 +19,7 @@ import yaml
 
 from vae_lightning.runs.checkpoint_form import is_number, load_plain
 from vae_lightning.runs.checkpoint_io import BEST, LAST, PREVIOUS
+from vae_lightning.runs.differences import changes_of_a_test
 from vae_lightning.runs.ownership import is_being_trained
 from vae_lightning.runs.trust import refuse_address
 from vae_lightning.types import UserError
@@ -65,6 +66,13 @@ class Record:
         objective = entry(self.config, "model", "init_args", "objective")
         beta = entry(objective, "init_args", "beta")
         return class_name(objective) in ("ELBO", "STL") and is_number(beta) and beta == 0
+
+    @property
+    def tested_otherwise(self) -> list[str]:
+        """The settings of the test that its numbers depend on and that are not those of config.yaml."""
+        if not self.config or not self.results.get("model") or not self.results.get("data"):
+            return []  # one of the two is unknown
+        return changes_of_a_test(self.config, self.results)
 
     @property
     def measures(self) -> list[str]:

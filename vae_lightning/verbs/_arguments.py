@@ -12,6 +12,7 @@ from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.suggestions import OneLineParser
 from vae_lightning.types import UserError
 
+_OF_PICTURES = (".png", ".gif", ".txt")
 TRUST_HELP = "a package of your own whose classes a checkpoint or a run's config.yaml may name; may be repeated"
 
 
@@ -84,11 +85,29 @@ def check_at_least(arguments: argparse.Namespace, **lowest: int) -> None:
             raise UserError(f"--{name} is {value}; it must be at least {least}")
 
 
+def check_ending(output: Path | None, *endings: str, flag: str = "--output") -> None:
+    """Check that the name of a file promises what the command writes: a table named .json would not be JSON.
+
+    Args:
+        output: The file that the user named; None if none was named. A name without an ending promises nothing.
+        *endings: What the name may end in, such as ".png".
+        flag: The option that names the file.
+
+    Raises:
+        UserError: if the name ends in something else.
+    """
+    if output is not None and output.suffix and output.suffix.lower() not in endings:
+        raise UserError(
+            f"{flag} {output}: a name that ends in {' or '.join(endings)} was expected, for what is written"
+        )
+
+
 def add_picture_arguments(
     parser: argparse.ArgumentParser,
     picture: str,
     num_images: int | None = 50,
     images: str = "the number of images in the picture",
+    also: str = "",
 ) -> None:
     """Add RUN and the arguments of a command that draws one picture: the number of images, the seed, the file.
 
@@ -97,25 +116,28 @@ def add_picture_arguments(
         picture: The name of the picture's file, without its ending.
         num_images: The default of `--num_images`; None for a command without this flag.
         images: The help of `--num_images`.
+        also: What else `--output` may be, for the help.
     """
     add_run(parser)
     if num_images is not None:
         parser.add_argument("--num_images", type=int, default=num_images, help=images)
     add_seed(parser)
-    output = "the PNG file to write (clips also make a .gif, texts a .txt)"
+    output = f"the PNG file to write (clips also make a .gif, texts a .txt){also}"
     add_output(parser, f"{output}; default: images/{picture}.png in the run's folder")
 
 
-def checkpoint_and_output(arguments: argparse.Namespace, picture: str) -> tuple[Path, Path]:
+def checkpoint_and_output(arguments: argparse.Namespace, picture: str, *also: str) -> tuple[Path, Path]:
     """Return the checkpoint that RUN names, and the file that the picture is written to.
 
     Args:
         arguments: The parsed arguments of `add_picture_arguments`.
         picture: The name of the picture's file, without its ending, if `--output` is not given.
+        *also: Endings of `--output` beside those of pictures.
 
     Raises:
-        UserError: if RUN has no checkpoint, or `--num_images` is less than 1.
+        UserError: if RUN has no checkpoint, if `--num_images` is less than 1, or if `--output` ends in something else.
     """
+    check_ending(arguments.output, *_OF_PICTURES, *also)
     if "num_images" in arguments:
         check_at_least(arguments, num_images=1)
     checkpoint = best_checkpoint(arguments.run)

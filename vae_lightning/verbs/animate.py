@@ -21,7 +21,7 @@ from vae_lightning.runs.suggestions import hint
 from vae_lightning.runs.trust import refuse_address
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_output, add_run, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, check_ending, not_written
 
 _NAME = re.compile(r"(?P<name>.+)-(?P<epoch>\d{4,})")
 _MOST_PIXELS = 2e8  # of all frames together: 600 MB
@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:  # noqa: ARG
     """
     if arguments.milliseconds < 20:
         raise UserError(f"--milliseconds is {arguments.milliseconds}; viewers show a picture for at least 20")
+    check_ending(arguments.output, ".gif")
     folder = images_folder(arguments.run)
     found = pictures_by_name(folder)
     names = _names(folder, found, arguments.picture)

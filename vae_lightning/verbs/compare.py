@@ -34,9 +34,9 @@ from vae_lightning.runs.record import (
 )
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, in_columns, printable
+from vae_lightning.verbs._arguments import Parser, check_ending, in_columns, printable
 from vae_lightning.verbs.report import save_page, unit_of
-from vae_lightning.verbs.runs import OF_ONE_RUN, short_names
+from vae_lightning.verbs.runs import OF_ONE_RUN, short_names, tested_otherwise
 
 Values = Mapping[str, npt.NDArray[np.float64]]
 _FIRST = ("nll", "nll_bpd", "elbo", "log_likelihood", "kl")  # the order of the numbers
@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:  # noqa: ARG
         UserError: if fewer than two runs are given, or one twice. With exit code 1, after everything is written: if the
             numbers of a run are not put beside those of the first.
     """
+    check_ending(arguments.output, ".html", ".htm")
     folders = [folder_of(path) for path in arguments.runs]
     if len(folders) < 2:
         raise UserError("compare: one run is given; give two or more: vae-lightning compare RUN RUN")
@@ -318,6 +319,7 @@ def _notes(first: Compared, others: Sequence[Compared]) -> list[str]:
             else "not paired: no values of the same test examples are kept"
         )
         lines.append(f"{other.name} - {first.name}: {how}")
+    lines += [line for one in runs if (line := tested_otherwise(one.name, one.record))]
     lines += [f"{one.name}: {note}" for one in runs if (note := one.record.results.get("loss_note"))]
     sampled = [one for one in runs if one.record.number("nll") is not None]
     samples = {str(entry(one.record.results, "nll", "num_samples")) for one in sampled}

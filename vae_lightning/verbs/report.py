@@ -31,7 +31,7 @@ from vae_lightning.runs.record import (
     state_of,
 )
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_output, add_run, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, check_ending, not_written
 
 MEANINGS = {
     "nll": "-log p(x) by importance sampling, an upper bound on average. Lower is better",
@@ -138,6 +138,7 @@ def save_page(page: Page, output: Path) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
+    check_ending(output, ".html", ".htm")
     try:
         page.save(output)
     except OSError as error:
@@ -178,6 +179,7 @@ def conditions_of(record: Record) -> list[tuple[str, str]]:
         *([f"K = {entry(results, 'objective', 'num_samples')}"] if entry(results, "objective", "num_samples") else []),
         *(f"{name} {value:.4g}" for name, value in weights if is_number(value)),
     ]
+    is_of_the_test = any(change.startswith("model.objective") for change in record.tested_otherwise)
     data = [class_name(results.get("data")), f"binarisation {results.get('binarisation') or 'none'}"]
     count, split = entry(results, "data", "num_images"), entry(results, "data", "split")
     ess, samples = record.number("nll_ess"), entry(results, "nll", "num_samples")
@@ -185,11 +187,12 @@ def conditions_of(record: Record) -> list[tuple[str, str]]:
     effective = "" if ess is None else f", {ess:.1f} of them effective"
     found = [
         ("likelihood p(x|z)", results.get("likelihood")),
-        ("trained by", ", ".join(objective)),
+        ("tested by" if is_of_the_test else "trained by", ", ".join(objective)),
         ("loss", results.get("loss_note")),
         ("data", ", ".join(str(part) for part in data) if data[0] else None),
         ("examples", f"{count} of the {split} set" if count else None),
         ("importance samples", f"{samples}{effective}" if samples else None),
+        ("not as the run", "; ".join(record.tested_otherwise) and f"tested with {'; '.join(record.tested_otherwise)}"),
         ("error", "+- one standard error over the test examples; ? where unknown"),
     ]
     return [(name, str(value)) for name, value in found if value]

@@ -88,6 +88,8 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:  # noqa: ARG
     for row in rows:
         for fault in row.record.faults:
             print(printable(fault))
+        if line := tested_otherwise(str(row.record.folder), row.record):
+            print(printable(line))
     if arguments.prune:
         _prune(rows)
 
@@ -109,6 +111,17 @@ def table(rows: Sequence[Row], place: Path) -> str:
     if not any(row.record.measures for row in rows):
         return in_columns([(*one[:5], one[6]) for one in cells], right=(3, 4))
     return in_columns(cells, right=(3, 4))
+
+
+def tested_otherwise(name: str, record: Record) -> str:
+    """Return a line if the numbers of a run are those of a test with other settings than the run's; else no text.
+
+    Args:
+        name: What the run is called in the line.
+        record: The run.
+    """
+    changes = record.tested_otherwise
+    return f"{name}: tested with other settings than its config.yaml's: {'; '.join(changes)}" if changes else ""
 
 
 def _order(row: Row) -> tuple[str, str]:

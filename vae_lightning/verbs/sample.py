@@ -1,10 +1,14 @@
-"""`sample RUN`: draw samples from the model's prior, or from the prior that fit-prior has fitted, into a PNG file."""
+"""`sample RUN`: draw samples from the model's prior, or from the prior that fit-prior has fitted, into a PNG file.
+
+`--output samples.npz` writes the numbers in place of a picture: x [n, ...] as the model returns it, and label [n].
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,12 +17,24 @@ from vae_lightning.data.loading import check_unchanged, data_of
 from vae_lightning.models import LatentVariableModel
 from vae_lightning.models.loading import load_model
 from vae_lightning.models.looking import PartDiffersError
+from vae_lightning.models.temperature import at_temperature
 from vae_lightning.pictures import NoPictureError, label_in_words, samples
+from vae_lightning.pictures.drawing import draw_x
+from vae_lightning.pictures.grids import evaluating
+from vae_lightning.runs.whole_files import whole_file
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_picture_arguments, checkpoint_and_output, write_picture
+from vae_lightning.verbs._arguments import (
+    Parser,
+    add_picture_arguments,
+    checkpoint_and_output,
+    not_written,
+    write_picture,
+)
 from vae_lightning.verbs._images import decodes, number_of_class
 from vae_lightning.verbs.fit_prior import use_fitted_prior
+
+_AT_ONCE = 1000
 
 
 def make_parser(prog: str, description: str) -> Parser:
@@ -36,7 +52,8 @@ def make_parser(prog: str, description: str) -> Parser:
     parser.add_argument("--label", help="for a conditional model: the number or the name of the class of all samples")
     counts = "prior: the counts of objects are drawn from p(n); aggregate: from the mean of q(n|x) in training (AIR)"
     parser.add_argument("--counts", choices=("prior", "aggregate"), help=f"{counts}; default: as in the run's config")
-    add_picture_arguments(parser, "samples")
+    images = "the number of samples"
+    add_picture_arguments(parser, "samples", images=images, also=", or an .npz file for the numbers")
     return parser
 
 
@@ -47,7 +64,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         arguments: The parsed arguments.
         trusted: The packages that `--trust` names.
     """
-    checkpoint, output = checkpoint_and_output(arguments, "samples")
+    checkpoint, output = checkpoint_and_output(arguments, "samples", ".npz")
     model = load_model(checkpoint, trusted)
     if arguments.prior == "fitted":
         use_fitted_prior(model, checkpoint, trusted)
@@ -63,10 +80,32 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
     try:
         title, temperature = _title(arguments, checkpoint, words), arguments.temperature
         check_samples(model, label)
+        if output.suffix.lower() == ".npz":
+            _write_numbers(model, n, arguments.seed, temperature, label, output)
+            return
         picture = samples(model, data, n, arguments.seed, title, temperature, label)
     except NoPictureError as no_picture:
         raise error or no_picture from None
     write_picture(picture, output)
+
+
+def _write_numbers(
+    model: LatentVariableModel, n: int, seed: int, temperature: float, label: Tensor | None, output: Path
+) -> None:
+    """Write the samples that the picture would show as numbers; more than a thousand are drawn in parts."""
+    with evaluating(model, seed), at_temperature(model, temperature):
+        parts = [
+            draw_x(model, min(_AT_ONCE, n - first), None if label is None else label[first : first + _AT_ONCE]).cpu()
+            for first in range(0, n, _AT_ONCE)
+        ]
+    x = torch.cat(parts).numpy()
+    arrays = {"x": x} if label is None else {"x": x, "label": label.numpy()}
+    try:
+        with whole_file(output) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise not_written(output, error) from error
+    print(f"{output}: {', '.join(f'{name} {list(values.shape)}' for name, values in arrays.items())}")
 
 
 def _title(arguments: argparse.Namespace, checkpoint: Path, label: str) -> str:

@@ -11,7 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from vae_lightning.metrics import MeanAndError
@@ -25,9 +27,9 @@ from vae_lightning.pictures.shown import on_device
 from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.types import UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_output, check_at_least, not_written
+from vae_lightning.verbs._arguments import Parser, add_output, check_at_least, check_ending, not_written
 from vae_lightning.verbs._examples import Part, add_example_arguments, examples_of
-from vae_lightning.verbs._tables import open_table
+from vae_lightning.verbs._tables import FORMATS, open_table, table_format
 
 _SHOWN = 10
 _ELBO_SAMPLES = 20
@@ -55,7 +57,7 @@ def make_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog, description)
     add_example_arguments(parser)
     parser.add_argument("--num_samples", type=int, default=20, help="K, the number of importance samples")
-    add_output(parser, "the csv file; default: scores-test.csv in the run's folder")
+    add_output(parser, "the table, .csv, .npz or .parquet; default: scores-test.csv in the run's folder")
     return parser
 
 
@@ -67,13 +69,15 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         trusted: The packages that `--trust` names.
     """
     check_at_least(arguments, num_samples=1)
+    check_ending(arguments.output, *(f".{one}" for one in FORMATS))
+    form = table_format(None, arguments.output.suffix[1:].lower() or "csv" if arguments.output else "csv")
     checkpoint = best_checkpoint(arguments.run)
     model = load_model(checkpoint, trusted).to("cuda" if torch.cuda.is_available() else "cpu")
     examples = examples_of(arguments, checkpoint, trusted, model)
     output = arguments.output or checkpoint.absolute().parent.parent / f"scores-{examples.name}.csv"
     scores = [one for part in examples for one in score(model, part, arguments.num_samples, arguments.seed)]
     scores.sort(key=lambda one: (math.isfinite(one.nll), -one.nll))
-    _write(scores, output)
+    _write(scores, output, form)
     print(*examples.report(), sep="\n", end="\n" * bool(examples.report()))
     _print(scores, arguments.num_samples)
     print(f"{'table':<12}{output}", flush=True)
@@ -112,11 +116,12 @@ def score(model: LatentVariableModel, part: Part, num_samples: int, seed: int) -
     return [Score(*facts, *three) for facts, three in zip(known, numbers, strict=True)]
 
 
-def _write(scores: Sequence[Score], output: Path) -> None:
-    columns = {one.name: [getattr(score, one.name) for score in scores] for one in fields(Score)}
+def _write(scores: Sequence[Score], output: Path, form: str) -> None:
+    columns: dict[str, Any] = {one.name: [getattr(score, one.name) for score in scores] for one in fields(Score)}
+    columns |= {name: np.array(columns[name]) for name in ("index", "nll", "elbo", "effective_samples")}
     columns["name"] = [text.replace("\n", " ") for text in columns["name"]]
     try:
-        with open_table(output, "csv") as table:
+        with open_table(output, form) as table:
             table.add(columns)
     except OSError as error:
         raise not_written(output, error) from error

@@ -25,7 +25,7 @@ from vae_lightning.runs.folder import best_checkpoint
 from vae_lightning.runs.whole_files import write_whole
 from vae_lightning.types import PADDING, UserError
 from vae_lightning.verbs import Command
-from vae_lightning.verbs._arguments import Parser, add_output, add_run, not_written, write_picture
+from vae_lightning.verbs._arguments import Parser, add_output, add_run, check_ending, not_written, write_picture
 
 _AT_ONCE = 256  # lines
 _STANDARD_INPUT = "the standard input"
@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace, trusted: list[str]) -> None:
         trusted: The packages that `--trust` names.
     """
     _check_flags(arguments)
+    check_ending(arguments.attention, ".png", flag="--attention")
     checkpoint = best_checkpoint(arguments.run)
     model, data = load_model(checkpoint, trusted), data_of(checkpoint, trusted)
     if not isinstance(model, Seq4) or not isinstance(data, TextPairs):
