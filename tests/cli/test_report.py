@@ -40,5 +40,5 @@ def test_the_likelihood_is_that_of_the_trace(
     quick = ("--trainer.max_epochs=1", "--trainer.logger=false", f"--runs_dir={tmp_path}")
     assert main([verb, "-c", str(config), *EPOCHS, *quick]) == 0
     given = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("given "))
-    assert "given       likelihood Laplace, trained by ELBO with K = 1" in given
+    assert "given       likelihood Laplace, objective ELBO with K = 1" in given
     assert "sigma_edge 0.25, Digits" in given

@@ -270,7 +270,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         prepared(tmp_path)
     save(tmp_path / "two" / "1.png")
     save(tmp_path / "two" / "2.png")
-    with pytest.raises(UserError, match="2 images leave none for train"):
+    with pytest.raises(UserError, match="number of images is 2, which leaves none for train"):
         prepared(tmp_path / "two")
 
 

@@ -57,7 +57,7 @@ def test_a_run_has_scores_and_tables_and_says_what_is_no_bound(
     assert "costs in the loss alone: inverse, language, reading" in caplog.text
     assert "the KL of sentence has weight 0 in the loss, so elbo, kl and nll say nothing" in caplog.text
     out = capfd.readouterr().out
-    assert "trained by ELBO with K = 1, beta 0" in out
+    assert "objective ELBO with K = 1, beta 0" in out
     assert "test        exact_match " in out
     assert re.search(r"^next +\S*vae-lightning translate \S+best\.ckpt$", out, re.MULTILINE)
     assert "epoch 2/2  val/cost/reading " in out

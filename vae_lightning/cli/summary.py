@@ -147,7 +147,7 @@ def _conditions(trainer: pl.Trainer, config: str) -> list[tuple[str, str]]:
     model, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(model, LatentVariableModel)
     conditions = [f"likelihood {model.likelihood_name}"] if model.likelihood_name else []
-    conditions += [f"trained by {type(model.objective).__name__} with K = {model.objective.num_samples}"]
+    conditions += [f"objective {type(model.objective).__name__} with K = {model.objective.num_samples}"]
     conditions += [f"{name} {value:.4g}" for name, value in model.objective.coefficients(model.objective_step).items()]
     logged = {name.rpartition("/")[2]: value.item() for name, value in trainer.callback_metrics.items()}
     conditions += [f"{name} {value:.4g}" for name, value in logged.items() if re.fullmatch(r"sigma(_\w+)?", name)]

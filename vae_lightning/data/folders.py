@@ -167,7 +167,7 @@ def divide(
         parts[split], rest = sorted(rest[:count]), rest[count:]
     parts["train"] = sorted(rest)
     if empty := [split for split in SPLITS if not parts[split]]:
-        raise UserError(f"{place}: {len(paths)} {noun} leave none for {', '.join(empty)}; add {noun}")
+        raise UserError(f"{place}: the number of {noun} is {len(paths)}, which leaves none for {', '.join(empty)}; add {noun}")
     return parts, note
 
 

@@ -32,7 +32,9 @@ def run(recipe: dict[str, Any]) -> None:
         problems = error.problems
     if problems:
         print(*problems, sep="\n", flush=True)
-        refusal = UserError(f"{recipe['class_path'].rpartition('.')[2]}: {len(problems)} problems, listed above")
+        plural = "s" if problems[1:] else ""
+        name = recipe["class_path"].rpartition(".")[2]
+        refusal = UserError(f"{name}: {len(problems)} problem{plural}, listed above")
         refusal.exit_code = 1
         raise refusal
     for split in SPLITS:
