@@ -167,7 +167,8 @@ def divide(
         parts[split], rest = sorted(rest[:count]), rest[count:]
     parts["train"] = sorted(rest)
     if empty := [split for split in SPLITS if not parts[split]]:
-        raise UserError(f"{place}: the number of {noun} is {len(paths)}, which leaves none for {', '.join(empty)}; add {noun}")
+        short = f"the number of {noun} is {len(paths)}, which leaves none for {', '.join(empty)}"
+        raise UserError(f"{place}: {short}; add {noun}")
     return parts, note
 
 
