@@ -175,21 +175,20 @@ def conditions_of(record: Record) -> list[tuple[str, str]]:
     results = record.results
     weights = mapping(results, "objective", "weights").items()
     objective = [
-        *([f"{entry(results, 'objective', 'name')}"] if entry(results, "objective", "name") else []),
+        *([str(name)] if (name := entry(results, "objective", "name")) else []),
         *([f"K = {entry(results, 'objective', 'num_samples')}"] if entry(results, "objective", "num_samples") else []),
         *(f"{name} {value:.4g}" for name, value in weights if is_number(value)),
     ]
-    is_of_the_test = any(change.startswith("model.objective") for change in record.tested_otherwise)
-    data = [class_name(results.get("data")), f"binarisation {results.get('binarisation') or 'none'}"]
+    data, binarisation = class_name(results.get("data")), results.get("binarisation")  # None: the data are no images
     count, split = entry(results, "data", "num_images"), entry(results, "data", "split")
-    ess, samples = record.number("nll_ess"), entry(results, "nll", "num_samples")
-    samples = None if record.leaves_a_kl_out else samples
+    ess = record.number("nll_ess")
+    samples = None if record.leaves_a_kl_out else entry(results, "nll", "num_samples")
     effective = "" if ess is None else f", {ess:.1f} of them effective"
     found = [
         ("likelihood p(x|z)", results.get("likelihood")),
-        ("tested by" if is_of_the_test else "trained by", ", ".join(objective)),
+        ("objective", ", ".join(objective)),
         ("loss", results.get("loss_note")),
-        ("data", ", ".join(str(part) for part in data) if data[0] else None),
+        ("data", f"{data}, binarisation {binarisation}" if data and binarisation else data),
         ("examples", f"{count} of the {split} set" if count else None),
         ("importance samples", f"{samples}{effective}" if samples else None),
         ("not as the run", "; ".join(record.tested_otherwise) and f"tested with {'; '.join(record.tested_otherwise)}"),
