@@ -410,7 +410,7 @@ MISTAKES: dict[str, tuple[Sequence[str], int, str]] = {
     "no-class": (
         [*FIT, "--model.encoder=NoSuchNet"],
         2,
-        r"model\.encoder: NoSuchNet .*ConvEncoder, GatedMLP, LocalConv, MLP",
+        r"model\.encoder: NoSuchNet .*ConvEncoder, GatedMLP, LadderMLP, LocalConv, MLP",
     ),
     "encoder": ([*FIT, "--model.encoder=ELBO"], 2, r"model\.encoder: ELBO is no Network"),
     "decoder": ([*FIT, "--model.decoder=Bernoulli"], 2, r"model\.decoder: Bernoulli is no Network"),
