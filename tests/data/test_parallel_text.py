@@ -252,7 +252,7 @@ def test_check_data_lists_the_faults_of_all_files(write: Write, capsys: pytest.C
         check_data.run({"class_path": "vae_lightning.data.ParallelText", "init_args": arguments})
         return capsys.readouterr().out
 
-    with pytest.raises(UserError, match="ParallelText: 1 problems"):
+    with pytest.raises(UserError, match="ParallelText: 1 problem,"):
         check(write())
     assert "25% of the words in sentence of test" in capsys.readouterr().out
     with pytest.raises(UserError, match="ParallelText: 2 problems"):
