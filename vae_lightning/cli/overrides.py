@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
 from vae_lightning.cli.slots import slots, subclasses
-from vae_lightning.recipes import defaults
+from vae_lightning.recipes import arguments
 
 _LINKED = {"data.seed"}  # jsonargparse computes these from other settings and refuses them on the command line
-_PLAIN = (bool, int, float, str, tuple)  # not None: jsonargparse reads a class's null as the word "null"
 
 
 def with_own_defaults(args: Sequence[str]) -> list[str]:
-    """Insert IWAE's defaults after each `--model.objective=IWAE`, without those that a flag or a file sets.
+    """Insert a class's defaults after the flag or the file that names the class, without those that the user has set.
 
     jsonargparse passes the arguments of the replaced class to the new class if the names fit, even if they were
-    defaults: IWAE in the place of the default ELBO would get ELBO's K = 1. A value that a file or a flag sets is kept.
-    Classes of other packages are left to jsonargparse.
+    defaults: IWAE in the place of the default ELBO would get ELBO's K = 1, and AdamW in the place of Adam no weight
+    decay. A value that a file or a flag sets is kept. A default of None is left to jsonargparse.
 
     Args:
         args: The command line.
@@ -31,16 +33,25 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     Returns:
         The command line with the defaults inserted.
     """
-    flags, bases = list(_flags(args)), slots()
-    set_keys = {key for _, name, value in flags for key in _keys_set_by(name, value)}
+    flags, bases = list(_flags(args)), _bases()
+    settings = [list(_settings(name, value)) for _, name, value in flags]
+    set_keys = {key for of_one in settings for key, _ in of_one}
     expanded: list[str] = []
-    for tokens, name, value in flags:
+    for (tokens, _, _), of_one in zip(flags, settings, strict=True):
         expanded += tokens
-        for argument, default in _defaults_of(bases.get(name.rpartition(".")[2]), value).items():
-            key = f"{name}.{argument}"
-            if key not in _LINKED and not any(one == key or one.startswith(f"{key}.") for one in set_keys):
-                expanded.append(f"--{key}={default if isinstance(default, str) else json.dumps(default)}")
+        for name, value in of_one:
+            for argument, default in _defaults_of(_class(bases.get(name.rpartition(".")[2]), value)).items():
+                key = f"{name}.{argument}"
+                if argument in bases:  # a slot within the class: no class has been put into that one
+                    continue
+                if key not in _LINKED and not any(one == key or one.startswith(f"{key}.") for one in set_keys):
+                    expanded.append(f"--{key}={default}")
     return expanded
+
+
+def _bases() -> dict[str, type]:
+    """The base class of each slot by the slot's name, torch's too."""
+    return {"optimizer": torch.optim.Optimizer, "scheduler": torch.optim.lr_scheduler.LRScheduler, **slots()}
 
 
 def _flags(args: Sequence[str]) -> Iterator[tuple[Sequence[str], str, str]]:
@@ -60,34 +71,61 @@ def _plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in ("init_args", "class_path"))
 
 
-def _keys_set_by(name: str, value: str) -> Iterator[str]:
-    """Yield the keys that a flag sets: its own name, or the keys in a config file or in a class written as YAML."""
+def _settings(name: str, value: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys that a flag sets, each with its value if that is text: of a file, those in the file.
+
+    The key of a class is that of its slot, and its value is the name or the path of the class.
+    """
     if name in ("c", "config"):
-        yield from _keys(yaml.safe_load(Path(value).read_text()) if Path(value).is_file() else None, "")
+        yield from _leaves(yaml.safe_load(Path(value).read_text()) if Path(value).is_file() else None, "")
     else:
-        yield name
+        yield name, value
         with suppress(yaml.YAMLError):  # jsonargparse reports the mistake later
-            yield from _keys(yaml.safe_load(value) if value.lstrip().startswith("{") else None, name)
+            yield from _leaves(yaml.safe_load(value) if value.lstrip().startswith("{") else None, name)
 
 
-def _keys(tree: Any, name: str) -> Iterator[str]:
+def _leaves(tree: Any, name: str) -> Iterator[tuple[str, str]]:
     for key, value in tree.items() if isinstance(tree, Mapping) else ():
         inner = _plain_name(f"{name}.{key}".strip("."))
-        yield inner
-        yield from _keys(value, inner)
+        yield inner, value if isinstance(value, str) else ""
+        yield from _leaves(value, inner)
 
 
-def _defaults_of(base: type | None, value: str) -> dict[str, Any]:
-    """Return the plain defaults of the class that a flag puts into a slot, without arguments that have no flag.
+def _class(base: type | None, value: str) -> type | None:
+    """The class that a value names in a slot: by the name of a class derived from `base`, or by its path.
 
     Args:
-        base: The base class of the slot; None if the flag sets no slot.
-        value: The value of the flag.
+        base: The base class of the slot; None if the setting is no slot.
+        value: The value of the setting.
     """
-    known = {cls.__name__: cls for cls in subclasses(base)} if base else {}
-    cls = known.get(value.rpartition(".")[2])
+    if base is None:
+        return None
+    known = {cls.__name__: cls for cls in subclasses(base)}
+    module, _, name = value.rpartition(".")
+    if module:
+        with suppress(ImportError, ValueError, AttributeError):  # jsonargparse reports the mistake later
+            cls = getattr(importlib.import_module(module), name)
+            return cls if isinstance(cls, type) else None
+    return known.get(name)
+
+
+def _defaults_of(cls: type | None) -> dict[str, str]:
+    """The defaults of a class as flags write them, without arguments that have no flag."""
     if cls is None:
         return {}
     # a constructor may fix an argument of its base class: then the argument has a default, and no flag
     flags = ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
-    return {name: one for name, one in defaults(cls).items() if isinstance(one, _PLAIN) and name in flags}
+    plain = {name: one.default for name, one in arguments(cls).items() if name in flags}
+    written = {name: _written(default) for name, default in plain.items()}
+    return {name: text for name, text in written.items() if text is not None}
+
+
+def _written(default: Any) -> str | None:
+    """A default in the form of a flag; None if there is none, as for None itself, which may read as a word."""
+    if isinstance(default, tuple) and None in default:
+        return None
+    if isinstance(default, type):
+        return None if default is inspect.Parameter.empty else f"{default.__module__}.{default.__qualname__}"
+    if isinstance(default, str):
+        return default
+    return json.dumps(default) if isinstance(default, (bool, int, float, tuple)) else None

@@ -97,10 +97,11 @@ class BottomUp(Inference):
 class Ladder(Inference):
     """q(z|x) = q(z_L|x) prod_l q(z_l|z_(l+1), x), from the top down, after a deterministic pass from x upwards.
 
-    d_1 = a(encoder(x)), d_l = a(upward(d_(l-1))), and q(z_l|z_(l+1), x) is proportional to N(z_l|d_l) p(z_l|z_(l+1)).
-    The product weights the evidence from x and the evidence from the layer above by their precisions. Use this if the
-    upper layers of `BottomUp` stay unused. Sønderby et al. 2016 (https://arxiv.org/abs/1602.02282), without their batch
-    normalisation.
+    d_1 = a(norm(encoder(x))), d_l = a(norm(upward(d_(l-1)))), and q(z_l|z_(l+1), x) is proportional to N(z_l|d_l)
+    p(z_l|z_(l+1)). The product weights the evidence from x and the evidence from the layer above by their precisions.
+    Use this if the upper layers of `BottomUp` stay unused. Sønderby et al. 2016 (https://arxiv.org/abs/1602.02282)
+    normalise over the batch (`torch.nn.BatchNorm1d` here and in the networks). Each d_l then differs between the images
+    of a batch from the first step on; otherwise the upper layers of a deep ladder can collapse at once.
 
     Args:
         image_shape: (C, H, W) of an image.
@@ -109,6 +110,7 @@ class Ladder(Inference):
         upward: Network from each d_(l-1) to d_l before the activation.
         feature_size: The size of each d_l: one number for all, or one for each layer from x upwards.
         activation: The activation a.
+        normalisation: Class of the layer `norm`, called with the size of d_l; the identity unless set.
     """
 
     def __init__(
@@ -119,11 +121,13 @@ class Ladder(Inference):
         upward: NetworkRecipe = MLP,
         feature_size: int | Sequence[int] = 256,
         activation: Callable[[], nn.Module] = nn.LeakyReLU,
+        normalisation: Callable[[int], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
         sizes = _feature_sizes(feature_size, len(latent_sizes))
         self.encoder = encoder(image_shape, (sizes[0],))
         self.upward = nn.ModuleList(upward((size,), (next_size,)) for size, next_size in pairwise(sizes))
+        self.normalisations = nn.ModuleList(normalisation(size) for size in sizes)
         self.activation = activation()
         normals = [DiagonalNormal((size,)) for size in latent_sizes]
         self.normals = nn.ModuleList(normals)
@@ -132,9 +136,9 @@ class Ladder(Inference):
         )
 
     def forward(self, x: Tensor, p_z: Conditional, num_samples: int) -> dict[str, Latent]:
-        d = [self.activation(self.encoder(x))]  # [B, F]
-        for network in self.upward:
-            d.append(self.activation(network(d[-1])))
+        d: list[Tensor] = []  # [B, F_l] each
+        for network, norm in zip([self.encoder, *self.upward], self.normalisations, strict=True):
+            d.append(self.activation(norm(network(d[-1] if d else x))))
         z: Tensor | None = None
         latents = {}
         for i in reversed(range(len(d))):

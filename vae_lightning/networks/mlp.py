@@ -62,12 +62,13 @@ class GatedMLP(Network):
 
 
 class LadderMLP(Network):
-    """An MLP with `width` times min(D_in, D_out) units in each hidden layer, h' = a(LayerNorm(W h + b)).
+    """An MLP with `width` times min(D_in, D_out) units in each hidden layer, h' = a(norm(W h + b)).
 
     Choose it for the layers of a hierarchy that become smaller from x upwards (`HVAE`): one setting then gives each
     layer's network its own size. With 8 units for each dimension of z, latents of 64, 32, 16, 8 and 4 dimensions have
-    the hidden layers of 512, 256, 128, 64 and 32 units of Sønderby et al. 2016 (https://arxiv.org/abs/1602.02282).
-    Deviation: they normalise over the batch, which makes log p(x) of an image depend on the other images.
+    the hidden layers of 512, 256, 128, 64 and 32 units of Sønderby et al. 2016 (https://arxiv.org/abs/1602.02282), who
+    normalise over the batch (`torch.nn.BatchNorm1d`). In training, the bound of an image then depends on the other
+    images of the batch; in evaluation it does not, because the running mean and variance take their place.
 
     Args:
         in_shape: Shape of one input; the model sets it.
@@ -75,6 +76,7 @@ class LadderMLP(Network):
         width: Units of a hidden layer for each dimension of the smaller end, at least 1.
         num_layers: Hidden layers, at least 1.
         activation: Class of the activation function a.
+        normalisation: Class of the layer `norm`, called with the number of units.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class LadderMLP(Network):
         width: int = 8,
         num_layers: int = 2,
         activation: Callable[[], nn.Module] = nn.LeakyReLU,
+        normalisation: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__(in_shape, out_shape)
         if width < 1 or num_layers < 1:
@@ -94,7 +97,7 @@ class LadderMLP(Network):
             raise UserError("LadderMLP: normalises a layer of one unit to 0; choose a width of at least 2")
         layers: list[nn.Module] = [nn.Flatten()]
         for size in [size_in, *[hidden] * (num_layers - 1)]:
-            layers += [nn.Linear(size, hidden), nn.LayerNorm(hidden), activation()]
+            layers += [nn.Linear(size, hidden), normalisation(hidden), activation()]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden, size_out))
 
 
