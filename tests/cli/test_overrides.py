@@ -6,12 +6,16 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from tests.helpers import DIGITS
 from vae_lightning import objectives
 from vae_lightning.cli.lightning import DataCLI
 from vae_lightning.cli.overrides import with_own_defaults
-from vae_lightning.objectives import Objective
+from vae_lightning.distributions import IAF, VampPrior
+from vae_lightning.networks import GatedMLP, LadderMLP
+from vae_lightning.objectives import IWAE, Objective
 from vae_lightning.recipes import arguments
 
 OBJECTIVES = [cls for cls in vars(objectives).values() if inspect.isclass(cls) and issubclass(cls, Objective)]
@@ -54,3 +58,49 @@ def test_a_value_that_is_no_yaml_is_left_for_the_parser_to_refuse(capsys: pytest
         DataCLI(["fit", "-c", DIGITS, "--model.posterior={min_sigma: [", "--model.objective=IWAE"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("vae-lightning: error: model")
+
+
+FIT = {"class_path": "VAE", "init_args": {"latent_size": 4}}
+IN_A_FILE = [
+    ("objective", IWAE),
+    ("encoder", GatedMLP),
+    ("decoder", LadderMLP),
+    ("posterior", IAF),
+    ("prior", VampPrior),
+    ("optimizer", torch.optim.AdamW),
+    ("optimizer", torch.optim.RMSprop),
+]
+
+
+@pytest.mark.parametrize(("slot", "cls"), IN_A_FILE)
+@pytest.mark.parametrize("is_path", [True, False])
+def test_a_class_in_a_file_has_its_own_defaults(slot: str, cls: type, is_path: bool, tmp_path: Path) -> None:
+    """Numbers, texts and classes: the activation of a `LadderMLP` in the place of an `MLP`, the decay of AdamW."""
+    name = f"{cls.__module__}.{cls.__name__}" if is_path else cls.__name__
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"model": {**FIT, "init_args": {"latent_size": 4, slot: {"class_path": name}}}}))
+    settings = DataCLI(["fit", "-c", str(config), "--data=Digits"]).config.fit
+    chosen = settings.model.init_args[slot].init_args
+    found = {p.name: p.default for p in arguments(cls).values() if p.name in chosen}
+    assert len(found) >= 1
+    for argument, default in found.items():
+        if isinstance(default, type):
+            assert chosen[argument].class_path.rpartition(".")[2] == default.__name__
+        elif not isinstance(default, tuple) and default is not inspect.Parameter.empty:
+            assert chosen[argument] == default
+        elif isinstance(default, tuple):
+            assert tuple(chosen[argument]) == default
+
+
+def test_an_own_class_in_a_file_has_its_own_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_net.py").write_text(
+        "from vae_lightning.networks import MLP\n"
+        "class OwnNet(MLP):\n"
+        "    def __init__(self, in_shape, out_shape, hidden_sizes: tuple[int, ...] = (7,)):\n"
+        "        super().__init__(in_shape, out_shape, hidden_sizes)\n"
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {class_path: VAE, init_args: {latent_size: 4, encoder: own_net.OwnNet}}\n")
+    settings = DataCLI(["fit", "-c", str(config), "--data=Digits"]).config.fit
+    assert list(settings.model.init_args.encoder.init_args.hidden_sizes) == [7]

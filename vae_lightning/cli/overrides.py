@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,8 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     for (tokens, _, _), of_one in zip(flags, settings, strict=True):
         expanded += tokens
         for name, value in of_one:
-            for argument, default in _defaults_of(_class(bases.get(name.rpartition(".")[2]), value)).items():
+            for argument, default in _defaults_of(_class(bases.get(name.rpartition(".")[2]), value), bases).items():
                 key = f"{name}.{argument}"
-                if argument in bases:  # a slot within the class: no class has been put into that one
-                    continue
                 if key not in _LINKED and not any(one == key or one.startswith(f"{key}.") for one in set_keys):
                     expanded.append(f"--{key}={default}")
     return expanded
@@ -103,29 +101,34 @@ def _class(base: type | None, value: str) -> type | None:
     known = {cls.__name__: cls for cls in subclasses(base)}
     module, _, name = value.rpartition(".")
     if module:
-        with suppress(ImportError, ValueError, AttributeError):  # jsonargparse reports the mistake later
+        with suppress(Exception):  # whatever a user's own file raises, jsonargparse reports later
             cls = getattr(importlib.import_module(module), name)
             return cls if isinstance(cls, type) else None
     return known.get(name)
 
 
-def _defaults_of(cls: type | None) -> dict[str, str]:
-    """The defaults of a class as flags write them, without arguments that have no flag."""
+def _defaults_of(cls: type | None, slots: Container[str]) -> dict[str, str]:
+    """The defaults of a class as flags write them, without arguments that have no flag.
+
+    A class that is the default of a slot is left out: it is the same in the class before, or a file says otherwise.
+    None is left out, because it may read as the word, and so is a tuple that has it.
+
+    Args:
+        cls: The class; None has no defaults.
+        slots: The names of all slots.
+    """
     if cls is None:
         return {}
     # a constructor may fix an argument of its base class: then the argument has a default, and no flag
     flags = ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
-    plain = {name: one.default for name, one in arguments(cls).items() if name in flags}
-    written = {name: _written(default) for name, default in plain.items()}
-    return {name: text for name, text in written.items() if text is not None}
-
-
-def _written(default: Any) -> str | None:
-    """A default in the form of a flag; None if there is none, as for None itself, which may read as a word."""
-    if isinstance(default, tuple) and None in default:
-        return None
-    if isinstance(default, type):
-        return None if default is inspect.Parameter.empty else f"{default.__module__}.{default.__qualname__}"
-    if isinstance(default, str):
-        return default
-    return json.dumps(default) if isinstance(default, (bool, int, float, tuple)) else None
+    written = {}
+    for name in (one for one in arguments(cls) if one in flags):
+        default = arguments(cls)[name].default
+        if isinstance(default, type):
+            if default is not inspect.Parameter.empty and name not in slots:
+                written[name] = f"{default.__module__}.{default.__qualname__}"
+        elif isinstance(default, str):
+            written[name] = default
+        elif isinstance(default, (bool, int, float)) or (isinstance(default, tuple) and None not in default):
+            written[name] = json.dumps(default)
+    return written

@@ -110,7 +110,7 @@ class Ladder(Inference):
         upward: Network from each d_(l-1) to d_l before the activation.
         feature_size: The size of each d_l: one number for all, or one for each layer from x upwards.
         activation: The activation a.
-        normalisation: Class of the layer `norm`, called with the size of d_l; the identity unless set.
+        normalisation: Class of the layer `norm`, called with the size of d_l; null for none.
     """
 
     def __init__(
@@ -121,13 +121,13 @@ class Ladder(Inference):
         upward: NetworkRecipe = MLP,
         feature_size: int | Sequence[int] = 256,
         activation: Callable[[], nn.Module] = nn.LeakyReLU,
-        normalisation: Callable[[int], nn.Module] = nn.Identity,
+        normalisation: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         sizes = _feature_sizes(feature_size, len(latent_sizes))
         self.encoder = encoder(image_shape, (sizes[0],))
         self.upward = nn.ModuleList(upward((size,), (next_size,)) for size, next_size in pairwise(sizes))
-        self.normalisations = nn.ModuleList(normalisation(size) for size in sizes)
+        self.normalisations = nn.ModuleList(normalisation(size) if normalisation else nn.Identity() for size in sizes)
         self.activation = activation()
         normals = [DiagonalNormal((size,)) for size in latent_sizes]
         self.normals = nn.ModuleList(normals)

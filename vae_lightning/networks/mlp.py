@@ -12,7 +12,7 @@ from vae_lightning.types import Network, Shape, UserError
 
 
 class MLP(Network):
-    """y = W_L a(... a(W_1 x + b_1) ...) + b_L, over flattened shapes.
+    """y = W_L a(... a(norm(W_1 x + b_1)) ...) + b_L, over flattened shapes.
 
     Choose it for small images and for latents that are vectors.
 
@@ -21,6 +21,7 @@ class MLP(Network):
         out_shape: Shape of one output; the model sets it.
         hidden_sizes: Units of each hidden layer; () gives one affine map.
         activation: Class of the activation function between layers.
+        normalisation: Class of the layer `norm`, called with the number of units; null for none.
     """
 
     def __init__(
@@ -29,13 +30,14 @@ class MLP(Network):
         out_shape: Shape,
         hidden_sizes: Sequence[int] = (400,),
         activation: Callable[[], nn.Module] = nn.ReLU,
+        normalisation: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__(in_shape, out_shape)
         _check_sizes("MLP", hidden_sizes)
         sizes = [math.prod(in_shape), *hidden_sizes]
         layers: list[nn.Module] = [nn.Flatten()]
         for size, next_size in pairwise(sizes):
-            layers += [nn.Linear(size, next_size), activation()]
+            layers += [nn.Linear(size, next_size), *([normalisation(next_size)] if normalisation else []), activation()]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], math.prod(out_shape)))
 
 
