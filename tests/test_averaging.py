@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from tests.helpers import DIGITS, REPOSITORY, only
 from vae_lightning.__main__ import main
@@ -114,3 +115,29 @@ def test_a_second_fit_of_one_trainer_keeps_w_and_its_average_apart(fitted: tuple
     expected = torch.load(Path(whole.default_root_dir) / "checkpoints" / "last.ckpt", weights_only=True)
     for part in ("state_dict", "current_model_state"):
         assert all(torch.equal(again[part][name], value) for name, value in expected[part].items()), part
+
+
+class _RunningMeans(pl.Callback):
+    """Keeps the running mean of the first BatchNorm after each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.seen.append(batch_norm(pl_module).running_mean.clone())  # type: ignore[union-attr]
+
+
+def batch_norm(module: nn.Module) -> nn.BatchNorm1d:
+    return next(one for one in module.modules() if isinstance(one, nn.BatchNorm1d))
+
+
+def test_the_running_means_of_a_batch_norm_are_averaged_and_its_counter_copied(tmp_path: Path) -> None:
+    """The first update of an average copies."""
+    tiny, means = partial(MLP, hidden_sizes=(16,), normalisation=nn.BatchNorm1d), _RunningMeans()
+    vae = VAE((1, 8, 8), 3, likelihood=ContinuousBernoulli, encoder=tiny, decoder=tiny)
+    trainer_of(tmp_path, EMA(decay=0.75), means, max_epochs=1).fit(vae, datamodule=Digits(batch_size=64))
+    first, second, third = means.seen
+    expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+    assert not torch.allclose(expected, third)
+    torch.testing.assert_close(batch_norm(vae).running_mean, expected)
+    assert batch_norm(vae).num_batches_tracked == 3

@@ -13,6 +13,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import nn
 
 from tests.models.linear_hierarchy import IMAGE_SHAPE, SIGMA, SIZES, bottom_up, dlgm, exact_log_p, ladder
 from vae_lightning.data import Digits
@@ -213,3 +214,19 @@ def test_each_layer_of_a_ladder_can_have_its_own_size() -> None:
 def test_a_ladder_with_sizes_for_other_layers_is_refused() -> None:
     with pytest.raises(UserError, match="3 sizes, but there are 2 layers"):
         HVAE((1, 4, 5), SIZES, partial(Ladder, feature_size=[8, 4, 2]))
+
+
+def test_the_features_of_a_ladder_can_be_normalised_over_the_batch() -> None:
+    """q then does not change if an affine map is put behind a network that makes d_l; without it q does."""
+    x = torch.randn(6, 1, 4, 5)
+    changes = {}
+    for norm in (None, nn.BatchNorm1d):
+        model = HVAE((1, 4, 5), SIZES, partial(Ladder, feature_size=8, normalisation=norm))
+        assert isinstance(model.inference, Ladder)
+        top = model.inference(x, model.p_z, 1)[f"z{len(SIZES)}"].q.mean
+        with torch.no_grad():
+            for network in (model.inference.encoder, *model.inference.upward):
+                network.layers[-1].weight.mul_(100)
+                network.layers[-1].bias.mul_(100).add_(3)
+        changes[norm] = (model.inference(x, model.p_z, 1)[f"z{len(SIZES)}"].q.mean - top).abs().max().item()
+    assert changes[nn.BatchNorm1d] < 0.02 < changes[None]

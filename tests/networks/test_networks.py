@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from vae_lightning.networks import (
     MLP,
@@ -92,6 +93,24 @@ def test_a_ladder_s_layer_is_its_formula() -> None:
     assert h.shape == (6,)
     normal = (h - h.mean()) / (h.var(correction=0) + 1e-5).sqrt()
     torch.testing.assert_close(network(x), last.weight @ torch.where(normal > 0, normal, 0.01 * normal) + last.bias)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        MLP((3,), (5,), hidden_sizes=(6,), activation=nn.LeakyReLU, normalisation=nn.BatchNorm1d),
+        LadderMLP((3,), (5,), width=2, num_layers=1, normalisation=nn.BatchNorm1d),
+    ],
+)
+def test_a_batch_norm_is_over_the_batch_in_training_alone(network: Network) -> None:
+    """Over all leading dimensions, with K samples as with one; in evaluation an output depends on its input alone."""
+    (_, first, norm, _, last), x = network.double().layers, torch.randn(4, 7, 3, dtype=torch.float64)
+    h = first(x)
+    normal = (h - h.mean((0, 1))) / (h.var((0, 1), correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(network(x), last(nn.functional.leaky_relu(normal)))
+    torch.testing.assert_close(norm.running_mean, 0.1 * h.mean((0, 1)))
+    network.eval()
+    torch.testing.assert_close(network(x)[1, 2], network(x[1, 2]))
 
 
 @pytest.mark.parametrize("decoder", [ConvDecoder, ResNetDecoder])

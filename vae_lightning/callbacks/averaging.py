@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vae_lightning.types import UserError
@@ -17,7 +20,8 @@ class EMA(WeightAveraging):
     Use this for smoother samples and a steadier validation ELBO; on the command line: `--trainer.callbacks+=EMA`.
     The callback is Lightning's, with three changes. Checkpoints written while the averaged weights are swapped in (an
     interrupted validation, the end of the fit) also keep w, from which a fit is resumed. A test after a fit uses w', as
-    a test in a new process does. Buffers are copied and not averaged, because they may be counters.
+    a test in a new process does. Buffers of real numbers are averaged too, so that the running means of a BatchNorm fit
+    the averaged weights; others, which may be counters, are copied.
 
     Args:
         decay: The weight of the old average in one update, in [0, 1).
@@ -29,7 +33,7 @@ class EMA(WeightAveraging):
             raise UserError(
                 f"EMA: decay {decay} must be in [0, 1), update_every_n_steps {update_every_n_steps} positive"
             )
-        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        super().__init__(use_buffers=True, multi_avg_fn=_of_real_numbers(get_ema_multi_avg_fn(decay)))
         self.update_every_n_steps = update_every_n_steps
         self._swapped = False
 
@@ -86,3 +90,18 @@ class EMA(WeightAveraging):
         if self._swapped:
             names = ("current_model_state", "state_dict")
             checkpoint.update(zip(names, [checkpoint[name] for name in reversed(names)], strict=True))
+
+
+_Update: TypeAlias = Callable[[list[Tensor], list[Tensor], Any], None]
+
+
+def _of_real_numbers(update: _Update) -> _Update:
+    """The update of the averages of one dtype, if these are real numbers; otherwise the values are copied."""
+
+    def update_or_copy(averages: list[Tensor], values: list[Tensor], num_averaged: Any) -> None:
+        if averages[0].is_floating_point():
+            update(averages, values, num_averaged)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return update_or_copy

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, PolynomialLR
 
 from vae_lightning.callbacks import BestAndLast
+from vae_lightning.data import DataModule
 from vae_lightning.types import UserError
 
 _LARGEST_SEED = 2**32 - 1  # numpy's
@@ -163,7 +164,7 @@ class CheckedSettings(pl.Callback):
                 raise UserError(f"{owner}: no metric {name}; a validation logs {', '.join(logged)}")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check accumulation and schedules; a resumed run has restored its schedules by now."""
+        """Check accumulation, batches and schedules; a resumed run has restored its schedules by now."""
         if getattr(pl_module, "multi_step", None) is not None:  # its accumulation is fixed before the first step
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, GradientAccumulationScheduler):
@@ -171,9 +172,24 @@ class CheckedSettings(pl.Callback):
                         "trainer.callbacks: GradientAccumulationScheduler does nothing with --speed.steps_per_call; "
                         "leave one of them out"
                     )
+        _check_batch_statistics(trainer, pl_module)
         for config in trainer.lr_scheduler_configs:
             for scheduler in _with_parts(config.scheduler):
                 _check_length(scheduler, config.interval, trainer)
+
+
+def _check_batch_statistics(trainer: pl.Trainer, model: pl.LightningModule) -> None:
+    """Refuse batches of one example for a BatchNorm1d, which torch would meet at the end of the first epoch."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, DataModule) or not any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        return
+    num_examples = len(data.examples("train")) // trainer.world_size
+    if data.batch_size == 1 or num_examples % data.batch_size == 1:
+        raise UserError(
+            "model: BatchNorm1d needs two or more examples in each batch, and the last batch of an epoch has one "
+            f"({num_examples:,} examples{' a rank' * (trainer.world_size > 1)}, data.batch_size={data.batch_size}); "
+            "choose another --data.batch_size"
+        )
 
 
 def _monitors(trainer: pl.Trainer) -> Iterator[tuple[str, str]]:
