@@ -53,13 +53,13 @@ class CollapseReport(pl.Callback):
         self._use: dict[str, Tensor] = {}
         self._evaluation: Evaluation | None = None
         self._error: str | None = None
-        self._when_right = ""
+        self._on_unused = ""
 
     @property
     def verdict(self) -> Verdict | None:
         """The verdict, available after all callbacks have finished the test; None if nothing was measured."""
         found = self._evaluation.found if self._evaluation else {}
-        return judge(self._use, found, self._when_right) if self._use else None
+        return judge(self._use, found, self._on_unused) if self._use else None
 
     @property
     def findings(self) -> list[str]:
@@ -88,7 +88,7 @@ class CollapseReport(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Each rank measures all rows with the same noise. The rows are few, and so every rank logs equal numbers."""
         assert isinstance(pl_module, LatentVariableModel)
-        self._when_right = pl_module.unused_latent_is_right
+        self._on_unused = pl_module.on_unused_latent
         numbers: dict[str, float] = {}
         if not self._has_failed(trainer):
             with self._keeping_errors():

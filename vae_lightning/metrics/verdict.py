@@ -113,19 +113,19 @@ class _Latent:
         return f" of {sizes[0]}" if sizes else ""
 
 
-def judge(use: Mapping[str, Tensor], found: Mapping[str, Finding], when_right: str = "") -> Verdict:
+def judge(use: Mapping[str, Tensor], found: Mapping[str, Finding], on_unused: str = "") -> Verdict:
     """The verdict on the latents.
 
     Args:
         use: the result of `use_of_latents` over N images, [N, ...].
         found: the results of `Evaluation` in the same test; may be empty.
-        when_right: what to say of a collapsed latent in place of a remedy, if the model knows when that is no fault.
+        on_unused: what to say of a collapsed latent in place of the general remedy.
     """
     cost, change = mean_and_error(use["swap_cost"]), use["swap_cost"].abs().mean().item()
     if not math.isfinite(change):
         return Verdict("", [_NOT_FINITE])
     latents = [_collect(name, use, found) for name in by_latent("kl", use)]
-    unused = {latent.name: line for latent in latents if (line := _unused_finding(latent, cost, when_right))}
+    unused = {latent.name: line for latent in latents if (line := _unused_finding(latent, cost, on_unused))}
     used = [latent for latent in latents if latent.name not in unused]
     findings = [*unused.values(), *_decoder_findings(cost, change, bool(used))]
     is_used = bool(used) and len(findings) == len(unused)
@@ -156,11 +156,11 @@ def _collect(name: str, use: Mapping[str, Tensor], found: Mapping[str, Finding])
     )
 
 
-def _unused_finding(latent: _Latent, cost: Estimate, when_right: str) -> str | None:
+def _unused_finding(latent: _Latent, cost: Estimate, on_unused: str) -> str | None:
     """The problem of a latent that carries nothing about the image; None if the latent is used, or may be."""
     if latent.kl < COLLAPSED:
         return f"{latent.name} is not used: KL {latent.kl:.2g} nats an image, q(z|x) has collapsed to the prior. " + (
-            when_right or f"Remedy: {_MORE_KL}"
+            on_unused or f"Remedy: {_MORE_KL}"
         )
     swap = _swap(cost)
     if latent.is_informative is None and not cost.is_above(COLLAPSED):

@@ -64,8 +64,9 @@ class LatentVariableModel(Optimized, Seeded, InParts):
         self.loaded_step = 0  # of the checkpoint that the weights are from
         self.compiled: LossAndTerms | None = None  # `loss_and_terms` after torch.compile; None if it is not compiled
 
-    unused_latent_is_right: ClassVar[str] = ""
-    """When it is no fault that a latent is not used, in one sentence; the report on latents says this as the remedy."""
+    on_unused_latent: ClassVar[str] = ""
+    """What the report on latents says of a collapsed latent in place of the general remedy, if this model knows better:
+    a remedy of its own, or when it is no fault."""
 
     measures: ClassVar[tuple[str, ...]] = ()
     """Numbers of the test, without `test/`, that say how good the model is beside or in place of its bound.

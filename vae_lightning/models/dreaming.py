@@ -88,7 +88,7 @@ class Dreaming(LatentVariableModel):
         UserError: if a size or a shape does not fit.
     """
 
-    unused_latent_is_right = (
+    on_unused_latent = (
         "This is right where s and a determine s', as in a maze without slip; if they do not, enumerate z "
         "(--model.posterior=Categorical --model.prior_network=... --model.objective=IWAE with one sample)"
     )

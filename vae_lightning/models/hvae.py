@@ -177,6 +177,12 @@ class HVAE(LatentVariableModel):
         kwargs: Arguments of `LatentVariableModel`.
     """
 
+    on_unused_latent = (
+        "Remedy: normalise every network over the batch (normalisation: torch.nn.BatchNorm1d, as hvae/mnist_ladder "
+        "does), which keeps upper layers from collapsing at the start; warm the KL up (--model.objective=ELBO "
+        "--model.objective.beta=LinearWarmup --model.objective.beta.num_steps=...), or give it free bits"
+    )
+
     def __init__(
         self,
         image_shape: Shape,
