@@ -47,6 +47,7 @@ def test_what_a_file_or_a_flag_says_stays(tmp_path: Path) -> None:
         ([], ["--model.posterior.rank=1", "--model.posterior.min_sigma=0.001"]),
         (["--model.posterior.init_args.rank=3"], ["--model.posterior.min_sigma=0.001"]),
         (["--model.posterior={min_sigma: 1}"], ["--model.posterior.rank=1"]),
+        (["--model.posterior.ranks=3"], ["--model.posterior.rank=1", "--model.posterior.min_sigma=0.001"]),
     ],
 )
 def test_the_defaults_come_right_after_the_class(set_flags: list[str], inserted: list[str]) -> None:
