@@ -141,3 +141,22 @@ def test_the_running_means_of_a_batch_norm_are_averaged_and_its_counter_copied(t
     assert not torch.allclose(expected, third)
     torch.testing.assert_close(batch_norm(vae).running_mean, expected)
     assert batch_norm(vae).num_batches_tracked == 3
+
+
+def test_a_mask_of_infinite_numbers_stays_and_complex_numbers_are_averaged(tmp_path: Path) -> None:
+    """lerp gives NaN between -inf and -inf; the model would compute NaN after the first validation."""
+    tiny, mask = partial(MLP, hidden_sizes=(16,)), torch.full((3, 3), -torch.inf).triu(1)
+    vae = VAE((1, 8, 8), 3, likelihood=ContinuousBernoulli, encoder=tiny, decoder=tiny)
+    vae.register_buffer("mask", mask.clone(), persistent=False)
+    vae.register_buffer("turns", torch.zeros(2, dtype=torch.complex64))
+    trainer_of(tmp_path, EMA(decay=0.75), _Turns(), max_epochs=1).fit(vae, datamodule=Digits(batch_size=64))
+    assert torch.equal(vae.get_buffer("mask"), mask)
+    expected = 0.75 * (0.75 * 1j + 0.25 * 2j) + 0.25 * 3j
+    torch.testing.assert_close(vae.get_buffer("turns"), torch.full((2,), expected, dtype=torch.complex64))
+
+
+class _Turns(pl.Callback):
+    """Adds i to the buffer `turns` before each step."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        pl_module.get_buffer("turns").add_(1j)

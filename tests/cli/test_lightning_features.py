@@ -146,10 +146,7 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (trainer(log_every_n_steps=-1), "log_every_n_steps is -1; it must be at least 0"),
     (trainer(num_sanity_val_steps=-2), "num_sanity_val_steps is -2; it must be at least -1"),
     *((trainer(val_check_interval=v), "--trainer.limit_val_batches=0") for v in ("0", "0.0")),
-    (
-        ("--model.encoder.normalisation=torch.nn.BatchNorm1d", "--data.batch_size=1"),
-        "model: BatchNorm1d needs two or more examples in each batch",
-    ),
+    (("--model.encoder.normalisation=torch.nn.BatchNorm1d", "--data.batch_size=1"), "needs two or more examples"),
     (trainer(val_check_interval=21), "must be less than or equal to the number of the training batches (20)"),
     (trainer(val_check_interval=1.5), "invalid value 1.5 for val_check_interval"),
     (trainer(val_check_interval="soon"), "Invalid time format for `val_check_interval`"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_what_a_file_or_a_flag_says_stays(tmp_path: Path) -> None:
         ([], ["--model.posterior.rank=1", "--model.posterior.min_sigma=0.001"]),
         (["--model.posterior.init_args.rank=3"], ["--model.posterior.min_sigma=0.001"]),
         (["--model.posterior={min_sigma: 1}"], ["--model.posterior.rank=1"]),
+        (["--model.posterior.ranks=3"], ["--model.posterior.rank=1", "--model.posterior.min_sigma=0.001"]),
     ],
 )
 def test_the_defaults_come_right_after_the_class(set_flags: list[str], inserted: list[str]) -> None:
@@ -104,3 +106,59 @@ def test_an_own_class_in_a_file_has_its_own_defaults(tmp_path: Path, monkeypatch
     config.write_text("model: {class_path: VAE, init_args: {latent_size: 4, encoder: own_net.OwnNet}}\n")
     settings = DataCLI(["fit", "-c", str(config), "--data=Digits"]).config.fit
     assert list(settings.model.init_args.encoder.init_args.hidden_sizes) == [7]
+
+
+OWN = {
+    "a list": ("hidden_sizes: list[int] = [7]", [7]),
+    "none where the class before has sizes": ("hidden_sizes: list[int] | None = None", None),
+    "a tuple in a tuple": ("hidden_sizes: tuple[tuple[int | None, ...], ...] = ((1, None), (2,))", ((1, None), (2,))),
+    "infinite": ("hidden_sizes: float = float('inf')", float("inf")),
+    "a tuple of infinite numbers": ("hidden_sizes: tuple[float, ...] = (float('inf'), 1e-7)", (float("inf"), 1e-7)),
+    "a text that reads as a list": ("hidden_sizes: str = '[1]'", "[1]"),
+    "a text that reads as null": ("hidden_sizes: str = 'null'", "null"),
+    "a text that reads as a comment": ("hidden_sizes: str = '# 1'", "# 1"),
+    "a class": ("activation: type[nn.Module] = nn.GELU", torch.nn.GELU),
+    "a tuple of classes": ("kinds: tuple[type, ...] = (nn.GELU,)", (torch.nn.GELU,)),
+    "a number of an enum": ("colour: Colour = Colour.RED", 1),
+    "a tuple of an enum": ("colours: tuple[Colour, ...] = (Colour.RED,)", (1,)),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_each_kind_of_default_of_an_own_class_reaches_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature, default = OWN[kind]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_kinds", raising=False)
+    (tmp_path / "own_kinds.py").write_text(
+        "import enum\nfrom torch import nn\nfrom vae_lightning.networks import MLP\n"
+        "class Colour(enum.IntEnum):\n    RED = 1\n"
+        f"class OwnKind(MLP):\n    def __init__(self, in_shape, out_shape, {signature}): ...\n"
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text("model: {class_path: VAE, init_args: {latent_size: 4, encoder: own_kinds.OwnKind}}\n")
+    settings = DataCLI(["fit", "-c", str(config), "--data=Digits"]).config.fit
+    assert settings.model.init_args.encoder.init_args[signature.partition(":")[0]] == default
+
+
+@pytest.mark.parametrize("second", ["file", "flag"])
+def test_a_default_of_none_takes_the_place_of_a_default_of_the_class_before(second: str, tmp_path: Path) -> None:
+    """An `MLP` in the place of a `LadderMLP` normalises nothing, but as the user says if the user says it."""
+    for name in ("LadderMLP", "MLP"):
+        (tmp_path / f"{name}.yaml").write_text(f"model: {{class_path: VAE, init_args: {{encoder: {name}}}}}\n")
+    last = ["-c", str(tmp_path / "MLP.yaml")] if second == "file" else ["--model.encoder=MLP"]
+    args = ["fit", "-c", str(tmp_path / "LadderMLP.yaml"), *last, "--model.latent_size=4", "--data=Digits"]
+    chosen = DataCLI(args).config.fit.model.init_args.encoder
+    assert chosen.class_path == "vae_lightning.networks.MLP"
+    assert chosen.init_args.normalisation is None
+    chosen = DataCLI([*args, "--model.encoder.normalisation=torch.nn.BatchNorm1d"]).config.fit.model.init_args.encoder
+    assert chosen.init_args.normalisation.class_path == "torch.nn.BatchNorm1d"
+
+
+def test_a_key_named_like_a_slot_is_none_outside_of_the_model_and_the_data(tmp_path: Path) -> None:
+    """The notes for W&B may have a key `model`."""
+    config = tmp_path / "config.yaml"
+    config.write_text("trainer: {logger: {init_args: {config: {model: HVAE, encoder: GatedMLP}}}}\n")
+    args = ["fit", "-c", str(config)]
+    assert with_own_defaults(args) == args

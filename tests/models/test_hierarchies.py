@@ -230,3 +230,9 @@ def test_the_features_of_a_ladder_can_be_normalised_over_the_batch() -> None:
                 network.layers[-1].bias.mul_(100).add_(3)
         changes[norm] = (model.inference(x, model.p_z, 1)[f"z{len(SIZES)}"].q.mean - top).abs().max().item()
     assert changes[nn.BatchNorm1d] < 0.02 < changes[None]
+
+
+def test_each_d_of_a_ladder_is_made_of_the_one_below() -> None:
+    model = HVAE((1, 4, 5), (4, 3, 2), partial(Ladder, feature_size=[8, 6, 5]))
+    latents = model.inference(torch.randn(6, 1, 4, 5), model.p_z, 1)
+    assert [latents[f"z{i}"].q.mean.shape[-1] for i in (1, 2, 3)] == [4, 3, 2]

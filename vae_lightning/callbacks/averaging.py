@@ -21,7 +21,7 @@ class EMA(WeightAveraging):
     The callback is Lightning's, with three changes. Checkpoints written while the averaged weights are swapped in (an
     interrupted validation, the end of the fit) also keep w, from which a fit is resumed. A test after a fit uses w', as
     a test in a new process does. Buffers of real numbers are averaged too, so that the running means of a BatchNorm fit
-    the averaged weights; others, which may be counters, are copied.
+    the averaged weights; others, which may be counters, are copied, and so are masks of infinite numbers.
 
     Args:
         decay: The weight of the old average in one update, in [0, 1).
@@ -33,9 +33,10 @@ class EMA(WeightAveraging):
             raise UserError(
                 f"EMA: decay {decay} must be in [0, 1), update_every_n_steps {update_every_n_steps} positive"
             )
-        super().__init__(use_buffers=True, multi_avg_fn=_of_real_numbers(get_ema_multi_avg_fn(decay)))
+        super().__init__(use_buffers=True, multi_avg_fn=_of_numbers(get_ema_multi_avg_fn(decay)))
         self.update_every_n_steps = update_every_n_steps
         self._swapped = False
+        self._masks: list[tuple[Tensor, Tensor]] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         multi_step = getattr(pl_module, "multi_step", None)
@@ -53,6 +54,19 @@ class EMA(WeightAveraging):
             self._average_model.n_averaged = (
                 self._average_model.n_averaged.cpu()
             )  # read at each step, without a wait for the GPU
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the buffers with infinite numbers, such as a mask of -inf; the average of -inf and -inf would be NaN."""
+        assert self._average_model is not None
+        pairs = zip(self._average_model.module.buffers(), pl_module.buffers(), strict=True)
+        self._masks = [(average, value) for average, value in pairs if not value.isfinite().all()]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        for average, value in self._masks:
+            average.copy_(value)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Return whether a multiple of n was reached or passed; the last call of an epoch may have fewer steps."""
@@ -95,11 +109,11 @@ class EMA(WeightAveraging):
 _Update: TypeAlias = Callable[[list[Tensor], list[Tensor], Any], None]
 
 
-def _of_real_numbers(update: _Update) -> _Update:
-    """The update of the averages of one dtype, if these are real numbers; otherwise the values are copied."""
+def _of_numbers(update: _Update) -> _Update:
+    """The update of the averages of one dtype, if these are real or complex; otherwise the values are copied."""
 
     def update_or_copy(averages: list[Tensor], values: list[Tensor], num_averaged: Any) -> None:
-        if averages[0].is_floating_point():
+        if averages[0].is_floating_point() or averages[0].is_complex():
             update(averages, values, num_averaged)
         else:
             torch._foreach_copy_(averages, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
+import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +25,7 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
 
     jsonargparse passes the arguments of the replaced class to the new class if the names fit, even if they were
     defaults: IWAE in the place of the default ELBO would get ELBO's K = 1, and AdamW in the place of Adam no weight
-    decay. A value that a file or a flag sets is kept. A default of None is left to jsonargparse.
+    decay. A value that a file or a flag sets is kept. Defaults that YAML cannot write are left to jsonargparse.
 
     Args:
         args: The command line.
@@ -40,16 +40,21 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     for (tokens, _, _), of_one in zip(flags, settings, strict=True):
         expanded += tokens
         for name, value in of_one:
-            for argument, default in _defaults_of(_class(bases.get(name.rpartition(".")[2]), value), bases).items():
+            for argument, default in _defaults_of(_base(name, bases), value, bases).items():
                 key = f"{name}.{argument}"
                 if key not in _LINKED and not any(one == key or one.startswith(f"{key}.") for one in set_keys):
-                    expanded.append(f"--{key}={default}")
+                    expanded.append(_flag(name, argument, default))
     return expanded
 
 
 def _bases() -> dict[str, type]:
     """The base class of each slot by the slot's name, torch's too."""
     return {"optimizer": torch.optim.Optimizer, "scheduler": torch.optim.lr_scheduler.LRScheduler, **slots()}
+
+
+def _base(name: str, bases: Mapping[str, type]) -> type | None:
+    """The base class of the slot of this name; None if it is no slot, as a key `model` in the notes for W&B is none."""
+    return bases.get(name.rpartition(".")[2]) if name.partition(".")[0] in ("model", "data") else None
 
 
 def _flags(args: Sequence[str]) -> Iterator[tuple[Sequence[str], str, str]]:
@@ -107,28 +112,68 @@ def _class(base: type | None, value: str) -> type | None:
     return known.get(name)
 
 
-def _defaults_of(cls: type | None, slots: Container[str]) -> dict[str, str]:
-    """The defaults of a class as flags write them, without arguments that have no flag.
+def _defaults_of(base: type | None, value: str, slots: Container[str]) -> dict[str, Any]:
+    """The defaults of the class that a value names in a slot, as YAML has them, without arguments that have no flag.
 
     A class that is the default of a slot is left out: it is the same in the class before, or a file says otherwise.
-    None is left out, because it may read as the word, and so is a tuple that has it.
+    None is left out unless a class before can have left another value. So is what YAML cannot write, such as an Enum.
 
     Args:
-        cls: The class; None has no defaults.
+        base: The base class of the slot; None if the setting is no slot.
+        value: The value of the setting.
         slots: The names of all slots.
     """
-    if cls is None:
+    cls = _class(base, value)
+    if base is None or cls is None:
         return {}
     # a constructor may fix an argument of its base class: then the argument has a default, and no flag
     flags = ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
     written = {}
     for name in (one for one in arguments(cls) if one in flags):
         default = arguments(cls)[name].default
-        if isinstance(default, type):
-            if default is not inspect.Parameter.empty and name not in slots:
-                written[name] = f"{default.__module__}.{default.__qualname__}"
-        elif isinstance(default, str):
-            written[name] = default
-        elif isinstance(default, (bool, int, float)) or (isinstance(default, tuple) and None not in default):
-            written[name] = json.dumps(default)
+        if isinstance(default, type) and name in slots:
+            continue
+        with suppress(_NotYAMLError):
+            plain = _as_yaml(default)
+            if plain is not None or any(_leaves_a_value(other, name) for other in subclasses(base) - {cls}):
+                written[name] = plain
     return written
+
+
+class _NotYAMLError(Exception):
+    """A value that YAML cannot write, or that the parser would read as another."""
+
+
+def _as_yaml(default: Any) -> Any:
+    """The default as YAML has it: a class by its path, a tuple as a list.
+
+    Types are compared exactly, because the member of an IntEnum is a number too, and the parser wants its name.
+    """
+    if isinstance(default, type) and default is not inspect.Parameter.empty and "<locals>" not in default.__qualname__:
+        return f"{default.__module__}.{default.__qualname__}"
+    if type(default) in (list, tuple):
+        if any(isinstance(one, type) for one in default):
+            raise _NotYAMLError
+        return [_as_yaml(one) for one in default]
+    if type(default) not in (bool, int, float, str, type(None)):
+        raise _NotYAMLError
+    return default
+
+
+def _leaves_a_value(cls: type, name: str) -> bool:
+    """Whether a class has an argument of this name with a default that is not None."""
+    argument = arguments(cls).get(name)
+    return argument is not None and argument.default not in (None, inspect.Parameter.empty)
+
+
+def _flag(slot: str, argument: str, default: Any) -> str:
+    """The flag that sets an argument of the class in a slot.
+
+    Of `--slot.argument=null` jsonargparse makes the word, of the text "[1]" a list, and of [.inf] a list of a word;
+    within a mapping it does not.
+    """
+    text = yaml.safe_dump([default], default_flow_style=True, width=math.inf, allow_unicode=True).strip()[1:-1]
+    is_word = isinstance(default, str) and text == default
+    if is_word or not (isinstance(default, str) or any(special in text for special in ("null", ".inf", ".nan"))):
+        return f"--{slot}.{argument}={text}"
+    return f"--{slot}={{init_args: {{{argument}: {text}}}}}"

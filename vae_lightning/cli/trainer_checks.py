@@ -184,7 +184,9 @@ def _check_batch_statistics(trainer: pl.Trainer, model: pl.LightningModule) -> N
     if not isinstance(data, DataModule) or not any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
         return
     num_examples = len(data.examples("train")) // trainer.world_size
-    if data.batch_size == 1 or num_examples % data.batch_size == 1:
+    num_calls = -(-num_examples // (data.batch_size * data.batches_per_call))
+    is_whole = trainer.num_training_batches >= num_calls  # limit_train_batches may leave the last batch out
+    if data.batch_size == 1 or (is_whole and num_examples % data.batch_size == 1):
         raise UserError(
             "model: BatchNorm1d needs two or more examples in each batch, and the last batch of an epoch has one "
             f"({num_examples:,} examples{' a rank' * (trainer.world_size > 1)}, data.batch_size={data.batch_size}); "
