@@ -1,4 +1,4 @@
-"""Add the defaults of a class to the command line if a flag puts the class into a slot."""
+"""Add the defaults of a class to the command line if a flag or a config file puts the class into a slot."""
 
 from __future__ import annotations
 
