@@ -116,8 +116,18 @@ def test_no_file_is_read_for_a_word(honest: dict[str, Any], marker: Path, monkey
     monkeypatch.chdir(marker.parent)
     Path("evil").write_text(f"class_path: {NAME}")
     torch.save(put(honest, "hyper_parameters", *ENCODER, value="evil"), marker.with_name("a.ckpt"))
-    with pytest.raises(UserError, match=r"a\.ckpt: holds 'evil'"):
+    with pytest.raises(UserError, match=r"a\.ckpt: holds the word 'evil', and the present folder has a file"):
         load_model(marker.with_name("a.ckpt"))
+
+
+def test_a_file_with_the_name_of_an_argument_is_in_nobodys_way(
+    honest: dict[str, Any], marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(marker.parent)
+    Path("encoder").write_text("my notes")
+    Path("init_args").write_text("my notes")
+    torch.save(honest, marker.with_name("a.ckpt"))
+    load_model(marker.with_name("a.ckpt"))
 
 
 @pytest.mark.parametrize("how", [load_model, load])

@@ -192,6 +192,7 @@ def check_names(value: Any, path: str | Path, trusted: tuple[str, ...] = TRUSTED
     """
     check_plain(value, path)
     names = sorted({name for text in _strings(value) for name in _importable_names(text, path)})
+    _check_no_file(value, path)
     for name in names:
         _check_trusted(name, name, path, trusted)
     for name in names:
@@ -258,9 +259,24 @@ def _class_names(value: Any) -> Iterator[str]:
 
 def _importable_names(text: str, path: str | Path) -> list[str]:
     """The words of a string that could be imported: identifiers joined by dots."""
-    if not _PLAIN.fullmatch(text) or _is_file(text):  # jsonargparse would read the file as YAML
+    if not _PLAIN.fullmatch(text):
         raise UserError(f"{path}: holds {text[:60]!r}, expected a name or a plain word: not loaded")
     return _dotted_words(text)
+
+
+def _check_no_file(value: Any, path: str | Path) -> None:
+    """Refuse a value that is also a file of the present folder: jsonargparse would read the file as YAML.
+
+    A key is never read as a file.
+    """
+    if isinstance(value, str) and _is_file(value):
+        raise UserError(
+            f"{path}: holds the word {value[:60]!r}, and the present folder has a file of this name, which would be "
+            "read in place of the word: not loaded; work in another folder"
+        )
+    if isinstance(value, (dict, list, tuple)):
+        for entry in value.values() if isinstance(value, dict) else value:
+            _check_no_file(entry, path)
 
 
 def _is_file(text: str) -> bool:
