@@ -44,15 +44,17 @@ def test_what_a_file_or_a_flag_says_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("set_flags", "inserted"),
     [
-        ([], ["--model.posterior.rank=1", "--model.posterior.min_sigma=0.001"]),
-        (["--model.posterior.init_args.rank=3"], ["--model.posterior.min_sigma=0.001"]),
-        (["--model.posterior={min_sigma: 1}"], ["--model.posterior.rank=1"]),
-        (["--model.posterior.ranks=3"], ["--model.posterior.rank=1", "--model.posterior.min_sigma=0.001"]),
+        ([], ["beta=6.0", "gamma=1.0", "num_samples=1"]),
+        (["--model.objective.init_args.gamma=3"], ["beta=6.0", "num_samples=1"]),
+        (["--model.objective={beta: 2}"], ["gamma=1.0", "num_samples=1"]),
+        (["--model.objective.gammas=3"], ["beta=6.0", "gamma=1.0", "num_samples=1"]),
     ],
 )
 def test_the_defaults_come_right_after_the_class(set_flags: list[str], inserted: list[str]) -> None:
-    args = [*set_flags, "--model.posterior=LowRankNormal", "--trainer.max_epochs=3"]
-    assert with_own_defaults(args) == [*set_flags, args[-2], *inserted, args[-1]]
+    """Without alpha, which no other objective has."""
+    args = [*set_flags, "--model.objective=BetaTC", "--trainer.max_epochs=3"]
+    flags = [f"--model.objective.{one}" for one in inserted]
+    assert with_own_defaults(args) == [*set_flags, args[-2], *flags, args[-1]]
 
 
 def test_a_value_that_is_no_yaml_is_left_for_the_parser_to_refuse(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +112,6 @@ def test_an_own_class_in_a_file_has_its_own_defaults(tmp_path: Path, monkeypatch
 
 OWN = {
     "a list": ("hidden_sizes: list[int] = [7]", [7]),
-    "none where the class before has sizes": ("hidden_sizes: list[int] | None = None", None),
     "a tuple in a tuple": ("hidden_sizes: tuple[tuple[int | None, ...], ...] = ((1, None), (2,))", ((1, None), (2,))),
     "infinite": ("hidden_sizes: float = float('inf')", float("inf")),
     "a tuple of infinite numbers": ("hidden_sizes: tuple[float, ...] = (float('inf'), 1e-7)", (float("inf"), 1e-7)),
@@ -142,18 +143,13 @@ def test_each_kind_of_default_of_an_own_class_reaches_it(
     assert settings.model.init_args.encoder.init_args[signature.partition(":")[0]] == default
 
 
-@pytest.mark.parametrize("second", ["file", "flag"])
-def test_a_default_of_none_takes_the_place_of_a_default_of_the_class_before(second: str, tmp_path: Path) -> None:
-    """An `MLP` in the place of a `LadderMLP` normalises nothing, but as the user says if the user says it."""
-    for name in ("LadderMLP", "MLP"):
-        (tmp_path / f"{name}.yaml").write_text(f"model: {{class_path: VAE, init_args: {{encoder: {name}}}}}\n")
-    last = ["-c", str(tmp_path / "MLP.yaml")] if second == "file" else ["--model.encoder=MLP"]
-    args = ["fit", "-c", str(tmp_path / "LadderMLP.yaml"), *last, "--model.latent_size=4", "--data=Digits"]
-    chosen = DataCLI(args).config.fit.model.init_args.encoder
-    assert chosen.class_path == "vae_lightning.networks.MLP"
-    assert chosen.init_args.normalisation is None
-    chosen = DataCLI([*args, "--model.encoder.normalisation=torch.nn.BatchNorm1d"]).config.fit.model.init_args.encoder
-    assert chosen.init_args.normalisation.class_path == "torch.nn.BatchNorm1d"
+def test_a_class_within_a_class_may_have_a_default_of_none(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "model: {class_path: HVAE, init_args: {inference: {class_path: Ladder, init_args: {encoder: MLP}}}}"
+    )
+    chosen = DataCLI(["fit", "-c", str(config), "--data=Digits"]).config.fit.model.init_args.inference.init_args
+    assert chosen.encoder.init_args.normalisation is None
 
 
 def test_a_key_named_like_a_slot_is_none_outside_of_the_model_and_the_data(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,9 @@ def _class(base: type | None, value: str) -> type | None:
 def _defaults_of(base: type | None, value: str, slots: Container[str]) -> dict[str, Any]:
     """The defaults of the class that a value names in a slot, as YAML has them, without arguments that have no flag.
 
-    A class that is the default of a slot is left out: it is the same in the class before, or a file says otherwise.
-    None is left out unless a class before can have left another value. So is what YAML cannot write, such as an Enum.
+    A default is left out if no class of the slot has another. So is a class that is the default of a slot: it is the
+    same in the class before, or a file says otherwise. So is what YAML cannot write, such as an Enum, and None, which
+    jsonargparse does not take for a class within a class.
 
     Args:
         base: The base class of the slot; None if the setting is no slot.
@@ -126,18 +128,38 @@ def _defaults_of(base: type | None, value: str, slots: Container[str]) -> dict[s
     cls = _class(base, value)
     if base is None or cls is None:
         return {}
+    own, others = _arguments(cls), [_arguments(other) for other in subclasses(base) - {cls}]
+    differ = [
+        name for name, default in own.items() if any(name in one and _is_other(default, one[name]) for one in others)
+    ]
     # a constructor may fix an argument of its base class: then the argument has a default, and no flag
-    flags = ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
+    flags = _flags_of(cls) if differ else []
     written = {}
-    for name in (one for one in arguments(cls) if one in flags):
-        default = arguments(cls)[name].default
-        if isinstance(default, type) and name in slots:
+    for name in differ:
+        if name not in flags or (isinstance(own[name], type) and name in slots):
             continue
         with suppress(_NotYAMLError):
-            plain = _as_yaml(default)
-            if plain is not None or any(_leaves_a_value(other, name) for other in subclasses(base) - {cls}):
-                written[name] = plain
+            written[name] = _as_yaml(own[name])
     return written
+
+
+@cache
+def _flags_of(cls: type) -> list[str]:
+    """The arguments of a class that have a flag."""
+    return ArgumentParser(exit_on_error=False).add_class_arguments(cls, fail_untyped=False)
+
+
+@cache
+def _arguments(cls: type) -> dict[str, Any]:
+    """The defaults of a class's arguments by name."""
+    return {name: one.default for name, one in arguments(cls).items()}
+
+
+def _is_other(default: Any, other: Any) -> bool:
+    """Whether `other` is a default that would be taken for `default`; True and 1 are two."""
+    return (
+        other is not inspect.Parameter.empty and other is not None and (type(other), other) != (type(default), default)
+    )
 
 
 class _NotYAMLError(Exception):
@@ -155,25 +177,19 @@ def _as_yaml(default: Any) -> Any:
         if any(isinstance(one, type) for one in default):
             raise _NotYAMLError
         return [_as_yaml(one) for one in default]
-    if type(default) not in (bool, int, float, str, type(None)):
+    if type(default) not in (bool, int, float, str):
         raise _NotYAMLError
     return default
-
-
-def _leaves_a_value(cls: type, name: str) -> bool:
-    """Whether a class has an argument of this name with a default that is not None."""
-    argument = arguments(cls).get(name)
-    return argument is not None and argument.default not in (None, inspect.Parameter.empty)
 
 
 def _flag(slot: str, argument: str, default: Any) -> str:
     """The flag that sets an argument of the class in a slot.
 
-    Of `--slot.argument=null` jsonargparse makes the word, of the text "[1]" a list, and of [.inf] a list of a word;
-    within a mapping it does not.
+    Of `--slot.argument=` and the text "[1]" jsonargparse makes a list, and of [.inf] a list of a word; within a mapping
+    it does not.
     """
     text = yaml.safe_dump([default], default_flow_style=True, width=math.inf, allow_unicode=True).strip()[1:-1]
     is_word = isinstance(default, str) and text == default
-    if is_word or not (isinstance(default, str) or any(special in text for special in ("null", ".inf", ".nan"))):
+    if is_word or not (isinstance(default, str) or any(special in text for special in (".inf", ".nan"))):
         return f"--{slot}.{argument}={text}"
     return f"--{slot}={{init_args: {{{argument}: {text}}}}}"
